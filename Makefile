@@ -1,0 +1,52 @@
+# A fresh machine needs Python 3.11 or newer and make; all else goes into .venv.
+
+PYTHON ?= python3
+CONFIG ?= params/demo.yaml
+RUN ?=
+PY := .venv/bin/python
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
+DEMO := data/sample models/siglip-tiny outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint lab run sample clean
+.DELETE_ON_ERROR:
+
+help: ## what can be made
+	@echo "make TARGET, where TARGET is"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+
+demo: sample ## the whole road on the embedded sample: eda, five folds, ensemble, submission.csv
+	@$(PY) pipeline.py --config params/demo.yaml
+
+test: lint ## lint, then all tests
+	@$(PY) -m pytest
+
+lint: .venv/installed ## ruff, and notebooks without outputs
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@set -- notebooks/*.ipynb; [ ! -e "$$1" ] || $(PY) -m nbstripout --keep-id --verify "$$@" || \
+	{ echo "notebooks are committed without outputs: $(PY) -m nbstripout --keep-id notebooks/*.ipynb"; exit 1; }
+
+lab: sample ## JupyterLab in the project's folder, with the sample there to start on
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab
+
+run: .venv/installed ## an experiment: make run CONFIG=params/head.yaml RUN=hm ARGS="--folds 0 2"
+	@$(PY) pipeline.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(ARGS)
+
+sample: .venv/installed ## the sample competition and its tiny model: data/sample, models/siglip-tiny
+	@$(PY) goods_sample.py
+
+clean: ## removes .venv, caches and what the demo made; other data, models and runs stay
+	rm -rf .venv build *.egg-info $(DEMO) .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an install that failed is done again. A .venv without pip (the remains of one that could
+# not be made) or with an older Python is made anew.
+.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not that; name one: make ... PYTHON=python3.12" >&2; exit 1; }
+	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@echo "Installing into .venv; the first time this takes some minutes."
+	@$(PIP) -r requirements.txt -r requirements-dev.txt
+	@$(PIP) --no-deps -e .
+	@touch $@
