@@ -1,0 +1,319 @@
+"""Parameters of an experiment, the files they come from, and the run directory they lead to.
+
+Light on purpose (pydantic and yaml, no torch), so that `pipeline.py` starts at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_CONFIG = "params/demo.yaml"
+
+
+class GoodsError(ValueError):
+    """A mistake the user can mend; its text says what is wrong, where, and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks the exception for its own rendering: a sentence instead of forty lines of frames.
+        return [f"GoodsError: {self}"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 Parameters
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _names_from_text(value: Any) -> Any:
+    # papermill -p and the shell give "[a, b]" or "a" as text.
+    if isinstance(value, str):
+        value = yaml.safe_load(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",")]
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text)]
+
+# Fields that may differ between two calls of one run: where things lie, how fast they go, which part is done now.
+RUNTIME_FIELDS = frozenset(
+    "fold skip_folds outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir eval_batch_size "
+    "num_workers wandb_mode wandb_project".split()
+)
+
+
+class Params(BaseModel):
+    """Everything an experiment depends on; frozen, and closed to unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    # the run
+    run: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the folder under outputs_dir")
+    fold: Int = Field(0, ge=0, description="the fold that train.ipynb trains and scores")
+    seed: Int = Field(42, ge=0, lt=2**32, description="of folds, initial heads, shuffling and dropout")
+    debug: bool = Field(False, description="a few rows and one epoch, in a run of its own, to see that all parts work")
+    outputs_dir: str = Field("outputs", description="where runs and caches are written")
+
+    # the goods
+    data_dir: str | None = Field(None, description="competition folder; the four data paths are found below it")
+    train_csv: str = Field("data/train.csv", description="table with labels")
+    test_csv: str = Field("data/test.csv", description="table to predict")
+    train_images_dir: str = Field("data/train_images/train_images", description="photos of train_csv, <id>.jpg")
+    test_images_dir: str = Field("data/test_images/test_images", description="photos of test_csv, <id>.jpg")
+    id_column: str = Field("id", min_length=1, description="column with the product's id, read as text")
+    label_column: str = Field("categories", min_length=1, description="column with the class: an integer or a name")
+    text_columns: Names = Field(("title", "description"), min_length=1, description="columns joined into the text")
+    num_classes: Int = Field(21, ge=2, description="number of classes")
+    bad_images: Literal["blank", "error"] = Field("blank", description="a missing or unreadable photo: white, or stop")
+
+    # folds
+    n_folds: Int = Field(5, ge=2, description="stratified folds; duplicates never straddle them")
+    skip_folds: Int = Field(0, ge=0, description="leave out the first so many folds")
+
+    # the model
+    model_name: str = Field("models/siglip-so400m-patch14-384", description="local directory of the dual encoder")
+    tune: Literal["head", "full"] = Field("full", description="head: frozen backbone, cached embeddings; full: all")
+    image_size: Int | None = Field(384, ge=16, description="side of the square photo, pixels; null: the checkpoint's")
+    max_text_length: Int = Field(64, ge=4, description="tokens a text is cut or padded to")
+    hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
+    dropout: Float = Field(0.2, ge=0, lt=1, description="in the heads")
+
+    # training
+    batch_size: Int = Field(8, ge=1, description="products a step")
+    eval_batch_size: Int = Field(16, ge=1, description="products a step where nothing is trained")
+    num_epochs: Int = Field(5, ge=1, description="passes over the training folds; the best one is kept")
+    learning_rate: Float = Field(2e-5, gt=0, description="peak rate of the backbone")
+    head_learning_rate: Float = Field(1e-3, gt=0, description="peak rate of the heads")
+    weight_decay: Float = Field(0.01, ge=0, description="AdamW's; not on norms and biases")
+    warmup_ratio: Float = Field(0.1, ge=0, lt=1, description="share of the steps before the peak rate")
+    max_grad_norm: Float = Field(1.0, gt=0, description="gradients are clipped to this norm")
+    label_smoothing: Float = Field(0.0, ge=0, lt=1, description="share of the target given to all classes alike")
+    use_class_weight: bool = Field(True, description="weigh the loss by 1 / square root of the class's frequency")
+    mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: the best the GPU has")
+    num_workers: Int = Field(2, ge=0, description="processes that read photos")
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run; a debug run never mixes with the real one."""
+        return resolve(self.outputs_dir) / (self.run + ("-debug" if self.debug else ""))
+
+    @property
+    def folds(self) -> list[int]:
+        """The folds to train: all but the first `skip_folds`."""
+        return list(range(self.skip_folds, self.n_folds))
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """A relative path means the project root, wherever the kernel stands."""
+    return ROOT / Path(path).expanduser()
+
+
+def load_params(config: str | None = None, **given: Any) -> Params:
+    """Params defaults < the YAML file `config` < `given`; with `data_dir`, the data paths not given are found below it.
+
+    Raises GoodsError for an unknown name, an ill-typed value, or a file that isn't there.
+    """
+    values = _read_yaml(config) if config else {}
+    values |= given
+    for name in values:
+        if name not in Params.model_fields:
+            raise GoodsError(unknown_parameter(name, config if name not in given else None))
+    try:
+        p = Params(**values)
+    except ValidationError as error:
+        raise GoodsError(_sentence(error)) from None
+    if p.fold >= p.n_folds:
+        raise GoodsError(f"fold {p.fold} is out of range: with n_folds {p.n_folds} it goes from 0 to {p.n_folds - 1}")
+    if p.skip_folds >= p.n_folds:
+        raise GoodsError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
+    return p.model_copy(update=_find_data(p, set(values))) if p.data_dir else p
+
+
+def read_params(namespace: Mapping[str, Any]) -> Params:
+    """Params from a notebook's parameters cell: `p = gu.read_params(globals())`, before anything else is defined.
+
+    `config` names the YAML file; None means "as the config says". Any other plain variable must be a field of Params,
+    so that `papermill ... -p flod 2` stops instead of training fold 0. When the cell is run again later, variables
+    that the notebook has made since are let pass, unless they look like a misspelt field.
+    """
+    again = "__goods_params_read__" in namespace
+    given: dict[str, Any] = {}
+    for name, value in namespace.items():
+        if name.startswith("_") or name in ("In", "Out", "config", "p") or not _is_literal(value):
+            continue
+        if name not in Params.model_fields and again and not _nearest(name, cutoff=0.8):
+            continue
+        if value is not None or name not in Params.model_fields:
+            given[name] = value
+    p = load_params(namespace.get("config") or DEFAULT_CONFIG, **given)
+    if isinstance(namespace, dict):
+        namespace["__goods_params_read__"] = True
+    return p
+
+
+def unknown_parameter(name: str, where: str | None = None) -> str:
+    """The sentence for a name that Params doesn't have, with the nearest one it has."""
+    near = _nearest(name)
+    advice = f"did you mean '{near}'?" if near else "the parameters are the fields of Params in goods_params.py"
+    return f"unknown parameter '{name}'{f' in {where}' if where else ''}; {advice}"
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`key=value` from a command line, the value read as YAML: `("num_epochs", 3)`."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise GoodsError(f"'{text}' is not a setting; write it as name=value, such as num_epochs=3")
+    return name, yaml.safe_load(value)
+
+
+def _is_literal(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
+
+
+def _nearest(name: str, cutoff: float = 0.6) -> str | None:
+    near = difflib.get_close_matches(name, [*Params.model_fields, "config"], n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def _sentence(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name, value = ".".join(map(str, item["loc"])), item["input"]
+        what = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        hint = Params.model_fields[str(item["loc"][0])].description
+        lines.append(f"parameter '{name}' {what}, but is {value!r} ({hint})")
+    return "; ".join(lines)
+
+
+def _read_yaml(config: str) -> dict[str, Any]:
+    path = resolve(config)
+    if not path.is_file():
+        known = ", ".join(sorted(f"params/{f.name}" for f in (ROOT / "params").glob("*.yaml")))
+        raise GoodsError(f"there is no config {path}; in params/ there are: {known or 'none'}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GoodsError(f"config {path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise GoodsError(f"config {path} must hold lines of 'name: value'")
+    return values
+
+
+def _find_data(p: Params, given: set[str]) -> dict[str, str]:
+    """The four data paths below `data_dir`, by their markers: the tables' and the photo folders' usual names."""
+    base = resolve(p.data_dir)
+    if not base.is_dir():
+        hint = "; the embedded sample is made by: python goods_sample.py" if "sample" in base.name else ""
+        raise GoodsError(f"data_dir {base} is not a folder{hint}")
+    found = {}
+    for part in ("train", "test"):
+        table = next((f for f in (base / f"{part}.csv", *sorted(base.glob(f"*/{part}.csv"))) if f.is_file()), None)
+        home = table.parent if table else base
+        names = (f"{part}_images/{part}_images", f"{part}_images", f"images/{part}", f"{part}/{part}", part, "images")
+        images = next((home / name for name in names if (home / name).is_dir()), home / names[0])
+        found |= {f"{part}_csv": str(table or base / f"{part}.csv"), f"{part}_images_dir": str(images)}
+    return {name: path for name, path in found.items() if name not in given}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 Run directory, environment record, atomic files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def open_run(p: Params) -> Path:
+    """The run's folder, made on first use; it keeps the parameters and the versions that made it.
+
+    Raises GoodsError when the name is already used by a run whose parameters differ in anything that changes results.
+    """
+    path = p.run_dir / "params.yaml"
+    if path.is_file():
+        before = load_recorded(path)
+        now = p.model_dump(mode="json")
+        differ = [n for n in Params.model_fields if n not in RUNTIME_FIELDS and before.get(n) != now[n]]
+        if differ:
+            changes = ", ".join(f"{n} was {before.get(n)!r} and is now {now[n]!r}" for n in differ)
+            raise GoodsError(f"run '{p.run}' was made with other parameters: {changes}. "
+                             f"Choose another name for run, or delete {p.run_dir}")  # fmt: skip
+        return p.run_dir
+    write_text(path, yaml.safe_dump(p.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_json(p.run_dir / "environment.json", environment())
+    return p.run_dir
+
+
+def load_recorded(path: Path) -> dict[str, Any]:
+    """The parameters a run was made with, from its params.yaml."""
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError):
+        raise GoodsError(f"{path} can't be read; delete the run's folder to start it anew") from None
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, so that a run can be made again."""
+    names = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {"python": sys.version.split()[0], "platform": platform.platform(), "cpus": os.cpu_count(), **versions}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike):
+    """A temporary path beside `path` that takes its name at the end, or vanishes when the block fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    os.chmod(name, 0o644)  # mkstemp makes it private
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Writes a text file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> Path:
+    """Writes a JSON file whole or not at all."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def file_stamp(paths: Iterable[str | os.PathLike]) -> str:
+    """A hash of names, sizes and times of files and of all files below folders: has anything changed?"""
+    digest = hashlib.sha256()
+    for path in paths:
+        path = resolve(path)
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            stat = file.stat() if file.exists() else None
+            digest.update(f"{file}|{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
