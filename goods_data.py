@@ -1,0 +1,458 @@
+"""From a competition folder to checked tables, clean text, leak-free folds and decoded photos."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import io
+import re
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageFile, ImageOps
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
+from torch.utils.data import Dataset, default_collate
+
+from goods_params import GoodsError, Params, atomic_path, file_stamp, resolve, write_json
+
+PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file with such an ending may really hold
+MAX_SHARED = 50  # a photo or text shared by more products than this is a placeholder, not a duplicate
+DEBUG_TEST_ROWS = 64
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _decode refuses such photos itself
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3 Read and check goods
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Goods:
+    """A checked competition.
+
+    train and test have one row per product, in the tables' order: id, title, the text columns as given, text (cleaned
+    and joined), image (path, "" when there is no usable photo), sha (of the photo's bytes); train has label, the class
+    index, as well. `labels[k]` is class k's label as the tables write it, `classes[k]` its name for people.
+    """
+
+    train: pd.DataFrame
+    test: pd.DataFrame
+    labels: list[int | str]
+    classes: list[str]
+    photos: pd.DataFrame  # table, id, image, sha, status, width, height, mode
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def read_goods(p: Params) -> Goods:
+    """Reads and checks both tables and all photos; writes data_report.json, labels.json and bad_images.csv to the run.
+
+    Raises GoodsError with every problem of both tables at once.
+    """
+    problems: list[str] = []
+    train = _read_table(resolve(p.train_csv), p, [p.label_column], problems)
+    test = _read_table(resolve(p.test_csv), p, [], problems)
+    named = _class_names(resolve(p.train_csv).parent / "labels.json")
+    labels: list[int | str] = []
+    if train is not None and p.label_column in train:
+        train["label"], labels = _class_indices(train, p, named, problems)
+    folders = {"train": resolve(p.train_images_dir), "test": resolve(p.test_images_dir)}
+    problems += [problem for folder in folders.values() if (problem := _folder_problem(folder))]
+    if problems:
+        raise GoodsError("the goods can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+    if p.debug:
+        train = train.groupby("label").head(2 * p.n_folds).reset_index(drop=True)
+        test = test.head(DEBUG_TEST_ROWS)
+    tables = {"train": train, "test": test}
+    photos = pd.concat([_photos_of(name, table, folders[name]) for name, table in tables.items()], ignore_index=True)
+    photos = inspect_photos(photos, cache=resolve(p.outputs_dir) / "cache" / "photos")
+    for name, table in tables.items():
+        own = photos[photos["table"] == name]
+        usable = (own["status"] == "ok").to_numpy()
+        table["image"] = np.where(usable, own["image"], "")
+        table["sha"] = np.where(usable, own["sha"], "")
+    classes = [named.get(label, str(label)) for label in labels]
+    goods = Goods(train, test, labels, classes, photos, _report(tables, photos, labels, classes))
+    _write_findings(goods, p)
+    return goods
+
+
+def _read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> pd.DataFrame | None:
+    """The table with all cells as text, its text joined and cleaned; what is wrong with it is added to `problems`."""
+    if not path.is_file():
+        problems.append(f"there is no {path}" + (_other_tables(path)))
+        return None
+    try:
+        # "NA" and "null" are words here: nothing but an empty cell is empty.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").astype(object)
+    except UnicodeDecodeError as error:
+        problems.append(f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}); "
+                        "save it as UTF-8")  # fmt: skip
+        return None
+    except pd.errors.EmptyDataError:
+        problems.append(f"{path} is empty")
+        return None
+    except pd.errors.ParserError as error:
+        problems.append(f"{path} is not a CSV table: {str(error).strip()}")
+        return None
+    missing = [name for name in (p.id_column, *p.text_columns, *more) if name not in table]
+    if missing:
+        problems.append(f"{path} lacks {_listing(missing)}; it has {_listing(table.columns)} "
+                        "(see id_column, text_columns, label_column)")  # fmt: skip
+    if table.empty:
+        problems.append(f"{path} has no rows")
+    if missing or table.empty:
+        return None
+    if p.id_column != "id":
+        table = table.drop(columns="id", errors="ignore").rename(columns={p.id_column: "id"})
+    if empty := int((table["id"].str.strip() == "").sum()):
+        problems.append(f"{path}: {empty} rows have no {p.id_column}")
+    twice = table["id"][table["id"].duplicated()].unique()
+    if len(twice):
+        problems.append(f"{path}: {len(twice)} ids stand there more than once ({_listing(twice)})")
+    table["text"] = join_texts(table[list(p.text_columns)])
+    if "title" not in table:
+        table["title"] = table[p.text_columns[0]]
+    return table
+
+
+def _other_tables(path: Path) -> str:
+    if "sample" in path.parts:
+        return "; the embedded sample is made by: python goods_sample.py"
+    others = sorted(f.name for f in path.parent.glob("*.csv")) if path.parent.is_dir() else []
+    return f"; {path.parent} has {_listing(others)}" if others else "; set data_dir to the competition's folder"
+
+
+def _class_names(path: Path) -> dict[int | str, str]:
+    """Class names by integer label, from the competition's labels.json where there is one."""
+    if not path.is_file():
+        return {}
+    try:
+        return {int(key): str(name) for key, name in pd.read_json(path, typ="series", dtype=False).items()}
+    except (ValueError, AttributeError, TypeError):
+        raise GoodsError(f'{path} must look like {{"0": "Books", "1": "Toys"}}; mend it or take it away') from None
+
+
+def _class_indices(
+    train: pd.DataFrame, p: Params, named: dict[int | str, str], problems: list[str]
+) -> tuple[pd.Series, list[int | str]]:
+    """Class index of each row (0 where the label is a problem) and the label of each class index."""
+    given = train[p.label_column].str.strip()
+    if empty := train["id"][given == ""].tolist():
+        problems.append(f"{p.train_csv}: {len(empty)} rows have no {p.label_column} (ids {_listing(empty)})")
+    filled = given[given != ""]
+    if filled.str.fullmatch(r"-?\d+(\.0+)?").all():
+        numbers = filled.astype(float).astype(int)
+        used: list[int | str] = sorted(numbers.unique().tolist())
+        keys = numbers.to_dict()
+    else:
+        used, keys = sorted(filled.unique().tolist()), filled.to_dict()
+    known = _known_labels(used, named, p.num_classes)
+    unknown = [label for label in used if label not in known]
+    if unknown:
+        rows = sum(keys[i] in set(unknown) for i in keys)
+        problems.append(
+            f"{p.train_csv}: {rows} rows have an unknown {p.label_column} ({_listing(unknown)}); "
+            f"known are {_listing(known)}" + ("" if named else f", since num_classes is {p.num_classes}")
+        )
+    elif len(known) != p.num_classes:
+        problems.append(f"{p.train_csv} has {len(known)} classes, but num_classes is {p.num_classes}; "
+                        f"set num_classes to {len(known)}")  # fmt: skip
+    index = {label: k for k, label in enumerate(known)}
+    return pd.Series([index.get(keys.get(i), 0) for i in train.index], index=train.index), known
+
+
+def _known_labels(used: list[int | str], named: dict[int | str, str], num_classes: int) -> list[int | str]:
+    """What a label may be: labels.json's keys or names, 0 ... num_classes-1, or just those that are used."""
+    if named:
+        integers = all(isinstance(label, int) for label in used)
+        return sorted(named) if integers else [named[key] for key in sorted(named)]
+    sparse = len(used) == num_classes and used[-1] != num_classes - 1  # product codes such as 10, 40, 2905
+    if all(isinstance(label, int) for label in used) and not sparse:
+        return list(range(num_classes))
+    return used
+
+
+def _folder_problem(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return f"there is no folder {folder} with photos"
+    inner = sorted(f for f in folder.iterdir() if f.is_dir())
+    if inner and not find_photos(folder):
+        return f"{folder} has no photos, only folders; did you mean {inner[0]}?"
+    return None
+
+
+def find_photos(folder: Path) -> dict[str, str]:
+    """Path of each photo of a folder by its file name and by the name without its ending; .jpg before .png."""
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in PHOTO_ENDINGS]
+    files.sort(key=lambda f: PHOTO_ENDINGS.index(f.suffix.lower()), reverse=True)
+    return {name: str(f) for f in files for name in (f.stem, f.name)}
+
+
+def _photos_of(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    found = find_photos(folder)
+    return pd.DataFrame({"table": name, "id": table["id"], "image": [found.get(i, "") for i in table["id"]]})
+
+
+def inspect_photos(photos: pd.DataFrame, cache: Path) -> pd.DataFrame:
+    """Decodes every photo once: adds sha (of its bytes), status ("ok" or what is wrong), width, height, mode.
+
+    What was found is kept below `cache` until a file's name, size or time changes.
+    """
+    path = cache / f"{file_stamp([f for f in photos['image'] if f])}.parquet"
+    if path.is_file():
+        known = pd.read_parquet(path)
+    else:
+        files = [f for f in photos["image"].unique() if f]
+        with ThreadPoolExecutor() as pool:  # Pillow lets go of the GIL while it decodes
+            found = list(pool.map(_inspect, files, chunksize=64))
+        known = pd.DataFrame(found, columns=["sha", "status", "width", "height", "mode"])
+        known.insert(0, "image", files)
+        with atomic_path(path) as temporary:
+            known.to_parquet(temporary, index=False)
+    photos = photos.merge(known, on="image", how="left")
+    photos["status"] = photos["status"].fillna("missing")
+    photos[["sha", "mode"]] = photos[["sha", "mode"]].fillna("")
+    photos[["width", "height"]] = photos[["width", "height"]].fillna(0).astype(int)
+    return photos
+
+
+def _inspect(path: str) -> tuple[str, str, int, int, str]:
+    data = b""
+    try:
+        data = Path(path).read_bytes()
+        with _open(io.BytesIO(data)) as image:
+            facts = image.width, image.height, image.mode
+            image.load()
+        status = "ok"
+    except Exception as error:  # Pillow's plugins raise anything on damaged bytes; none of it may stop a run
+        facts, status = (0, 0, ""), "empty file" if not data else f"unreadable: {error or type(error).__name__}"
+    return hashlib.sha256(data).hexdigest()[:32], status, *facts
+
+
+def _report(tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list, classes: list[str]) -> dict[str, Any]:
+    bad = photos[photos["status"] != "ok"]
+    counts = np.bincount(tables["train"]["label"], minlength=len(labels))
+    report: dict[str, Any] = {
+        name: {
+            "rows": len(table),
+            "empty_texts": int((table["text"] == "").sum()),
+            "repeated_texts": int(table["text"].duplicated(keep=False).sum()),
+            "repeated_photos": int(table["sha"][table["sha"] != ""].duplicated(keep=False).sum()),
+            "bad_images": int((bad["table"] == name).sum()),
+            "content": content_stamp(table),
+        }
+        for name, table in tables.items()
+    }
+    report["class_counts"] = dict(zip(classes, counts.tolist(), strict=True))
+    report["warnings"] = []
+    if absent := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        report["warnings"].append(f"{len(absent)} classes have no training row: {_listing(absent)}")
+    if both := sorted(set(tables["train"]["id"]) & set(tables["test"]["id"])):
+        report["warnings"].append(f"{len(both)} ids stand in train and in test: {_listing(both)}")
+    if len(bad):
+        kinds = bad["status"].str.partition(":")[0].value_counts()
+        what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        report["warnings"].append(f"{len(bad)} photos can't be used ({what}; ids {_listing(bad['id'])})")
+    return report
+
+
+def report_table(goods: Goods) -> pd.DataFrame:
+    """The counts of data_report.json, one column a table."""
+    return pd.DataFrame({name: goods.report[name] for name in ("train", "test")}).drop(index="content")
+
+
+def _write_findings(goods: Goods, p: Params) -> None:
+    bad = goods.photos[goods.photos["status"] != "ok"]
+    if len(bad) and p.bad_images == "error":
+        lines = [f"- {row.table} {row.id}: {row.status}" for row in bad.head(10).itertuples()]
+        raise GoodsError(f"{len(bad)} photos can't be used, and bad_images is 'error':\n" + "\n".join(lines))
+    if (goods.photos[goods.photos["table"] == "train"]["status"] == "missing").all():
+        raise GoodsError(f"no training product has a photo <id>.jpg in {resolve(p.train_images_dir)}; "
+                         "set train_images_dir")  # fmt: skip
+    known = p.run_dir / "data_report.json"
+    if known.is_file() and (differ := _changed_tables(known, goods.report)):
+        raise GoodsError(f"run '{p.run}' was made with other goods: {_listing(differ)} changed since. "
+                         f"Choose another name for run, or delete {p.run_dir}")  # fmt: skip
+    write_json(p.run_dir / "labels.json", {"labels": goods.labels, "classes": goods.classes})
+    with atomic_path(p.run_dir / "bad_images.csv") as temporary:
+        bad[["table", "id", "image", "status"]].to_csv(temporary, index=False)
+    write_json(known, goods.report)
+
+
+def _changed_tables(path: Path, report: dict[str, Any]) -> list[str]:
+    before = pd.read_json(path, typ="series")
+    return [name for name in ("train", "test") if before.get(name, {}).get("content") != report[name]["content"]]
+
+
+def content_stamp(table: pd.DataFrame) -> str:
+    """A hash of a table's ids, texts, photos and labels, in their order."""
+    columns = [name for name in ("id", "text", "sha", "label") if name in table]
+    return hashlib.sha256(table[columns].to_csv(index=False).encode()).hexdigest()[:32]
+
+
+def _listing(items: Sequence[Any], most: int = 5) -> str:
+    items = [str(item) for item in items]
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4 Text cleaning
+# ---------------------------------------------------------------------------------------------------------------------
+
+_TAG = re.compile(r"<(?:/?[a-zA-Z][^<>]*|!--.*?--)>", re.DOTALL)
+_URL = re.compile(r"(?:https?://|www\.)\S+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd]")
+_INVISIBLE = re.compile(r"[\xad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")  # not the joiner that emoji need
+
+
+def clean_text(text: str) -> str:
+    """One line of plain text: HTML entities read (twice: Amazon escapes twice), NFKC, no tags, URLs, control codes."""
+    text = html.unescape(html.unescape(text))
+    text = _URL.sub(" ", _TAG.sub(" ", text))
+    text = unicodedata.normalize("NFKC", text)
+    return " ".join(_INVISIBLE.sub("", _CONTROL.sub(" ", text)).split())
+
+
+def join_texts(columns: pd.DataFrame) -> list[str]:
+    """The cleaned text of each row: its columns' texts, the empty ones left out, joined by ". "."""
+    cleaned = [[clean_text(text) for text in columns[name]] for name in columns]
+    return [". ".join(text for text in row if text) for row in zip(*cleaned, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5 Folds
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def duplicate_groups(texts: Sequence[str], shas: Sequence[str]) -> np.ndarray:
+    """(n,) group number of each product; products with the same text or the same photo share one.
+
+    Empty texts, missing photos and what more than MAX_SHARED products share (placeholders) tie nothing together.
+    """
+    n = len(texts)
+    rows, columns = [], []
+    for offset, keys in ((0, pd.Series(texts)), (n, pd.Series(shas))):
+        count = keys.map(keys.value_counts())
+        ties = keys[(keys != "") & (count > 1) & (count <= MAX_SHARED)]
+        rows.append(ties.index.to_numpy())
+        columns.append(n + offset + pd.factorize(ties)[0])
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    graph = coo_array((np.ones(len(row)), (row, column)), shape=(3 * n, 3 * n))
+    return connected_components(graph, directed=False)[1][:n]
+
+
+def make_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[int], n_folds: int, seed: int) -> np.ndarray:
+    """(n,) validation fold of each product: stratified by label, groups whole, the same for any order of the rows.
+
+    A class with fewer rows than folds is spread as far as it goes.
+    """
+    labels, groups = np.asarray(labels), np.asarray(groups)
+    if len(np.unique(groups)) < n_folds:
+        raise GoodsError(f"{len(np.unique(groups))} different products can't fill {n_folds} folds; lower n_folds")
+    order = np.argsort(np.asarray(ids, dtype=str), kind="stable")
+    folds = np.zeros(len(order), dtype=np.int64)
+    if np.bincount(labels).max() < n_folds:  # nothing to stratify: scikit-learn wants one class that fills all folds
+        labels = np.zeros_like(labels)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # rare classes: rare_classes() says it with names
+        for k, (_, valid) in enumerate(splitter.split(order, labels[order], groups[order])):
+            folds[order[valid]] = k
+    return folds
+
+
+def read_folds(goods: Goods, p: Params) -> pd.DataFrame:
+    """The run's folds, id, label, fold in train.csv's order; made once and saved in folds.parquet."""
+    path = p.run_dir / "folds.parquet"
+    if not path.is_file():
+        train = goods.train
+        groups = duplicate_groups(train["text"], train["sha"])
+        folds = make_folds(train["id"], train["label"], groups, p.n_folds, p.seed)
+        with atomic_path(path) as temporary:
+            train[["id", "label"]].assign(fold=folds).to_parquet(temporary, index=False)
+    return pd.read_parquet(path)
+
+
+def rare_classes(goods: Goods, n_folds: int) -> list[str]:
+    """A sentence for each class with fewer rows than folds."""
+    counts = goods.report["class_counts"].items()
+    return [f"{name} has {n} rows for {n_folds} folds: some folds have none of it" for name, n in counts if n < n_folds]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 6 Images and datasets
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_photo(path: str, size: int, resample: int = Image.Resampling.BICUBIC) -> np.ndarray:
+    """(size, size, 3) uint8 RGB: the whole photo squashed to a square, as SigLIP was trained; white when path is "".
+
+    A large JPEG is decoded at the smallest of its eighths that is still at least `size` wide (Pillow's draft mode).
+    """
+    if not path:
+        return np.full((size, size, 3), 255, dtype=np.uint8)
+    with _open(path) as image:
+        image.draft("RGB", (size, size))
+        return np.asarray(_to_rgb(image).resize((size, size), resample))
+
+
+def _open(source: Any) -> Image.Image:
+    image = Image.open(source, formats=PHOTO_FORMATS)
+    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are too many")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits a channel; convert() would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:  # transparent means white, as shops show it
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+class PhotoDataset(Dataset):
+    """Photos read when asked for, and what stands beside them: pixels (3, size, size) uint8, columns[name][row]."""
+
+    def __init__(self, images: Sequence[str], size: int, **columns: torch.Tensor) -> None:
+        self.images, self.size, self.columns = list(images), size, columns
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        pixels = torch.from_numpy(load_photo(self.images[row], self.size)).permute(2, 0, 1)
+        return {"pixels": pixels} | {name: column[row] for name, column in self.columns.items()}
+
+
+class TensorsDataset(Dataset):
+    """Tensors of equal length, taken a whole batch at a time: one indexing instead of a thousand."""
+
+    def __init__(self, **columns: torch.Tensor) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return {name: column[rows] for name, column in self.columns.items()}
+
+
+def collate(items: Any) -> dict[str, torch.Tensor]:
+    """Stacks PhotoDataset's items; TensorsDataset's are a batch already."""
+    return items if isinstance(items, dict) else default_collate(items)
