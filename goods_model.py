@@ -1,0 +1,366 @@
+"""The classifier: a dual encoder (SigLIP, SigLIP 2 FixRes, CLIP) under three heads, and the cache of its embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from goods_data import PhotoDataset
+from goods_params import GoodsError, Params, atomic_path, resolve
+
+OUTPUTS = ("fused", "image", "text")  # what a prediction is made from
+CACHE_CHUNK = 1024  # products a file of the embeddings cache; what an interrupted run loses at most
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns after every fork of a DataLoader
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 7 Model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Processor:
+    """How a backbone wants its inputs: its tokenizer, and the mean and standard deviation of pixels in 0 ... 1."""
+
+    tokenizer: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def tokenize(self, texts: Sequence[str], max_length: int) -> Tensor:
+        """(n, max_length) token ids, cut and padded to max_length, as SigLIP was trained."""
+        ids = self.tokenizer(_lower(texts), padding="max_length", truncation=True, max_length=max_length)["input_ids"]
+        return torch.tensor(ids, dtype=torch.long)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, the end token included, nothing cut."""
+        return [len(ids) for ids in self.tokenizer(_lower(texts))["input_ids"]]
+
+
+def _lower(texts: Sequence[str]) -> list[str]:
+    # SigLIP 1's and CLIP's tokenizers do it anyway; SigLIP 2's was trained so and doesn't.
+    return [text.lower() for text in texts]
+
+
+def load_processor(model_name: str) -> Processor:
+    """The processor of a local directory; raises GoodsError when the directory is missing, incomplete or damaged."""
+    folder = resolve(model_name)
+    _check_model_dir(folder)
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        photo = processor.image_processor
+        return Processor(processor.tokenizer, tuple(photo.image_mean), tuple(photo.image_std))
+    except Exception as error:  # each tokenizer library has its own
+        raise GoodsError(f"the processor in {folder} can't be loaded: {_first_line(error)}") from error
+
+
+def load_backbone(model_name: str) -> PreTrainedModel:
+    """The dual encoder of a local directory, in fp32; safetensors only, and no code from the directory.
+
+    Raises GoodsError when the directory is missing, incomplete, damaged, or holds another kind of model.
+    """
+    folder = resolve(model_name)
+    _check_model_dir(folder)
+    try:
+        backbone, loading = AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # config, safetensors and torch each have their own
+        raise GoodsError(f"the model in {folder} can't be loaded: {_first_line(error)}") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise GoodsError(f"the weights in {folder} lack {len(missing)} tensors, such as {missing[0]}; get them again")
+    if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
+        raise GoodsError(f"{folder} holds a {type(backbone).__name__}; a dual encoder such as SigLIP is needed")
+    return backbone
+
+
+def _check_model_dir(folder: Path) -> None:
+    advice = f"download it with: hf download google/{folder.name} --local-dir models/{folder.name}"
+    if folder.name == "siglip-tiny":
+        advice = "the embedded sample's model is made by: python goods_sample.py"
+    if not folder.is_dir():
+        raise GoodsError(f"there is no model directory {folder}; {advice}")
+    needs = {
+        "config.json": ["config.json"],
+        "weights (*.safetensors)": ["*.safetensors"],
+        "an image processor (preprocessor_config.json)": ["preprocessor_config.json", "processor_config.json"],
+        "a tokenizer (tokenizer_config.json)": ["tokenizer_config.json"],
+    }
+    missing = [what for what, patterns in needs.items() if not any(any(folder.glob(name)) for name in patterns)]
+    if missing:
+        raise GoodsError(f"the model directory {folder} lacks {', '.join(missing)}; {advice}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class GoodsHeads(nn.Module):
+    """Fused, image and text logits from a pair of embeddings.
+
+    The fused head is LayerNorm, Linear, GELU, Dropout, Linear over both embeddings; the unimodal heads are linear, so
+    that decisions can be fused later (Rakuten SIGIR'20: fusing decisions beats concatenating features).
+    Embeddings are first standardised dimension by dimension, with statistics of the training products (`set_scale`).
+    """
+
+    def __init__(self, image_dim: int, text_dim: int, num_classes: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        for name, dim in (("image", image_dim), ("text", text_dim)):
+            self.register_buffer(f"{name}_mean", torch.zeros(dim))
+            self.register_buffer(f"{name}_std", torch.ones(dim))
+        self.fused = nn.Sequential(
+            nn.LayerNorm(image_dim + text_dim),
+            nn.Linear(image_dim + text_dim, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, num_classes),
+        )
+        self.image = nn.Sequential(nn.Dropout(dropout), nn.Linear(image_dim, num_classes))
+        self.text = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_dim, num_classes))
+
+    @torch.no_grad()
+    def set_scale(self, image: Tensor, text: Tensor) -> None:
+        """Takes mean and deviation from the embeddings of training products, (n, image_dim) and (n, text_dim)."""
+        for name, embeddings in (("image", image), ("text", text)):
+            getattr(self, f"{name}_mean").copy_(embeddings.mean(0))
+            getattr(self, f"{name}_std").copy_(embeddings.std(0, correction=0).clamp_min(1e-6))
+
+    def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+        """(batch, image_dim) and (batch, text_dim) embeddings to {"fused", "image", "text"}: (batch, num_classes)."""
+        image = (image.float() - self.image_mean) / self.image_std
+        text = (text.float() - self.text_mean) / self.text_std
+        return {
+            "fused": self.fused(torch.cat([image, text], dim=-1)),  # (batch, image_dim + text_dim) -> (batch, classes)
+            "image": self.image(image),
+            "text": self.text(text),
+        }
+
+
+class DualEncoder(nn.Module):
+    """A backbone fed as it was trained: photos squashed to a square and normalised, texts without attention mask."""
+
+    def __init__(self, backbone: PreTrainedModel, processor: Processor, p: Params) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.image_size = check_image_size(backbone, p.image_size)
+        self.interpolate = self.image_size != backbone.config.vision_config.image_size
+        check_text_length(backbone, p.max_text_length)
+        self.register_buffer("mean", torch.tensor(processor.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(processor.std).view(1, 3, 1, 1), persistent=False)
+
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, size, size) uint8 to (batch, image_dim)."""
+        pixels = (pixels.float() / 255 - self.mean) / self.std
+        return _pooled(self.backbone.get_image_features(pixel_values=pixels, interpolate_pos_encoding=self.interpolate))
+
+    def embed_texts(self, input_ids: Tensor) -> Tensor:
+        """(batch, max_text_length) ids to (batch, text_dim)."""
+        # SigLIP never saw an attention mask, and CLIP's text tower is causal: none is given.
+        return _pooled(self.backbone.get_text_features(input_ids=input_ids))
+
+
+class GoodsClassifier(nn.Module):
+    """A dual encoder under GoodsHeads."""
+
+    def __init__(self, encoder: DualEncoder, heads: GoodsHeads) -> None:
+        super().__init__()
+        self.encoder, self.heads = encoder, heads
+
+    def forward(self, pixels: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+        """(batch, 3, size, size) uint8 and (batch, length) ids to {"fused", "image", "text"}: (batch, num_classes)."""
+        return self.heads(self.encoder.embed_images(pixels), self.encoder.embed_texts(input_ids))
+
+
+def _pooled(features: Any) -> Tensor:
+    # transformers 5 wraps the embedding in an output object, 4 did not.
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def check_image_size(backbone: PreTrainedModel, image_size: int | None) -> int:
+    """The side of the square photo: image_size, or the checkpoint's own; it must be a multiple of the patch."""
+    vision = backbone.config.vision_config
+    size = image_size or vision.image_size
+    # 384 with patches of 14 is what so400m was trained with: the rest of 6 pixels is cut off.
+    if size != vision.image_size and size % vision.patch_size:
+        near = max(1, round(size / vision.patch_size)) * vision.patch_size
+        raise GoodsError(f"image_size {size} is not a multiple of the patch of {vision.patch_size}; take {near}")
+    return size
+
+
+def check_text_length(backbone: PreTrainedModel, max_text_length: int) -> int:
+    """max_text_length, which may not exceed the backbone's positions."""
+    most = backbone.config.text_config.max_position_embeddings
+    if max_text_length > most:
+        raise GoodsError(f"max_text_length {max_text_length} is more than the {most} tokens the backbone can read")
+    return max_text_length
+
+
+def make_heads(image: Tensor, text: Tensor, p: Params) -> GoodsHeads:
+    """Fresh heads, scaled to embeddings of training products: (n, image_dim), (n, text_dim)."""
+    torch.manual_seed(p.seed + p.fold)
+    heads = GoodsHeads(image.shape[1], text.shape[1], p.num_classes, p.hidden_dim, p.dropout)
+    heads.set_scale(image, text)
+    return heads
+
+
+def freeze(backbone: PreTrainedModel) -> None:
+    """Freezes what is never trained: the token embeddings, logit_scale and logit_bias.
+
+    A classifier gives the latter two no gradient, and DDP dies of that at its second step.
+    """
+    for name, parameter in backbone.named_parameters():
+        if name in ("logit_scale", "logit_bias") or name.endswith("token_embedding.weight"):
+            parameter.requires_grad_(False)
+
+
+def save_trained(model: nn.Module, path: Path) -> None:
+    """Saves what was trained, as safetensors: the backbone's parameters in fp16, the heads as they are."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = {n: t for n, t in model.state_dict().items() if n in trained or not n.startswith("encoder.")}
+    state = {n: (t.half() if n.startswith("encoder.") else t).contiguous().cpu() for n, t in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+
+
+def load_trained(model: nn.Module, path: Path) -> None:
+    """Loads what save_trained wrote into a model built the same way; raises GoodsError when it doesn't fit."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except Exception as error:  # a torn file, or tensors of other shapes
+        raise GoodsError(f"the weights {path} can't be loaded: {_first_line(error)}") from error
+    if unexpected or trained & set(missing):
+        raise GoodsError(f"the weights {path} belong to another model or to other parameters")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 9 Embeddings cache
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Embedder:
+    """Embeddings of photos and texts from the frozen backbone, each computed once and kept by content.
+
+    The cache (outputs_dir/cache/embeddings) knows a backbone by the hash of its files, a photo by the hash of its
+    bytes and a text by itself, so it serves all folds, runs and notebooks. The backbone is loaded only when something
+    is missing.
+    """
+
+    def __init__(self, p: Params) -> None:
+        self.p = p
+        self.folder = resolve(p.outputs_dir) / "cache" / "embeddings" / _model_hash(resolve(p.model_name))
+
+    @cached_property
+    def encoder(self) -> tuple[DualEncoder, Processor]:
+        """The frozen encoder on the device that is there, and its processor."""
+        processor = load_processor(self.p.model_name)
+        encoder = DualEncoder(load_backbone(self.p.model_name), processor, self.p)
+        return encoder.to(pick_device()).eval(), processor
+
+    def photos(self, images: Sequence[str], shas: Sequence[str]) -> Tensor:
+        """(n, image_dim) embeddings of photos, given their paths and the hashes of their bytes ("" and "" for none)."""
+        path_of = dict(zip(shas, images, strict=True))
+
+        def compute(some: list[str]) -> Iterator[Tensor]:
+            encoder, _ = self.encoder
+            dataset = PhotoDataset([path_of[sha] for sha in some], encoder.image_size)
+            for batch in DataLoader(dataset, self.p.eval_batch_size, num_workers=self.p.num_workers):
+                yield encoder.embed_images(batch["pixels"].to(pick_device()))
+
+        return self._cached(list(shas), f"image-{self.p.image_size or 'own'}", compute)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(n, text_dim) embeddings of texts."""
+
+        def compute(some: list[str]) -> Iterator[Tensor]:
+            encoder, processor = self.encoder
+            for ids in processor.tokenize(some, self.p.max_text_length).split(self.p.eval_batch_size):
+                yield encoder.embed_texts(ids.to(pick_device()))
+
+        return self._cached(list(texts), f"text-{self.p.max_text_length}", compute)
+
+    def _cached(self, keys: list[str], kind: str, compute: Callable[[list[str]], Iterator[Tensor]]) -> Tensor:
+        """One row per key; equal keys are computed once, in chunks that are each a file named by their keys' hash."""
+        unique = list(dict.fromkeys(keys))
+        chunks = [unique[start : start + CACHE_CHUNK] for start in range(0, len(unique), CACHE_CHUNK)]
+        files = [self.folder / kind / f"{_hash(chunk)}.safetensors" for chunk in chunks]
+        if not all(file.is_file() for file in files):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (
+                FileLock(self.folder / f"{kind}.lock"),  # folds side by side: one computes, the others wait
+                tqdm(total=len(unique), desc=f"embedding {kind}", unit=" products", leave=False) as bar,
+            ):
+                for chunk, file in zip(chunks, files, strict=True):
+                    if not file.is_file():
+                        self._write(file, compute(chunk), bar)
+        table = torch.cat([load_file(file)["embeddings"] for file in files])
+        row_of = {key: row for row, key in enumerate(unique)}
+        return table[[row_of[key] for key in keys]]
+
+    @torch.inference_mode()
+    def _write(self, file: Path, batches: Iterator[Tensor], bar: tqdm) -> None:
+        parts = []
+        with autocast(self.p.mixed_precision):
+            for batch in batches:
+                parts.append(batch.float().cpu())
+                bar.update(len(batch))
+        with atomic_path(file) as temporary:
+            save_file({"embeddings": torch.cat(parts)}, temporary)
+
+
+def pick_device() -> torch.device:
+    """The accelerator there is (CUDA, MPS ...), else the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def pick_precision(mixed_precision: str) -> str:
+    """fp32, fp16 or bf16; auto is bf16 on a GPU that has it in hardware, fp16 on another GPU, fp32 elsewhere."""
+    if mixed_precision != "auto":
+        return mixed_precision
+    if not torch.cuda.is_available():
+        return "fp32"
+    # A T4 says yes to the plain question, by emulation.
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(mixed_precision: str) -> AbstractContextManager:
+    """The autocast context of that precision on the device that is there."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(pick_precision(mixed_precision))
+    return torch.autocast(pick_device().type, dtype=dtype) if dtype else nullcontext()
+
+
+def _model_hash(folder: Path) -> str:
+    """Hash of the contents of a model directory's files that matter to embeddings."""
+    _check_model_dir(folder)
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".model"):
+            with file.open("rb") as stream:
+                digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _hash(keys: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(keys).encode()).hexdigest()[:32]

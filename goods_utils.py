@@ -1,0 +1,226 @@
+"""What every notebook imports: `import goods_utils as gu`.
+
+The work is in four modules, each using only those before it: goods_params (parameters, run directory), goods_data
+(tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_train (scores, training, prediction).
+Here they meet, and what stands on them all is added: ensembling and submission.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax, logsumexp
+
+from goods_data import (
+    Goods,
+    PhotoDataset,
+    TensorsDataset,
+    clean_text,
+    duplicate_groups,
+    inspect_photos,
+    load_photo,
+    make_folds,
+    rare_classes,
+    read_folds,
+    read_goods,
+    report_table,
+)
+from goods_model import (
+    OUTPUTS,
+    DualEncoder,
+    Embedder,
+    GoodsClassifier,
+    GoodsHeads,
+    Processor,
+    load_backbone,
+    load_processor,
+    load_trained,
+    pick_device,
+    pick_precision,
+    save_trained,
+)
+from goods_params import (
+    ROOT,
+    GoodsError,
+    Params,
+    atomic_path,
+    load_params,
+    open_run,
+    read_params,
+    resolve,
+    write_json,
+    write_text,
+)
+from goods_train import fit_fold, frame_logits, logits_frame, make_task, predict, prediction_table, read_logs, score
+
+__all__ = [
+    "OUTPUTS",
+    "ROOT",
+    "DualEncoder",
+    "Embedder",
+    "Ensemble",
+    "Goods",
+    "GoodsClassifier",
+    "GoodsError",
+    "GoodsHeads",
+    "Params",
+    "PhotoDataset",
+    "Processor",
+    "TensorsDataset",
+    "clean_text",
+    "duplicate_groups",
+    "ensemble_folds",
+    "fit_fold",
+    "frame_logits",
+    "inspect_photos",
+    "load_backbone",
+    "load_params",
+    "load_photo",
+    "load_processor",
+    "load_trained",
+    "logits_frame",
+    "make_folds",
+    "make_task",
+    "open_run",
+    "pick_device",
+    "pick_precision",
+    "predict",
+    "prediction_table",
+    "rare_classes",
+    "read_folds",
+    "read_goods",
+    "read_logs",
+    "read_params",
+    "report_table",
+    "resolve",
+    "save_trained",
+    "saved_files",
+    "score",
+    "write_json",
+    "write_submission",
+    "write_text",
+]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 13 Ensembling
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """All folds of a run together.
+
+    oof: id, label, fold and log-probabilities fused_0 ... of each training product whose fold was trained, from the
+    model that didn't see it. test: id and log-probabilities, the mean of the folds' probabilities. scores: accuracy,
+    macro_f1, log_loss by fold and "oof" (rows) and output (upper columns).
+    """
+
+    oof: pd.DataFrame
+    test: pd.DataFrame
+    scores: pd.DataFrame
+    missing: list[int]
+
+
+def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
+    """Mean of the probabilities of all trained folds; writes oof, test, weights and metrics to the run's ensemble/.
+
+    Raises GoodsError when no fold is trained or a fold's predictions don't fit the run's folds or the test set.
+    """
+    folds = read_folds(goods, p)
+    done = [k for k in range(p.n_folds) if (p.run_dir / f"fold{k}" / "metrics.json").is_file()]
+    if not done:
+        raise GoodsError(f"run '{p.run}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
+    parts = {k: _read_fold(p.run_dir / f"fold{k}", folds[folds["fold"] == k], goods.test["id"]) for k in done}
+    oof = pd.concat([oof for oof, _ in parts.values()])
+    oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
+    test = {name: [log_softmax(frame_logits(test, name), axis=1) for _, test in parts.values()] for name in OUTPUTS}
+    mean = {name: logsumexp(each, axis=0) - np.log(len(each)) for name, each in test.items()}
+    result = Ensemble(
+        oof=pd.concat([oof[["id", "label", "fold"]], _log_probabilities(oof)], axis=1),
+        test=pd.concat([goods.test[["id"]], logits_frame(mean)], axis=1),
+        scores=fold_scores(oof),
+        missing=[k for k in range(p.n_folds) if k not in done],
+    )
+    _write_ensemble(p.run_dir / "ensemble", result, done)
+    return result
+
+
+def _read_fold(folder: Path, expected: pd.DataFrame, test_ids: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    oof, test = pd.read_parquet(folder / "oof.parquet"), pd.read_parquet(folder / "test.parquet")
+    again = f"delete {folder} and train the fold again"
+    for name, frame, ids in (("oof", oof, expected["id"]), ("test", test, test_ids)):
+        if frame["id"].tolist() != ids.tolist():
+            raise GoodsError(f"the ids in {folder / name}.parquet are not those of the run's folds and tables; {again}")
+        if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
+            raise GoodsError(f"{folder / name}.parquet holds values that are not numbers; {again}")
+    return oof, test
+
+
+def _log_probabilities(frame: pd.DataFrame) -> pd.DataFrame:
+    return logits_frame({name: log_softmax(frame_logits(frame, name), axis=1) for name in OUTPUTS})
+
+
+def fold_scores(oof: pd.DataFrame) -> pd.DataFrame:
+    """accuracy, macro_f1 and log_loss of each output, by fold and over all rows ("oof")."""
+    parts = {str(k): part for k, part in oof.groupby("fold")} | {"oof": oof}
+    rows = {
+        k: {(name, metric): value for name in OUTPUTS for metric, value in _score(part, name).items()}
+        for k, part in parts.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
+
+
+def _score(part: pd.DataFrame, output: str) -> dict[str, float]:
+    return score(part["label"].to_numpy(), frame_logits(part, output))
+
+
+def _write_ensemble(folder: Path, result: Ensemble, done: list[int]) -> None:
+    for name, frame in (("oof", result.oof), ("test", result.test)):
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            frame.to_parquet(temporary, index=False)
+    write_json(folder / "weights.json", {f"fold{k}": 1 / len(done) for k in done})
+    metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in OUTPUTS}
+    metrics["folds"] = {k: result.scores.loc[str(k), "fused"].to_dict() for k in done}
+    write_json(folder / "metrics.json", metrics | {"missing_folds": result.missing})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 15 Submission
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_submission(p: Params, goods: Goods) -> pd.DataFrame:
+    """Writes submission.csv and submission_probs.csv from the ensemble; returns id, label, c0 ... c{K-1}.
+
+    One row for each row of test.csv, in its order, with the labels as train.csv writes them; c{k} is the probability
+    of class index k. Raises GoodsError when the ensemble is missing or doesn't fit test.csv.
+    """
+    path = p.run_dir / "ensemble" / "test.parquet"
+    if not path.is_file():
+        raise GoodsError(f"run '{p.run}' has no ensemble yet; run notebooks/ensemble.ipynb first")
+    test = pd.read_parquet(path)
+    if test["id"].tolist() != goods.test["id"].tolist():
+        raise GoodsError(f"the ids in {path} are not those of {p.test_csv}; run notebooks/ensemble.ipynb again")
+    probabilities = np.exp(frame_logits(test, "fused"))  # (n, num_classes)
+    if not np.allclose(probabilities.sum(1), 1, atol=1e-6):
+        raise GoodsError(f"the probabilities in {path} don't sum to 1; run notebooks/ensemble.ipynb again")
+    labels = np.asarray(goods.labels, dtype=object)[probabilities.argmax(1)]
+    submission = pd.DataFrame({p.id_column: test["id"], p.label_column: labels})
+    columns = pd.DataFrame(probabilities, columns=[f"c{k}" for k in range(probabilities.shape[1])])
+    with atomic_path(p.run_dir / "submission.csv") as temporary:
+        submission.to_csv(temporary, index=False)
+    with atomic_path(p.run_dir / "submission_probs.csv") as temporary:
+        pd.concat([submission[[p.id_column]], columns], axis=1).to_csv(temporary, index=False, float_format="%.6f")
+    return pd.concat([submission, columns], axis=1)
+
+
+def saved_files(p: Params, *patterns: str) -> pd.DataFrame:
+    """The run's files that match the patterns, with their sizes: the last table of a notebook."""
+    files = [f for pattern in patterns for f in sorted(p.run_dir.glob(pattern))]
+    return pd.DataFrame({"file": [str(f.relative_to(p.run_dir)) for f in files],
+                         "kB": [round(f.stat().st_size / 1000, 1) for f in files]})  # fmt: skip
