@@ -1,0 +1,470 @@
+"""The notebooks in sequence through papermill: eda, train (once a fold), ensemble, submission.
+
+    python pipeline.py --config params/demo.yaml
+    python pipeline.py --config params/head.yaml --run hm --set data_dir=data/hm num_epochs=3 --folds 0 2
+
+Knows the notebooks' order, parameters and files, nothing about models. A finished step whose inputs are unchanged is
+skipped, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+import goods_params as gp
+from goods_params import ROOT, GoodsError, Params
+
+STEPS = ("eda", "train", "ensemble", "submission")
+NOTEBOOKS = ROOT / "notebooks"
+POLL_SECONDS = 0.2
+DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
+
+# The parameters whose files or folders a step reads, and the files of earlier steps that it goes on from.
+READS = {"eda": (*DATA_PATHS, "model_name"), "train": (*DATA_PATHS, "model_name"), "ensemble": (), "submission": ()}
+UPSTREAM = {"ensemble": ("fold*/oof.parquet", "fold*/test.parquet"), "submission": ("ensemble/*.parquet",)}
+WRITES = {
+    "eda": (),
+    "train": ("fold{fold}/oof.parquet", "fold{fold}/test.parquet", "fold{fold}/metrics.json"),
+    "ensemble": ("ensemble/oof.parquet", "ensemble/test.parquet", "ensemble/metrics.json"),
+    "submission": ("submission.csv", "submission_probs.csv"),
+}
+
+
+class Step(NamedTuple):
+    """One run of one notebook."""
+
+    name: str
+    fold: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.fold is None else f"{self.name} fold {self.fold}"
+
+    @property
+    def file(self) -> str:
+        """What its files in the run's notebooks folder are called: `train_fold2`."""
+        return self.name if self.fold is None else f"{self.name}_fold{self.fold}"
+
+
+@dataclass
+class Running:
+    """A step under way: its process, and the epochs of it that have been shown."""
+
+    step: Step
+    key: str
+    slot: int
+    process: subprocess.Popen
+    began: float = field(default_factory=time.monotonic)
+    shown: list[str] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 What a step depends on
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty when the file isn't there or isn't whole."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def notebook_source(name: str) -> list[list[Any]]:
+    """A notebook's cells without outputs, as [type, tags, source].
+
+    Raises GoodsError when it isn't a notebook, or has no cell tagged "parameters": papermill would run it all the same
+    and the notebook's own defaults would win in silence.
+    """
+    path = NOTEBOOKS / f"{name}.ipynb"
+    cells = [
+        [cell.get("cell_type"), cell.get("metadata", {}).get("tags", []), "".join(cell.get("source", []))]
+        for cell in read_json(path).get("cells", [])
+    ]
+    if not cells:
+        raise GoodsError(f"{path} is missing or is not a notebook; get it back from git")
+    if not any("parameters" in tags for _, tags, _ in cells):
+        raise GoodsError(f"{path} has no cell tagged 'parameters'; tag the one that holds config, run and fold")
+    return cells
+
+
+stamp = functools.cache(gp.file_stamp)  # photos are looked at once, not once a fold
+
+
+def step_key(step: Step, p: Params) -> str:
+    """A hash over all that a step's result depends on: parameters, notebook, code, data, and earlier results."""
+    upstream = sorted(path for pattern in UPSTREAM.get(step.name, ()) for path in p.run_dir.glob(pattern))
+    files = (*sorted(ROOT.glob("goods_*.py")), *upstream)
+    parts = [
+        step.file,
+        p.model_dump(mode="json", exclude=gp.RUNTIME_FIELDS - {"data_dir", *DATA_PATHS}),
+        notebook_source(step.name),
+        stamp(tuple(getattr(p, name) for name in READS[step.name])),
+        [(path.parent.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files],
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 Processors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def gpus() -> list[str]:
+    """The GPUs a fold can have for itself, as CUDA_VISIBLE_DEVICES names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(i) for i, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def step_environment(slot: int, jobs: int) -> dict[str, str]:
+    """The environment of a step's process; with several jobs each has its own GPU and its share of the cores."""
+    # First on jupyter's path: a kernel "python3" in the user's home may belong to another Python.
+    kernels = [str(Path(sys.prefix, "share", "jupyter")), os.environ.get("JUPYTER_PATH", "")]
+    environment = os.environ | {"JUPYTER_PATH": os.pathsep.join(filter(None, kernels))}
+    if jobs > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
+        if gpus():
+            environment["CUDA_VISIBLE_DEVICES"] = gpus()[slot % len(gpus())]
+    return environment
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3 Running the steps
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pipeline:
+    """One call: what to run, and what came of it."""
+
+    p: Params
+    parameters: dict[str, Any]  # what every notebook gets
+    stages: list[list[Step]]  # the steps of a stage may run side by side
+    jobs: int | str  # a number, or "auto": one a GPU
+    force: bool
+    took: dict[Step, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def file(self, step: Step, ending: str) -> Path:
+        """One of the step's files in the run's notebooks folder."""
+        return self.p.run_dir / "notebooks" / f"{step.file}{ending}"
+
+    def written(self, step: Step) -> list[Path]:
+        """The result files that a finished step has left."""
+        return [self.p.run_dir / name.format(fold=step.fold) for name in WRITES[step.name]]
+
+    def run(self) -> int:
+        """Runs all stages; returns the exit status: 1 when a step failed."""
+        for stage in self.stages:
+            self.run_stage(stage)
+            if self.failures:
+                print("\n".join(["", *self.failures]), file=sys.stderr, flush=True)
+                return 1
+        print_summary(self)
+        return 0
+
+    def run_stage(self, steps: list[Step]) -> None:
+        """Runs the steps that are due, `jobs` at a time, to the end of the last one."""
+        waiting = self.due(steps)
+        jobs = len(waiting)
+        if jobs > 1:  # asking for GPUs takes its time, so not for a single step
+            jobs = min(jobs, max(1, len(gpus())) if self.jobs == "auto" else int(self.jobs))
+        slots, running = list(range(jobs)), []
+        try:
+            while waiting or running:
+                while waiting and slots:
+                    running.append(self.start(*waiting.pop(0), slots.pop(0), jobs))
+                time.sleep(POLL_SECONDS)
+                for job in [job for job in running if self.ended(job)]:
+                    running.remove(job)
+                    slots.append(job.slot)
+                    if self.finish(job) == "GoodsError":  # the same mistake would stop every other fold
+                        waiting.clear()
+        finally:
+            stop(running)
+
+    def due(self, steps: list[Step]) -> list[tuple[Step, str]]:
+        """The steps to run, each with its key; the others are unchanged."""
+        due = []
+        for step in steps:
+            key = step_key(step, self.p)
+            done = read_json(self.file(step, ".done.json"))
+            there = all(path.is_file() for path in (self.file(step, ".ipynb"), *self.written(step)))
+            if done.get("key") == key and there and not self.force:
+                self.took[step] = f"{duration(done.get('seconds', 0))}, earlier"
+                print(f"{step!s:<13} skipped, unchanged", flush=True)
+            else:
+                due.append((step, key))
+        return due
+
+    def start(self, step: Step, key: str, slot: int, jobs: int) -> Running:
+        """Starts papermill on the step's notebook."""
+        # A step that is killed must neither count as done nor show the cells of an earlier call.
+        for ending in (".done.json", ".ipynb"):
+            self.file(step, ending).unlink(missing_ok=True)
+        parameters = self.parameters | ({} if step.fold is None else {"fold": step.fold})
+        settings = self.file(step, ".yaml")
+        gp.write_text(settings, yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
+        source, executed = NOTEBOOKS / f"{step.name}.ipynb", self.file(step, ".ipynb")
+        command = [sys.executable, "-m", "papermill", source, executed, "-f", settings]
+        command += ["--kernel", "python3", "--no-progress-bar"]
+        print(f"{step!s:<13} started", flush=True)
+        with self.file(step, ".log").open("w", encoding="utf-8") as log:
+            environment = step_environment(slot, jobs)
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
+        return Running(step, key, slot, process, shown=epoch_lines(step, self.p.run_dir))
+
+    def ended(self, job: Running) -> bool:
+        """Shows how a step gets on; True when its process is gone."""
+        gone = job.process.poll() is not None
+        show_epochs(job, self.p.run_dir)
+        return gone
+
+    def finish(self, job: Running) -> str:
+        """Records how a step ended; returns the class of the error that stopped it, or nothing."""
+        step, seconds, status = job.step, time.monotonic() - job.began, job.process.returncode
+        notebook, log = self.file(step, ".ipynb"), self.file(step, ".log")
+        error, reason = failing_cell(notebook)
+        missing = [path for path in self.written(step) if not path.is_file()]
+        # papermill takes sys.exit(0) in a cell for a good end
+        if status == 0 and not missing and error != "SystemExit":
+            gp.write_json(self.file(step, ".done.json"), {"key": job.key, "seconds": round(seconds, 3)})
+            self.took[step] = duration(seconds)
+            print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.p.run_dir)}", flush=True)
+            return ""
+        if not error and status == 0:
+            reason = f"the notebook ended without writing {shown(missing[0])}"
+        elif not error:
+            reason = f"papermill ended with status {status}: {last_line(log)}"
+        self.failures.append(f"{step} failed: {reason}\n  see {shown(notebook if notebook.is_file() else log)}")
+        print(f"{step!s:<13} failed after {duration(seconds)}", flush=True)
+        return error or "Error"
+
+
+def stop(running: list[Running]) -> None:
+    """Ends the processes of steps under way; their kernels end when they see their papermill gone."""
+    for job in running:
+        job.process.terminate()
+    for job in running:
+        try:
+            job.process.wait(10)
+        except subprocess.TimeoutExpired:
+            job.process.kill()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4 What is shown
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """A time to read: 4.2 s, 75 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def number(value: Any) -> str:
+    """A score with three decimals; a dash when there is none."""
+    return f"{value:.3f}" if isinstance(value, (int, float)) else "-"
+
+
+def epoch_lines(step: Step, run_dir: Path) -> list[str]:
+    """The whole lines of a fold's log.jsonl."""
+    path = run_dir / f"fold{step.fold}" / "log.jsonl"
+    if step.fold is None or not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def show_epochs(job: Running, run_dir: Path) -> None:
+    """Prints the epochs that a fold's log has gained; a log begun anew is shown from its start."""
+    lines = epoch_lines(job.step, run_dir)
+    new = lines[len(job.shown) :] if lines[: len(job.shown)] == job.shown else lines
+    job.shown = lines
+    for line in new:
+        try:
+            epoch = dict(json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        parts = [f"  fold {job.step.fold}", f"epoch {epoch.get('epoch', '?')}/{epoch.get('epochs', '?')}"]
+        for key, label in (("train_loss", "loss"), ("macro_f1", "macro-F1")):
+            parts += [f"{label} {number(epoch[key])}"] if key in epoch else []
+        parts += [duration(epoch["seconds"])] if isinstance(epoch.get("seconds"), (int, float)) else []
+        print("  ".join(parts), flush=True)
+
+
+def fold_score(step: Step, run_dir: Path) -> str:
+    """What a fold scored, to end its line with."""
+    metrics = read_json(run_dir / f"fold{step.fold}" / "metrics.json").get("fused", {})
+    return f", fused macro-F1 {number(metrics.get('macro_f1'))}" if metrics else ""
+
+
+def failing_cell(notebook: Path) -> tuple[str, str]:
+    """The error in an executed notebook, as (its class, a sentence); empty when no cell failed."""
+    for cell in read_json(notebook).get("cells", []):
+        for output in cell.get("outputs", []):
+            if output.get("output_type") == "error":
+                name, text = output.get("ename", ""), output.get("evalue", "")
+                return name, text if name == "GoodsError" else f"{name}: {text}"
+    return "", ""
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "its log is empty"
+
+
+def print_summary(pipeline: Pipeline) -> None:
+    """The short table at the end: scores, seconds a step, files."""
+    run_dir = pipeline.p.run_dir
+    scores = read_json(run_dir / "ensemble" / "metrics.json")
+    rows = [(name, scores[name]) for name in ("fused", "image", "text") if isinstance(scores.get(name), dict)]
+    if rows:
+        print("\nout of fold      accuracy   macro-F1")
+        for name, score in rows:
+            print(f"{name:<13} {number(score.get('accuracy')):>11} {number(score.get('macro_f1')):>10}")
+    print("\nstep          time")
+    for step, took in pipeline.took.items():
+        print(f"{step!s:<13} {took}")
+    print("\nfiles")
+    for path in (run_dir / "submission.csv", run_dir / "submission_probs.csv", run_dir / "notebooks"):
+        if path.exists():
+            print(f"{shown(path)}{os.sep if path.is_dir() else ''}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 5 Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_settings(texts: list[str]) -> dict[str, Any]:
+    """The --set values; as in a notebook, null means "as the config says"."""
+    settings = {}
+    for text in texts:
+        name, value = gp.parse_setting(text)
+        if name in ("config", "run", "fold"):
+            option = "--folds" if name == "fold" else f"--{name}"
+            raise GoodsError(f"--set {text}: {name} has an option of its own, {option}")
+        if value is not None or name not in Params.model_fields:
+            settings[name] = value
+    return settings
+
+
+def read_steps(names: list[str]) -> list[str]:
+    """The steps asked for, in the order they are run in."""
+    for name in names:
+        if names.count(name) > 1:
+            raise GoodsError(f"--steps: step '{name}' is named twice")
+        if name not in STEPS:
+            near = difflib.get_close_matches(name, STEPS, n=1, cutoff=0)[0]
+            raise GoodsError(f"--steps: there is no step '{name}', only {', '.join(STEPS)}; did you mean '{near}'?")
+    return [name for name in STEPS if name in names]
+
+
+def read_folds(folds: list[int] | None, p: Params) -> list[int]:
+    """The folds asked for, or all that the parameters leave in."""
+    if folds is None:
+        return p.folds
+    for fold in folds:
+        if not 0 <= fold < p.n_folds:
+            raise GoodsError(f"--folds: there is no fold {fold}; n_folds is {p.n_folds}, so they go to {p.n_folds - 1}")
+        if folds.count(fold) > 1:
+            raise GoodsError(f"--folds: fold {fold} is named twice")
+    return folds
+
+
+def plan(args: argparse.Namespace) -> Pipeline:
+    """Checks all that was asked for, before anything runs."""
+    settings = read_settings(args.set)
+    names = read_steps(args.steps)
+    named = {"run": args.run} if args.run else {}
+    p = gp.load_params(args.config, **named, **settings)
+    if "run" not in p.model_fields_set:
+        p = gp.load_params(args.config, run=Path(args.config).stem, **settings)
+    folds = read_folds(args.folds, p)
+    if args.folds and "train" not in names:
+        raise GoodsError("--folds says which folds to train, but --steps leaves train out; drop one of the two")
+    for name in names:
+        notebook_source(name)
+    gp.open_run(p)
+    stages = [[Step(name, fold) for fold in folds] if name == "train" else [Step(name)] for name in names]
+    print(f"run {p.run} of {args.config} in {shown(p.run_dir)}", flush=True)
+    return Pipeline(p, {"config": args.config, "run": p.run, **settings}, stages, args.jobs, args.force)
+
+
+def job_count(text: str) -> int | str:
+    """The --jobs value: a number from 1 up, or auto."""
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number from 1 up nor auto")
+    return text if text == "auto" else int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    formatter = argparse.RawTextHelpFormatter
+    made = argparse.ArgumentParser(prog="pipeline.py", description=__doc__, formatter_class=formatter)
+    add = made.add_argument
+    add("--config", default=gp.DEFAULT_CONFIG, help=f"the experiment's YAML file (default: {gp.DEFAULT_CONFIG})")
+    add("--run", help="name of the folder under outputs/ (default: the config's run, or its file name)")
+    add("--folds", nargs="+", type=int, metavar="N", help="the folds that train does (default: all)")
+    add("--steps", nargs="+", default=list(STEPS), metavar="STEP", help=f"some of: {' '.join(STEPS)} (default: all)")
+    settings = {"nargs": "+", "default": [], "action": "extend", "metavar": "KEY=VALUE"}
+    add("--set", **settings, help="parameters that differ from the config's")
+    jobs = {"type": job_count, "default": "auto", "metavar": "N|auto"}
+    add("--jobs", **jobs, help="folds side by side (default: auto, one a GPU, else one)")
+    again = "run the steps again though nothing changed; a fold that is finished is then loaded\n"
+    again += "by its notebook, not trained again (deleting outputs/<run>/fold<k> trains it anew)"
+    add("--force", action="store_true", help=again)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the pipeline; returns the exit status: 0 done, 1 a step failed, 2 bad input, 130 interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return plan(parser().parse_args(arguments)).run()
+    except (GoodsError, OSError) as error:
+        print(f"pipeline.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
