@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import math
+import random
 import re
 import unicodedata
 import warnings
@@ -12,15 +14,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageEnhance, ImageFile, ImageFilter, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
+from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from goods_params import GoodsError, Params, atomic_path, file_stamp, resolve, write_json
@@ -398,16 +401,61 @@ def rare_classes(goods: Goods, n_folds: int) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def load_photo(path: str, size: int, resample: int = Image.Resampling.BICUBIC) -> np.ndarray:
-    """(size, size, 3) uint8 RGB: the whole photo squashed to a square, as SigLIP was trained; white when path is "".
+class Augment(NamedTuple):
+    """Strengths of the changes made to photos in training; 0 is off."""
 
-    A large JPEG is decoded at the smallest of its eighths that is still at least `size` wide (Pillow's draft mode).
+    crop: float = 0.0  # largest share of the area cut away
+    flip: float = 0.0  # share mirrored
+    colour: float = 0.0  # largest relative change of brightness, contrast and saturation
+    blur: float = 0.0  # share blurred
+    jpeg: float = 0.0  # share compressed once more
+
+
+def load_photo(path: str, size: int, augment: Augment | None = None, seed: Sequence[int] = ()) -> torch.Tensor:
+    """(3, size, size) uint8 RGB: the whole photo squashed to a square, as SigLIP was trained; white when path is "".
+
+    A large JPEG is decoded at the smallest of its eighths that is still `size` wide (Pillow's draft mode), and torch's
+    antialiased bicubic does what Pillow's does, vectorised. With `augment` a random part is taken and changed, the same
+    for the same seed.
     """
     if not path:
-        return np.full((size, size, 3), 255, dtype=np.uint8)
+        return torch.full((3, size, size), 255, dtype=torch.uint8)
+    rng = random.Random(repr(tuple(seed)))
+    crop = augment.crop if augment else 0.0
     with _open(path) as image:
-        image.draft("RGB", (size, size))
-        return np.asarray(_to_rgb(image).resize((size, size), resample))
+        side = int(size / math.sqrt(1 - crop))  # so that the smallest crop is still `size` wide
+        image.draft("RGB", (side, side))
+        image = _random_crop(_to_rgb(image), rng, crop)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last
+    pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)[0]
+    return _change(pixels, rng, augment) if augment else pixels
+
+
+def _random_crop(image: Image.Image, rng: random.Random, crop: float) -> Image.Image:
+    """A random part of at least 1 - crop of the area, its sides' ratio changed by at most 4 to 3."""
+    if not crop:
+        return image
+    area, ratio = rng.uniform(1 - crop, 1) * image.width * image.height, math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
+    ratio *= image.width / image.height
+    width, height = min(image.width, round(math.sqrt(area * ratio))), min(image.height, round(math.sqrt(area / ratio)))
+    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+    return image.crop((left, top, left + max(width, 1), top + max(height, 1)))
+
+
+def _change(pixels: torch.Tensor, rng: random.Random, augment: Augment) -> torch.Tensor:
+    """Mirrors, colours, blurs and compresses (3, size, size) pixels at random."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    if rng.random() < augment.flip:
+        image = ImageOps.mirror(image)
+    if augment.colour:
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhance(image).enhance(1 + rng.uniform(-augment.colour, augment.colour))
+    if rng.random() < augment.blur:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.002, 0.01) * image.width))
+    if rng.random() < augment.jpeg:
+        image.save(packed := io.BytesIO(), "JPEG", quality=rng.randint(30, 90))
+        image = Image.open(packed)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _open(source: Any) -> Image.Image:
@@ -427,16 +475,22 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class PhotoDataset(Dataset):
-    """Photos read when asked for, and what stands beside them: pixels (3, size, size) uint8, columns[name][row]."""
+    """Photos read when asked for, and what stands beside them: pixels (3, size, size) uint8, columns[name][row].
 
-    def __init__(self, images: Sequence[str], size: int, **columns: torch.Tensor) -> None:
-        self.images, self.size, self.columns = list(images), size, columns
+    With `augment`, a photo's changes depend on seed, epoch and row alone, not on which worker reads it.
+    """
+
+    def __init__(
+        self, images: Sequence[str], size: int, augment: Augment | None = None, seed: int = 0, **columns: torch.Tensor
+    ) -> None:
+        self.images, self.size, self.augment, self.seed, self.columns = list(images), size, augment, seed, columns
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        pixels = torch.from_numpy(load_photo(self.images[row], self.size)).permute(2, 0, 1)
+        pixels = load_photo(self.images[row], self.size, self.augment, seed=(self.seed, self.epoch, row))
         return {"pixels": pixels} | {name: column[row] for name, column in self.columns.items()}
 
 

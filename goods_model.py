@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -44,10 +46,32 @@ class Processor:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def tokenize(self, texts: Sequence[str], max_length: int) -> Tensor:
-        """(n, max_length) token ids, cut and padded to max_length, as SigLIP was trained."""
-        ids = self.tokenizer(_lower(texts), padding="max_length", truncation=True, max_length=max_length)["input_ids"]
-        return torch.tensor(ids, dtype=torch.long)
+    def tokenize(self, texts: Sequence[str], titles: Sequence[str], max_length: int, windows: int = 1) -> Tensor:
+        """(n, windows, max_length) token ids, cut and padded to max_length, as SigLIP was trained.
+
+        The first window is the text as far as it fits. Each further one is the title again and the next stretch of the
+        text; a text that has no more of it leaves the window all padding.
+        """
+        rows = [[text] for text in texts] if windows == 1 else self._windows(texts, titles, max_length, windows)
+        flat = [window for row in rows for window in row]
+        ids = self.tokenizer(_lower(flat), padding="max_length", truncation=True, max_length=max_length)["input_ids"]
+        full = torch.full((len(rows), windows, max_length), self.tokenizer.pad_token_id)
+        place = [(i, j) for i, row in enumerate(rows) for j in range(len(row))]
+        if place:
+            row, window = torch.tensor(place).T
+            full[row, window] = torch.tensor(ids)
+        return full
+
+    def _windows(self, texts: Sequence[str], titles: Sequence[str], max_length: int, windows: int) -> list[list[str]]:
+        tokens = self.tokenizer([*_lower(texts), *_lower(titles)], add_special_tokens=False)["input_ids"]
+        room = max_length - 2  # begin and end tokens, where the tokenizer has them
+        rows = []
+        for text, whole, title in zip(texts, tokens[: len(texts)], tokens[len(texts) :], strict=True):
+            title = title[: room // 2]
+            rest, step = whole[room:], room - len(title)
+            stretches = [rest[at : at + step] for at in range(0, len(rest), step)][: windows - 1]
+            rows.append([text, *(self.tokenizer.decode([*title, *stretch]) for stretch in stretches)])
+        return rows
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, the end token included, nothing cut."""
@@ -125,20 +149,21 @@ class GoodsHeads(nn.Module):
     Embeddings are first standardised dimension by dimension, with statistics of the training products (`set_scale`).
     """
 
-    def __init__(self, image_dim: int, text_dim: int, num_classes: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(self, image_dim: int, text_dim: int, p: Params) -> None:
         super().__init__()
+        self.modality_dropout = p.modality_dropout
         for name, dim in (("image", image_dim), ("text", text_dim)):
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
         self.fused = nn.Sequential(
             nn.LayerNorm(image_dim + text_dim),
-            nn.Linear(image_dim + text_dim, hidden_dim),
+            nn.Linear(image_dim + text_dim, p.hidden_dim),
             nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, num_classes),
+            nn.Dropout(p.dropout),
+            nn.Linear(p.hidden_dim, p.num_classes),
         )
-        self.image = nn.Sequential(nn.Dropout(dropout), nn.Linear(image_dim, num_classes))
-        self.text = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_dim, num_classes))
+        self.image = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(image_dim, p.num_classes))
+        self.text = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(text_dim, p.num_classes))
 
     @torch.no_grad()
     def set_scale(self, image: Tensor, text: Tensor) -> None:
@@ -151,11 +176,16 @@ class GoodsHeads(nn.Module):
         """(batch, image_dim) and (batch, text_dim) embeddings to {"fused", "image", "text"}: (batch, num_classes)."""
         image = (image.float() - self.image_mean) / self.image_std
         text = (text.float() - self.text_mean) / self.text_std
-        return {
-            "fused": self.fused(torch.cat([image, text], dim=-1)),  # (batch, image_dim + text_dim) -> (batch, classes)
-            "image": self.image(image),
-            "text": self.text(text),
-        }
+        both = torch.cat(self._drop_modality(image, text), dim=-1)  # (batch, image_dim + text_dim)
+        return {"fused": self.fused(both), "image": self.image(image), "text": self.text(text)}
+
+    def _drop_modality(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """In training, a share of the products loses its image or its text: 0 is the mean of the standardised."""
+        if not self.training or not self.modality_dropout:
+            return image, text
+        chance = torch.rand(len(image), 1, device=image.device)
+        lost = self.modality_dropout / 2
+        return image * (chance >= lost), text * (chance < 1 - lost)
 
 
 class DualEncoder(nn.Module):
@@ -167,6 +197,7 @@ class DualEncoder(nn.Module):
         self.image_size = check_image_size(backbone, p.image_size)
         self.interpolate = self.image_size != backbone.config.vision_config.image_size
         check_text_length(backbone, p.max_text_length)
+        self.processor = processor
         self.register_buffer("mean", torch.tensor(processor.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(processor.std).view(1, 3, 1, 1), persistent=False)
 
@@ -176,9 +207,14 @@ class DualEncoder(nn.Module):
         return _pooled(self.backbone.get_image_features(pixel_values=pixels, interpolate_pos_encoding=self.interpolate))
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
-        """(batch, max_text_length) ids to (batch, text_dim)."""
+        """(batch, windows, max_text_length) ids to (batch, text_dim), the mean over the windows that hold text."""
+        used = input_ids[..., 0] != self.processor.tokenizer.pad_token_id  # (batch, windows)
+        used[:, 0] = True  # an empty text is padding, too, and is encoded all the same
         # SigLIP never saw an attention mask, and CLIP's text tower is causal: none is given.
-        return _pooled(self.backbone.get_text_features(input_ids=input_ids))
+        embeddings = _pooled(self.backbone.get_text_features(input_ids=input_ids[used]))  # (used windows, text_dim)
+        product = used.nonzero()[:, 0]
+        total = embeddings.new_zeros(len(used), embeddings.shape[1]).index_add(0, product, embeddings)
+        return total / used.sum(1, keepdim=True)
 
 
 class GoodsClassifier(nn.Module):
@@ -189,7 +225,7 @@ class GoodsClassifier(nn.Module):
         self.encoder, self.heads = encoder, heads
 
     def forward(self, pixels: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
-        """(batch, 3, size, size) uint8 and (batch, length) ids to {"fused", "image", "text"}: (batch, num_classes)."""
+        """(batch, 3, size, size) uint8, (batch, windows, length) ids to {output: (batch, num_classes)}."""
         return self.heads(self.encoder.embed_images(pixels), self.encoder.embed_texts(input_ids))
 
 
@@ -220,19 +256,88 @@ def check_text_length(backbone: PreTrainedModel, max_text_length: int) -> int:
 def make_heads(image: Tensor, text: Tensor, p: Params) -> GoodsHeads:
     """Fresh heads, scaled to embeddings of training products: (n, image_dim), (n, text_dim)."""
     torch.manual_seed(p.seed + p.fold)
-    heads = GoodsHeads(image.shape[1], text.shape[1], p.num_classes, p.hidden_dim, p.dropout)
+    heads = GoodsHeads(image.shape[1], text.shape[1], p)
     heads.set_scale(image, text)
     return heads
 
 
-def freeze(backbone: PreTrainedModel) -> None:
-    """Freezes what is never trained: the token embeddings, logit_scale and logit_bias.
+def heads_like(weights: Path, p: Params) -> GoodsHeads:
+    """Heads of the size that a fold's weights have, not loaded yet."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            sizes = {n.rsplit(".", 1)[-1]: file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith("_mean")}  # noqa: SIM118
+        return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p)
+    except Exception as error:
+        raise GoodsError(f"the weights {weights} can't be loaded: {_first_line(error)}") from error
 
-    A classifier gives the latter two no gradient, and DDP dies of that at its second step.
+
+def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
+    """Leaves trainable what p.tune says: the last blocks, LoRA adapters (added here), or everything.
+
+    Never trained are the token embeddings, what p.frozen names, and logit_scale and logit_bias: a classifier gives the
+    latter two no gradient, and DDP dies of that at its second step.
     """
+    backbone.requires_grad_(p.tune == "full")
+    if p.tune == "lora":
+        _add_adapters(backbone, p)
+    never = ("logit_scale", "logit_bias", "text_model.embeddings.token_embedding", *p.frozen)
     for name, parameter in backbone.named_parameters():
-        if name in ("logit_scale", "logit_bias") or name.endswith("token_embedding.weight"):
+        if p.tune == "last" and _blocks_from_end(backbone, name) < p.last_blocks:
+            parameter.requires_grad_(True)
+        if name.startswith(never):
             parameter.requires_grad_(False)
+    if missing := [part for part in p.frozen if not any(n.startswith(part) for n, _ in backbone.named_parameters())]:
+        raise GoodsError(
+            f"frozen names '{missing[0]}', but no part of the backbone begins so; such as vision_model.head"
+        )
+
+
+def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
+    """Puts LoRA adapters (arXiv 2106.09685) into the layers whose names p.lora_targets ends."""
+    from peft import LoraConfig, inject_adapter_in_model  # three seconds that only this mode pays
+
+    layers = [n for n, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    if not any(re.fullmatch(f"(.*\\.)?({p.lora_targets})", name) for name in layers):
+        raise GoodsError(f"lora_targets '{p.lora_targets}' matches no layer of the backbone; its layers are called "
+                         f"{layers[0]}, {layers[-1]} ...")  # fmt: skip
+    config = LoraConfig(
+        r=p.lora_rank,
+        lora_alpha=p.lora_alpha,
+        lora_dropout=p.lora_dropout,
+        target_modules=f"(.*\\.)?({p.lora_targets})",
+    )
+    inject_adapter_in_model(config, backbone)
+
+
+_BLOCK = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
+
+
+def _blocks_from_end(backbone: PreTrainedModel, name: str) -> int:
+    """How far before the tower's end a parameter stands: 0 in the last block and after it, blocks + 1 in embeddings."""
+    if ".embeddings." in name:
+        tower = "vision_config" if name.startswith("vision_model") else "text_config"
+        return getattr(backbone.config, tower).num_hidden_layers
+    if match := _BLOCK.search(name):
+        blocks = getattr(backbone.config, f"{match[1]}_config").num_hidden_layers
+        return blocks - 1 - int(match[2])
+    return 0
+
+
+def block_rates(backbone: PreTrainedModel, p: Params) -> dict[str, float]:
+    """Learning rate of each trained parameter of the backbone: learning_rate times layer_decay a block from the end."""
+    return {
+        name: p.learning_rate * p.layer_decay ** _blocks_from_end(backbone, name)
+        for name, parameter in backbone.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def halve_frozen(model: nn.Module, precision: str) -> None:
+    """Keeps the weights of frozen linear layers in 16 bits where autocast would cast them at every step anyway."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    for module in model.modules() if dtype else ():
+        if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
+            module.to(dtype)
 
 
 def save_trained(model: nn.Module, path: Path) -> None:
@@ -273,61 +378,75 @@ class Embedder:
         self.folder = resolve(p.outputs_dir) / "cache" / "embeddings" / _model_hash(resolve(p.model_name))
 
     @cached_property
-    def encoder(self) -> tuple[DualEncoder, Processor]:
-        """The frozen encoder on the device that is there, and its processor."""
-        processor = load_processor(self.p.model_name)
-        encoder = DualEncoder(load_backbone(self.p.model_name), processor, self.p)
-        return encoder.to(pick_device()).eval(), processor
+    def encoder(self) -> DualEncoder:
+        """The frozen encoder, on the device that is there."""
+        encoder = DualEncoder(load_backbone(self.p.model_name), load_processor(self.p.model_name), self.p)
+        halve_frozen(encoder.requires_grad_(False), pick_precision(self.p.mixed_precision))
+        return encoder.to(pick_device()).eval()
 
     def photos(self, images: Sequence[str], shas: Sequence[str]) -> Tensor:
         """(n, image_dim) embeddings of photos, given their paths and the hashes of their bytes ("" and "" for none)."""
         path_of = dict(zip(shas, images, strict=True))
 
         def compute(some: list[str]) -> Iterator[Tensor]:
-            encoder, _ = self.encoder
-            dataset = PhotoDataset([path_of[sha] for sha in some], encoder.image_size)
+            dataset = PhotoDataset([path_of[sha] for sha in some], self.encoder.image_size)
             for batch in DataLoader(dataset, self.p.eval_batch_size, num_workers=self.p.num_workers):
-                yield encoder.embed_images(batch["pixels"].to(pick_device()))
+                yield self.encoder.embed_images(batch["pixels"].to(pick_device()))
 
         return self._cached(list(shas), f"image-{self.p.image_size or 'own'}", compute)
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """(n, text_dim) embeddings of texts."""
+    def texts(self, texts: Sequence[str], titles: Sequence[str]) -> Tensor:
+        """(n, text_dim) embeddings of texts; the titles head their further windows."""
+        p = self.p
+        # Only windows make the title matter beside the text that begins with it.
+        keys = [f"{title}\0{text}" if p.text_windows > 1 else text for title, text in zip(titles, texts, strict=True)]
+        pair_of = dict(zip(keys, zip(titles, texts, strict=True), strict=True))
 
         def compute(some: list[str]) -> Iterator[Tensor]:
-            encoder, processor = self.encoder
-            for ids in processor.tokenize(some, self.p.max_text_length).split(self.p.eval_batch_size):
-                yield encoder.embed_texts(ids.to(pick_device()))
+            titles, texts = zip(*(pair_of[key] for key in some), strict=True)
+            input_ids = self.encoder.processor.tokenize(texts, titles, p.max_text_length, p.text_windows)
+            for ids in input_ids.split(p.eval_batch_size):
+                yield self.encoder.embed_texts(ids.to(pick_device()))
 
-        return self._cached(list(texts), f"text-{self.p.max_text_length}", compute)
+        kind = f"text-{p.max_text_length}" + (f"x{p.text_windows}" if p.text_windows > 1 else "")
+        return self._cached(keys, kind, compute)
 
     def _cached(self, keys: list[str], kind: str, compute: Callable[[list[str]], Iterator[Tensor]]) -> Tensor:
-        """One row per key; equal keys are computed once, in chunks that are each a file named by their keys' hash."""
-        unique = list(dict.fromkeys(keys))
-        chunks = [unique[start : start + CACHE_CHUNK] for start in range(0, len(unique), CACHE_CHUNK)]
-        files = [self.folder / kind / f"{_hash(chunk)}.safetensors" for chunk in chunks]
-        if not all(file.is_file() for file in files):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (
-                FileLock(self.folder / f"{kind}.lock"),  # folds side by side: one computes, the others wait
-                tqdm(total=len(unique), desc=f"embedding {kind}", unit=" products", leave=False) as bar,
-            ):
-                for chunk, file in zip(chunks, files, strict=True):
-                    if not file.is_file():
-                        self._write(file, compute(chunk), bar)
-        table = torch.cat([load_file(file)["embeddings"] for file in files])
-        row_of = {key: row for row, key in enumerate(unique)}
-        return table[[row_of[key] for key in keys]]
+        """One row per key, (n, dim); what the cache lacks is computed once a key, and saved chunk by chunk."""
+        folder, unique = self.folder / kind, list(dict.fromkeys(keys))
+        row_of, table = _read_cache(folder)
+        if any(_hash(key) not in row_of for key in unique):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "lock"):  # folds side by side: one computes, the others wait
+                row_of, _ = _read_cache(folder)
+                missing = [key for key in unique if _hash(key) not in row_of]
+                with tqdm(total=len(missing), desc=f"embedding {kind}", unit=" products", leave=False) as bar:
+                    for start in range(0, len(missing), CACHE_CHUNK):
+                        chunk = missing[start : start + CACHE_CHUNK]
+                        self._write(folder, [_hash(key) for key in chunk], compute(chunk), bar)
+            row_of, table = _read_cache(folder)
+        return table[[row_of[_hash(key)] for key in keys]]
 
     @torch.inference_mode()
-    def _write(self, file: Path, batches: Iterator[Tensor], bar: tqdm) -> None:
+    def _write(self, folder: Path, names: list[str], batches: Iterator[Tensor], bar: tqdm) -> None:
         parts = []
         with autocast(self.p.mixed_precision):
             for batch in batches:
                 parts.append(batch.float().cpu())
                 bar.update(len(batch))
-        with atomic_path(file) as temporary:
-            save_file({"embeddings": torch.cat(parts)}, temporary)
+        with atomic_path(folder / f"{_hash(' '.join(names))}.safetensors") as temporary:
+            save_file({"embeddings": torch.cat(parts)}, temporary, metadata={"names": " ".join(names)})
+
+
+def _read_cache(folder: Path) -> tuple[dict[str, int], Tensor]:
+    """Row of each name, and the embeddings (n, dim), of all files of a cache folder."""
+    names: list[str] = []
+    parts = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names += file.metadata()["names"].split()
+            parts.append(file.get_tensor("embeddings"))
+    return {name: row for row, name in enumerate(names)}, torch.cat(parts) if parts else torch.empty(0, 0)
 
 
 def pick_device() -> torch.device:
@@ -362,5 +481,5 @@ def _model_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash(keys: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(keys).encode()).hexdigest()[:32]
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:32]

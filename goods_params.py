@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -57,8 +58,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text)]
 
 # Fields that may differ between two calls of one run: where things lie, how fast they go, which part is done now.
 RUNTIME_FIELDS = frozenset(
-    "fold skip_folds outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir eval_batch_size "
-    "num_workers wandb_mode wandb_project".split()
+    "fold skip_folds outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir micro_batch_size "
+    "eval_batch_size gradient_checkpointing num_workers max_hours checkpoint_minutes resume_from".split()
 )
 
 
@@ -92,25 +93,59 @@ class Params(BaseModel):
 
     # the model
     model_name: str = Field("models/siglip-so400m-patch14-384", description="local directory of the dual encoder")
-    tune: Literal["head", "full"] = Field("full", description="head: frozen backbone, cached embeddings; full: all")
     image_size: Int | None = Field(384, ge=16, description="side of the square photo, pixels; null: the checkpoint's")
     max_text_length: Int = Field(64, ge=4, description="tokens a text is cut or padded to")
+    text_windows: Int = Field(1, ge=1, description="so many windows of a long text are encoded and averaged")
     hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
     dropout: Float = Field(0.2, ge=0, lt=1, description="in the heads")
 
+    # what is trained
+    tune: Literal["head", "last", "lora", "full"] = Field("full", description="what of the backbone is trained")
+    last_blocks: Int = Field(2, ge=1, description="tune last: trained blocks at the end of each tower")
+    lora_rank: Int = Field(16, ge=1, description="tune lora: rank of the adapters")
+    lora_alpha: Float = Field(32.0, gt=0, description="tune lora: their scale times the rank")
+    lora_dropout: Float = Field(0.05, ge=0, lt=1, description="tune lora: dropout before the adapters")
+    lora_targets: str = Field(
+        r"encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])",
+        description="tune lora: regular expression that ends the names of the adapted layers",
+    )
+    frozen: Names = Field((), description="beginnings of the names of parts of the backbone that are never trained")
+    warm_start_epochs: Int = Field(0, ge=0, description="first fit the heads on frozen embeddings (LP-FT)")
+
     # training
-    batch_size: Int = Field(8, ge=1, description="products a step")
-    eval_batch_size: Int = Field(16, ge=1, description="products a step where nothing is trained")
+    batch_size: Int = Field(8, ge=1, description="products an optimizer step, over all devices")
+    micro_batch_size: Int | None = Field(None, ge=1, description="products at once on a device; null: as many as asked")
+    eval_batch_size: Int = Field(16, ge=1, description="products at once where nothing is trained")
     num_epochs: Int = Field(5, ge=1, description="passes over the training folds; the best one is kept")
-    learning_rate: Float = Field(2e-5, gt=0, description="peak rate of the backbone")
+    early_stopping: Int = Field(0, ge=0, description="stop after so many epochs without a better macro-F1; 0: never")
+    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="adafactor keeps almost no state")
+    learning_rate: Float = Field(2e-5, gt=0, description="peak rate of the backbone's last block")
+    layer_decay: Float = Field(1.0, gt=0, le=1, description="each block's rate is this times the next one's")
     head_learning_rate: Float = Field(1e-3, gt=0, description="peak rate of the heads")
-    weight_decay: Float = Field(0.01, ge=0, description="AdamW's; not on norms and biases")
+    weight_decay: Float = Field(0.01, ge=0, description="not on norms and biases")
     warmup_ratio: Float = Field(0.1, ge=0, lt=1, description="share of the steps before the peak rate")
     max_grad_norm: Float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     label_smoothing: Float = Field(0.0, ge=0, lt=1, description="share of the target given to all classes alike")
+    modality_dropout: Float = Field(0.0, ge=0, lt=1, description="share of products that lose image or text a step")
     use_class_weight: bool = Field(True, description="weigh the loss by 1 / square root of the class's frequency")
+    ema_decay: Float = Field(0.0, ge=0, lt=1, description="exponential moving average of the weights; 0: none")
+    wise_ft: bool = Field(False, description="interpolate start and tuned weights, the best on validation is kept")
+    gradient_checkpointing: bool = Field(False, description="a third more time for a fraction of the memory")
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: the best the GPU has")
     num_workers: Int = Field(2, ge=0, description="processes that read photos")
+
+    # photos in training, each with its strength; 0 is off
+    augment_crop: Float = Field(0.0, ge=0, lt=1, description="largest share of the photo's area cut away")
+    augment_flip: Float = Field(0.0, ge=0, le=1, description="share of photos mirrored")
+    augment_colour: Float = Field(0.0, ge=0, lt=1, description="largest change of brightness, contrast and saturation")
+    augment_blur: Float = Field(0.0, ge=0, le=1, description="share of photos blurred")
+    augment_jpeg: Float = Field(0.0, ge=0, le=1, description="share of photos compressed once more")
+    test_time_flip: bool = Field(False, description="predictions are the mean over the photo and its mirror image")
+
+    # stopping and going on
+    max_hours: Float | None = Field(None, gt=0, description="stop in time, with the state saved")
+    checkpoint_minutes: Float = Field(15.0, ge=0, description="time between two saved states")
+    resume_from: str | None = Field(None, description="another run's folder to go on from; it is only read")
 
     @property
     def run_dir(self) -> Path:
@@ -266,6 +301,11 @@ def load_recorded(path: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, TypeError, ValueError):
         raise GoodsError(f"{path} can't be read; delete the run's folder to start it anew") from None
+
+
+def deadline(p: Params) -> float | None:
+    """The moment (seconds since 1970) at which to stop: max_hours after the pipeline's start, or after now."""
+    return float(os.environ.get("GOODS_STARTED") or time.time()) + p.max_hours * 3600 if p.max_hours else None
 
 
 def environment() -> dict[str, Any]:

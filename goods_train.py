@@ -1,10 +1,13 @@
-"""Scores, the training loop of one fold, and its predictions."""
+"""Scores, the training of one fold, and its predictions."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
+from accelerate.utils.memory import should_reduce_batch_size
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
@@ -20,24 +24,33 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
+from transformers.optimization import Adafactor
 
-from goods_data import Goods, PhotoDataset, TensorsDataset, collate, read_folds
+from goods_checkpoint import adopt_fold, load_state, remove_state, save_state
+from goods_data import Augment, Goods, PhotoDataset, TensorsDataset, clean_text, collate, read_folds
 from goods_model import (
     OUTPUTS,
     DualEncoder,
     Embedder,
     GoodsClassifier,
-    freeze,
+    GoodsHeads,
+    block_rates,
+    halve_frozen,
+    heads_like,
     load_backbone,
     load_processor,
     load_trained,
     make_heads,
     pick_precision,
     save_trained,
+    set_trainable,
 )
-from goods_params import GoodsError, Params, atomic_path, write_json
+from goods_params import GoodsError, Params, atomic_path, deadline, write_json
 
 SCALE_ROWS = 1024  # training products whose frozen embeddings scale the heads' inputs where the backbone is tuned
+WARM_START_BATCH = 256
+WISE_FT_ALPHAS = (0.25, 0.5, 0.75)  # besides 1, the tuned weights as they are
+TEST_CHUNK_BYTES = 4 * 2**30  # decoded photos of the test set held in memory at once
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -87,37 +100,48 @@ class Task:
     model: nn.Module
     train: Dataset  # items hold the model's inputs and "label"
     valid: Dataset
-    test: Dataset
+    ids: np.ndarray  # (n,) of the training products
     labels: dict[str, np.ndarray]  # "train", "valid": (n,) class indices
 
 
 def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
-    """Trains fold p.fold and predicts its validation part and the test set; returns its metrics.
+    """Trains fold p.fold and predicts its validation part; returns its metrics.
 
-    Writes model.safetensors, log.jsonl, oof.parquet, test.parquet and, last, metrics.json to the run's fold<k>.
-    A fold that has its metrics.json is finished: it is loaded, not trained again.
+    Writes model.safetensors, log.jsonl, oof.parquet and, last, metrics.json to the run's fold<k>. A fold that has its
+    metrics.json is finished: it is loaded, not trained again. An unfinished one goes on from its checkpoint. Exits with
+    status 0 when p.max_hours are over, the state saved.
     """
     folder = p.run_dir / f"fold{p.fold}"
+    folds = read_folds(goods, p)
+    adopt_fold(p)
     if (folder / "metrics.json").is_file():
         return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    started = time.perf_counter()
-    folds = read_folds(goods, p)
-    accelerator = Accelerator(mixed_precision=pick_precision(p.mixed_precision).replace("fp32", "no"))
+    began = time.perf_counter()
+    accelerator = make_accelerator(p)
     task = make_task(p, goods, folds)
     set_seed(p.seed + p.fold)  # only now: whether embeddings came from the cache must not matter
-    best = train(task, p, accelerator, folder)
+    trainer = Trainer(task, p, accelerator, folder)
+    trainer.run()
     load_trained(task.model, folder / "model.safetensors")  # what is predicted with is what is kept
-    valid = predict(task.model, task.valid, p, accelerator)
-    test = predict(task.model, task.test, p, accelerator)
+    alpha = choose_alpha(trainer, folder / "model.safetensors") if p.wise_ft else None
+    logits = predict(task.model, task.valid, p, accelerator)
 
-    in_fold = (folds["fold"] == p.fold).to_numpy()
-    _write_predictions(folder / "oof.parquet", folds[in_fold], valid)
-    _write_predictions(folder / "test.parquet", goods.test[["id"]].assign(fold=p.fold), test)
-    metrics = {name: score(task.labels["valid"], logits) for name, logits in valid.items()}
-    metrics |= {"fold": p.fold, "best_epoch": best, "rows": len(task.labels["train"])}
-    metrics |= {"seconds": round(time.perf_counter() - started, 1)}
-    write_json(folder / "metrics.json", metrics)
+    metrics: dict[str, Any] = {name: score(task.labels["valid"], values) for name, values in logits.items()}
+    metrics |= {"fold": p.fold, "best_epoch": trainer.at.best_epoch, "rows": len(task.ids)}
+    metrics |= {"wise_ft_alpha": alpha} if p.wise_ft else {}
+    metrics["resources"] = resources(p, trainer) | {"seconds": round(time.perf_counter() - began, 1)}
+    if accelerator.is_main_process:
+        write_predictions(folder / "oof.parquet", folds[folds["fold"] == p.fold], logits)
+        write_json(folder / "metrics.json", metrics)
+        remove_state(folder)
+    accelerator.wait_for_everyone()
     return metrics
+
+
+def make_accelerator(p: Params) -> Accelerator:
+    """Accelerate's view of the devices there are, in the precision that p asks for."""
+    precision = pick_precision(p.mixed_precision).replace("fp32", "no")
+    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
 
 
 def make_task(p: Params, goods: Goods, folds: pd.DataFrame) -> Task:
@@ -126,101 +150,389 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame) -> Task:
     train = np.flatnonzero(folds["fold"] != p.fold)
     labels = folds["label"].to_numpy()
     parts = {"train": labels[train], "valid": labels[valid]}
+    targets = torch.from_numpy(labels.astype(np.int64))
     if p.tune == "head":
-        model, of_train, of_test = _head_task(p, goods, train)
+        embeddings = embed_products(p, goods.train)
+        dataset = TensorsDataset(**embeddings, label=targets)
+        model = make_heads(embeddings["image"][train], embeddings["text"][train], p)
+        of_train, of_valid = Subset(dataset, train.tolist()), Subset(dataset, valid.tolist())
     else:
-        model, of_train, of_test = _full_task(p, goods, train)
-    return Task(model, Subset(of_train, train.tolist()), Subset(of_train, valid.tolist()), of_test, parts)
+        model = make_classifier(p, goods.train.iloc[train], targets[train])
+        of_train = photo_dataset(p, model.encoder, goods.train.iloc[train], targets[train], train=True)
+        of_valid = photo_dataset(p, model.encoder, goods.train.iloc[valid], targets[valid])
+    return Task(model, of_train, of_valid, folds["id"].to_numpy()[train], parts)
 
 
-def _head_task(p: Params, goods: Goods, rows: np.ndarray) -> tuple[nn.Module, Dataset, Dataset]:
+def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
+    """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone."""
     embedder = Embedder(p)
-    both = pd.concat([goods.train, goods.test], ignore_index=True)  # one pass over all products
-    embeddings = {"image": embedder.photos(both["image"], both["sha"]), "text": embedder.texts(both["text"])}
-    train, test = ({k: v.split([len(goods.train), len(goods.test)])[i] for k, v in embeddings.items()} for i in (0, 1))
-    heads = make_heads(train["image"][rows], train["text"][rows], p)
-    return heads, TensorsDataset(**train, label=_labels(goods)), TensorsDataset(**test)
+    return {
+        "image": embedder.photos(table["image"], table["sha"]),
+        "text": embedder.texts(table["text"], titles_of(table)),
+    }
 
 
-def _full_task(p: Params, goods: Goods, rows: np.ndarray) -> tuple[nn.Module, Dataset, Dataset]:
-    backbone, processor = load_backbone(p.model_name), load_processor(p.model_name)
-    freeze(backbone)
-    encoder = DualEncoder(backbone, processor, p)
-    some = goods.train.iloc[np.random.default_rng(p.seed).permutation(rows)[:SCALE_ROWS]]
-    embedder = Embedder(p)
-    heads = make_heads(embedder.photos(some["image"], some["sha"]), embedder.texts(some["text"]), p)
-    train, test = (
-        PhotoDataset(part["image"], encoder.image_size, input_ids=processor.tokenize(part["text"], p.max_text_length))
-        for part in (goods.train, goods.test)
-    )
-    train.columns["label"] = _labels(goods)
-    return GoodsClassifier(encoder, heads), train, test
+def titles_of(table: pd.DataFrame) -> list[str]:
+    """The cleaned titles, which head the further windows of long texts."""
+    return [clean_text(title) for title in table["title"]]
 
 
-def _labels(goods: Goods) -> Tensor:
-    return torch.from_numpy(goods.train["label"].to_numpy(dtype=np.int64))
+def make_classifier(p: Params, train: pd.DataFrame, labels: Tensor) -> GoodsClassifier:
+    """The classifier before tuning: pretrained backbone, and heads scaled to, or fitted on, its frozen embeddings."""
+    some = train
+    if not p.warm_start_epochs:
+        some = train.iloc[np.random.default_rng(p.seed).permutation(len(train))[:SCALE_ROWS]]
+    embeddings = embed_products(p, some)
+    heads = make_heads(embeddings["image"], embeddings["text"], p)
+    if p.warm_start_epochs:
+        fit_heads(heads, embeddings, labels, p)
+    backbone = load_backbone(p.model_name)
+    torch.manual_seed(p.seed + p.fold)  # of the adapters
+    set_trainable(backbone, p)
+    if p.gradient_checkpointing:
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    classifier = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
+    halve_frozen(classifier, pick_precision(p.mixed_precision))
+    return classifier
 
 
-def train(task: Task, p: Params, accelerator: Accelerator, folder: Path) -> int:
-    """Trains task.model, keeping the weights of the epoch with the best fused macro-F1; returns that epoch, from 1."""
-    loader = make_loader(task.train, p.batch_size, p, shuffle=True)
-    epochs = 1 if p.debug else p.num_epochs
-    optimizer = make_optimizer(task.model, p)
-    steps = epochs * len(loader)
-    schedule = get_cosine_schedule_with_warmup(optimizer, int(p.warmup_ratio * steps), steps)
-    model, optimizer, loader = accelerator.prepare(task.model, optimizer, loader)
-    class_weight = class_weights(task.labels["train"], p).to(accelerator.device)
-    log, best_epoch, best_score = [], 0, -1.0
-    with tqdm(total=steps, desc=f"fold {p.fold}", unit=" steps") as bar:
-        for epoch in range(1, epochs + 1):
-            started, losses = time.perf_counter(), []
-            model.train()
-            for batch in loader:
-                labels = batch.pop("label")
-                loss = output_losses(model(**batch), labels, class_weight, p.label_smoothing)
-                accelerator.backward(sum(loss.values()))
-                accelerator.clip_grad_norm_(model.parameters(), p.max_grad_norm)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
-                losses.append(loss["fused"].detach())
-                bar.update()
-            loss = torch.stack(losses).mean().item()
-            scores = score(task.labels["valid"], predict(model, task.valid, p, accelerator)["fused"])
-            log.append({"epoch": epoch, "epochs": epochs, "train_loss": loss, "valid_loss": scores["log_loss"],
-                        "macro_f1": scores["macro_f1"], "accuracy": scores["accuracy"],
-                        "learning_rate": schedule.get_last_lr()[0],
-                        "seconds": round(time.perf_counter() - started, 2)})  # fmt: skip
-            _write_log(folder / "log.jsonl", log)
-            bar.set_postfix(loss=f"{loss:.3f}", macro_f1=f"{scores['macro_f1']:.3f}")
-            if not np.isfinite(loss):
-                raise GoodsError(f"the loss of fold {p.fold} became {loss} in epoch {epoch}; lower the learning rates")
-            if scores["macro_f1"] > best_score:
-                best_epoch, best_score = epoch, scores["macro_f1"]
-                save_trained(accelerator.unwrap_model(model), folder / "model.safetensors")
-    return best_epoch
+def photo_dataset(
+    p: Params, encoder: DualEncoder, table: pd.DataFrame, labels: Tensor | None = None, train: bool = False
+) -> PhotoDataset:
+    """Photos and token windows of a table's products as the classifier takes them, changed at random to train on."""
+    columns = {
+        "input_ids": encoder.processor.tokenize(table["text"], titles_of(table), p.max_text_length, p.text_windows)
+    }
+    if labels is not None:
+        columns["label"] = labels
+    augment = Augment(p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg)
+    changes = augment if train and any(augment) else None
+    return PhotoDataset(table["image"], encoder.image_size, changes, p.seed + p.fold, **columns)
 
 
-def make_loader(dataset: Dataset, batch_size: int, p: Params, shuffle: bool = False) -> DataLoader:
+def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, p: Params) -> None:
+    """Fits the heads on frozen embeddings, so that tuning starts from there (LP-FT, arXiv 2202.10054)."""
+    generator = torch.Generator().manual_seed(p.seed + p.fold)
+    steps = p.warm_start_epochs * math.ceil(len(labels) / WARM_START_BATCH)
+    optimizer = make_optimizer(heads, p)
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
+    class_weight = class_weights(labels.numpy(), p)
+    heads.train()
+    for _ in tqdm(range(p.warm_start_epochs), desc="fitting the heads", leave=False):
+        for rows in torch.randperm(len(labels), generator=generator).split(WARM_START_BATCH):
+            logits = heads(embeddings["image"][rows], embeddings["text"][rows])
+            sum(output_losses(logits, labels[rows], class_weight, p.label_smoothing, len(rows)).values()).backward()
+            nn.utils.clip_grad_norm_(heads.parameters(), p.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+
+
+@dataclass
+class Progress:
+    """Where a training stands; saved with its state."""
+
+    epoch: int = 1
+    step: int = 0  # steps done in this epoch
+    loss_sum: float = 0.0
+    best_epoch: int = 0
+    best_score: float = -1.0
+    micro_batch_size: int = 1
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """The training of one fold, which can be stopped after any step and goes on exactly from its saved state."""
+
+    def __init__(self, task: Task, p: Params, accelerator: Accelerator, folder: Path) -> None:
+        self.task, self.p, self.accelerator, self.folder = task, p, accelerator, folder
+        self.epochs = 1 if p.debug else p.num_epochs
+        self.steps = math.ceil(len(task.ids) / p.batch_size)
+        self.stop_at, self.saved_at = deadline(p), time.monotonic()
+        self.start = {name: t.detach().clone() for name, t in trained(task.model).items()} if p.wise_ft else {}
+        self.model = accelerator.prepare_model(task.model)
+        self.optimizer = accelerator.prepare_optimizer(make_optimizer(task.model, p))
+        total = self.epochs * self.steps
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, int(p.warmup_ratio * total), total)
+        self.class_weight = class_weights(task.labels["train"], p).to(accelerator.device)
+        self.ema = {name: t.detach().clone() for name, t in trained(task.model).items()} if p.ema_decay else {}
+        self.at = Progress(micro_batch_size=p.micro_batch_size or p.batch_size)
+        self._restore()
+
+    def run(self) -> None:
+        """Trains to the end, keeping the weights of the best epoch in model.safetensors.
+
+        Exits with status 0, the state saved, when the time is over.
+        """
+        if self.stop_at and time.time() > self.stop_at:
+            raise GoodsError(
+                f"max_hours {self.p.max_hours} were over before the first step of fold {self.p.fold}; raise it"
+            )
+        at = self.at
+        shown = self.accelerator.is_main_process
+        done = (at.epoch - 1) * self.steps + at.step
+        with tqdm(total=self.epochs * self.steps, initial=done, desc=f"fold {self.p.fold}", disable=not shown) as bar:
+            while at.epoch <= self.epochs and not self._out_of_patience():
+                began = time.perf_counter()
+                self.model.train()
+                for batch, rows in self._batches():
+                    at.loss_sum += self._step(batch, rows)
+                    at.step += 1
+                    bar.update()
+                    self._save_in_time()
+                self._end_epoch(time.perf_counter() - began)
+                bar.set_postfix({name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", "macro_f1")})
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.p.early_stopping <= self.at.epoch - 1 - self.at.best_epoch
+
+    def _batches(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        """What is left of the epoch: this process's share of each step's products, and the rows of all of them.
+
+        The order depends on seed, fold and epoch alone, so an interrupted epoch goes on without reading what is done.
+        """
+        p, world, rank = self.p, self.accelerator.num_processes, self.accelerator.process_index
+        generator = torch.Generator().manual_seed((p.seed * 1009 + p.fold) * 1009 + self.at.epoch)
+        batches = torch.randperm(len(self.task.ids), generator=generator).split(p.batch_size)[self.at.step :]
+        shares = [rows[rank::world].tolist() or rows[:1].tolist() for rows in batches]  # all processes take each step
+        if isinstance(self.task.train, PhotoDataset):
+            self.task.train.epoch = self.at.epoch
+        yield from zip(make_loader(self.task.train, p, batch_sampler=shares), batches, strict=True)
+
+    def _step(self, batch: dict[str, Tensor], rows: Tensor) -> float:
+        """One optimizer step on the products of a batch, in micro batches; returns their mean fused loss."""
+        loss = None
+        while loss is None:
+            try:
+                loss = self._backward(batch, len(rows))
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or self.at.micro_batch_size == 1:
+                    raise
+                self._halve_micro_batch()
+        if not math.isfinite(loss):
+            raise GoodsError(
+                f"the loss of fold {self.p.fold} became {loss} at step {self.at.step + 1} of epoch {self.at.epoch} "
+                f"(ids {', '.join(self.task.ids[rows][:8])} ...); lower the learning rates, or try mixed_precision "
+                "fp32 or bf16. The last saved state is kept"
+            )
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.p.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        for name, tensor in trained(self.task.model).items() if self.ema else ():
+            self.ema[name].lerp_(tensor.detach(), 1 - self._ema_decay())
+        return loss
+
+    def _backward(self, batch: dict[str, Tensor], count: int) -> float:
+        """Gradients of the mean loss over `count` products, of which `batch` is this process's share."""
+        accelerator, total = self.accelerator, torch.zeros((), device=self.accelerator.device)
+        size, n = self.at.micro_batch_size, len(batch["label"])
+        for start in range(0, n, size):
+            part = {k: v[start : start + size].to(accelerator.device, non_blocking=True) for k, v in batch.items()}
+            labels = part.pop("label")
+            last = start + size >= n  # processes exchange gradients once a step
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                losses = output_losses(self.model(**part), labels, self.class_weight, self.p.label_smoothing, count)
+                accelerator.backward(sum(losses.values()) * accelerator.num_processes)  # which DDP averages
+            total += losses["fused"].detach()
+        return accelerator.reduce(total, reduction="sum").item()
+
+    def _halve_micro_batch(self) -> None:
+        if self.accelerator.num_processes > 1:
+            raise GoodsError(f"out of memory with {self.at.micro_batch_size} products at once; lower micro_batch_size")
+        self.optimizer.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.at.micro_batch_size = math.ceil(min(self.at.micro_batch_size, self.p.batch_size) / 2)
+        print(f"out of memory: going on with {self.at.micro_batch_size} products at once, "
+              f"{self.p.batch_size} a step as before", flush=True)  # fmt: skip
+
+    def _ema_decay(self) -> float:
+        steps = (self.at.epoch - 1) * self.steps + self.at.step + 1
+        return min(self.p.ema_decay, (1 + steps) / (10 + steps))  # early on, the start is forgotten sooner
+
+    def _end_epoch(self, seconds: float) -> None:
+        """Scores the epoch on the validation part, logs it, keeps its weights when they are the best so far."""
+        at, accelerator = self.at, self.accelerator
+        with swapped(self.task.model, self.ema):
+            scores = score(
+                self.task.labels["valid"], predict(self.task.model, self.task.valid, self.p, accelerator)["fused"]
+            )
+            better = scores["macro_f1"] > at.best_score
+            if better:
+                at.best_epoch, at.best_score = at.epoch, scores["macro_f1"]
+                if accelerator.is_main_process:
+                    save_trained(self.task.model, self.folder / "model.safetensors")
+        at.log.append({"epoch": at.epoch, "epochs": self.epochs, "train_loss": at.loss_sum / self.steps,
+                       "valid_loss": scores["log_loss"], "macro_f1": scores["macro_f1"],
+                       "accuracy": scores["accuracy"], "learning_rate": self.schedule.get_last_lr()[0],
+                       "seconds": round(seconds, 2)})  # fmt: skip
+        if accelerator.is_main_process:
+            with atomic_path(self.folder / "log.jsonl") as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in at.log), encoding="utf-8")
+        accelerator.wait_for_everyone()
+        at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
+
+    def _save_in_time(self) -> None:
+        over = bool(self.stop_at and time.time() > self.stop_at)
+        due = over or time.monotonic() - self.saved_at > 60 * self.p.checkpoint_minutes
+        over, due = self._agreed(over), self._agreed(due)
+        if due:
+            self._save()
+            self.saved_at = time.monotonic()
+        if over:
+            where = f"step {self.at.step} of epoch {self.at.epoch}"
+            print(f"max_hours {self.p.max_hours} are over: the state of fold {self.p.fold} is saved at {where}; "
+                  "the same command goes on from there", flush=True)  # fmt: skip
+            raise SystemExit(0)
+
+    def _agreed(self, answer: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return answer
+        return bool(self.accelerator.reduce(torch.tensor(int(answer), device=self.accelerator.device)).item())
+
+    def _save(self) -> None:
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"model.{name}": t for name, t in trained(self.task.model).items()}
+        tensors |= {f"ema.{name}": t for name, t in self.ema.items()}
+        scalars: dict[str, Any] = {}
+        for i, values in optimizer["state"].items():
+            for name, value in values.items():
+                (tensors if isinstance(value, Tensor) else scalars)[f"optimizer.{i}.{name}"] = value
+        states = gather_object([random_state()])
+        tensors |= {f"random.{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()}
+        facts = {"progress": asdict(self.at), "schedule": self.schedule.state_dict(), "scalars": scalars}
+        facts["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        if self.accelerator.is_main_process:
+            save_state(self.folder, tensors, facts)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> None:
+        saved = load_state(self.folder)
+        if saved is None:
+            return
+        tensors, facts = saved
+        model = trained(self.task.model)
+        if {n.removeprefix("model.") for n in tensors if n.startswith("model.")} != set(model):
+            raise GoodsError(f"the checkpoint in {self.folder} belongs to other parameters; delete {self.folder}")
+        for kind, own in (("model", model), ("ema", self.ema)):
+            for name, tensor in own.items():
+                tensor.data.copy_(tensors[f"{kind}.{name}"])
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in [*tensors.items(), *facts["scalars"].items()]:
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                index, _, name = rest.partition(".")
+                state.setdefault(int(index), {})[name] = value
+        self.schedule.load_state_dict(facts["schedule"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        for group, rate in zip(groups, facts["schedule"]["_last_lr"], strict=True):
+            group["lr"] = rate
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        if self.accelerator.scaler and facts["scaler"]:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        rank = f"random.{self.accelerator.process_index}."
+        set_random_state({n.removeprefix(rank): t for n, t in tensors.items() if n.startswith(rank)})
+        self.at = Progress(**facts["progress"])
+        self.at.micro_batch_size = min(self.at.micro_batch_size, self.p.micro_batch_size or self.p.batch_size)
+        print(f"fold {self.p.fold} goes on after step {self.at.step} of epoch {self.at.epoch}", flush=True)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def swapped(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the model has these weights in place of its own."""
+    own = {name: parameter.detach().clone() for name, parameter in trained(model).items() if name in weights}
+    set_weights(model, weights)
+    try:
+        yield
+    finally:
+        set_weights(model, own)
+
+
+@torch.no_grad()
+def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copies weights, by name, into the trained parameters."""
+    for name, parameter in trained(model).items():
+        if name in weights:
+            parameter.copy_(weights[name])
+
+
+def random_state() -> dict[str, Tensor]:
+    """The states of torch's generators, which dropout draws from: "cpu", and "cuda" where there is a GPU."""
+    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    """Sets what random_state returned."""
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def choose_alpha(trainer: Trainer, path: Path) -> float:
+    """WiSE-FT (arXiv 2109.01903): alpha times the tuned plus 1 - alpha times the start's weights, best on validation.
+
+    The best weights are left in the model and in `path`.
+    """
+    task, p, accelerator = trainer.task, trainer.p, trainer.accelerator
+    tuned = {name: t.detach().clone() for name, t in trained(task.model).items()}
+    best_alpha, best = 1.0, trainer.at.best_score
+    for alpha in WISE_FT_ALPHAS:
+        mixed = {name: trainer.start[name].to(t.device).lerp(t, alpha) for name, t in tuned.items()}
+        with swapped(task.model, mixed):
+            logits = predict(task.model, task.valid, p, accelerator)["fused"]
+        if (macro_f1 := score(task.labels["valid"], logits)["macro_f1"]) > best:
+            best_alpha, best = alpha, macro_f1
+    if best_alpha < 1:
+        set_weights(task.model, {n: trainer.start[n].to(t.device).lerp(t, best_alpha) for n, t in tuned.items()})
+        if accelerator.is_main_process:
+            save_trained(task.model, path)
+        accelerator.wait_for_everyone()
+        load_trained(task.model, path)
+    return best_alpha
+
+
+def resources(p: Params, trainer: Trainer) -> dict[str, Any]:
+    """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
+    found: dict[str, Any] = {"micro_batch_size": min(trainer.at.micro_batch_size, p.batch_size)}
+    if torch.cuda.is_available():
+        from goods_plan import plan  # runs a step on fake tensors: only where there is something to compare with
+
+        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        found["planned_gib"] = round(plan(p).allocated_gib, 2)
+        found["plan_error"] = round(found["planned_gib"] / found["peak_gib"] - 1, 3)
+    return found
+
+
+def make_loader(dataset: Dataset, p: Params, **how: Any) -> DataLoader:
     """Batches of a dataset; photos are read by num_workers processes, tensors at once."""
     base = dataset.dataset if isinstance(dataset, Subset) else dataset
     workers = p.num_workers if isinstance(base, PhotoDataset) else 0
-    generator = torch.Generator().manual_seed(p.seed + p.fold) if shuffle else None
+    # A generator of its own, so that reading leaves the random numbers of dropout alone.
     return DataLoader(
-        dataset, batch_size, shuffle, collate_fn=collate, num_workers=workers, generator=generator,
-        persistent_workers=workers > 0 and shuffle, pin_memory=torch.cuda.is_available(),
+        dataset, collate_fn=collate, num_workers=workers, generator=torch.Generator().manual_seed(p.seed),
+        pin_memory=torch.cuda.is_available(), **how,
     )  # fmt: skip
 
 
 def make_optimizer(model: nn.Module, p: Params) -> torch.optim.Optimizer:
-    """AdamW over what is trainable: its own rate for the heads, no decay on norms and biases."""
+    """AdamW or Adafactor over what is trained: layer-wise rates, the heads' own, no decay on norms and biases."""
+    rates = block_rates(model.encoder.backbone, p) if isinstance(model, GoodsClassifier) else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = p.learning_rate if name.startswith("encoder.") else p.head_learning_rate
-            decay = p.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW([{"params": g, "lr": rate, "weight_decay": decay} for (rate, decay), g in groups.items()])
+    for name, parameter in trained(model).items():
+        rate = rates.get(name.removeprefix("encoder.backbone."), p.head_learning_rate)
+        decay = p.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    listed = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+    if p.optimizer == "adafactor":
+        return Adafactor(listed, scale_parameter=False, relative_step=False, warmup_init=False)
+    return torch.optim.AdamW(listed)
 
 
 def class_weights(labels: np.ndarray, p: Params) -> Tensor:
@@ -231,19 +543,18 @@ def class_weights(labels: np.ndarray, p: Params) -> Tensor:
 
 
 def output_losses(
-    logits: dict[str, Tensor], labels: Tensor, class_weight: Tensor, label_smoothing: float
+    logits: dict[str, Tensor], labels: Tensor, class_weight: Tensor, label_smoothing: float, count: int
 ) -> dict[str, Tensor]:
-    """Weighted cross-entropy of each output, a mean over the batch: {name: ()} from {name: (batch, num_classes)}."""
+    """Weighted cross-entropy of each output, {name: ()} from {name: (batch, num_classes)}.
+
+    Summed over the batch and divided by `count`, the products of the whole step: micro batches and processes add up to
+    the same as one batch.
+    """
     losses = {}
     for name, values in logits.items():
         each = F.cross_entropy(values.float(), labels, reduction="none", label_smoothing=label_smoothing)
-        losses[name] = (each * class_weight[labels]).mean()  # a plain mean, so that processes can be averaged
+        losses[name] = (each * class_weight[labels]).sum() / count
     return losses
-
-
-def _write_log(path: Path, log: list[dict[str, Any]]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
 
 
 def read_logs(run_dir: Path) -> pd.DataFrame:
@@ -258,20 +569,76 @@ def read_logs(run_dir: Path) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: DDP's next step can't use buffers that were moved inside it
 def predict(model: nn.Module, dataset: Dataset, p: Params, accelerator: Accelerator) -> dict[str, np.ndarray]:
-    """{"fused", "image", "text"}: (n, num_classes) fp32 logits in the dataset's order."""
+    """{"fused", "image", "text"}: (n, num_classes) fp32 logits in the dataset's order, each product counted once.
+
+    Several processes take a share each. With p.test_time_flip the mean over the photo and its mirror image.
+    """
     model = accelerator.unwrap_model(model).to(accelerator.device).eval()
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in OUTPUTS}
-    for batch in accelerator.prepare(make_loader(dataset, p.eval_batch_size, p)):
-        batch.pop("label", None)
+    rows = list(range(len(dataset)))[accelerator.process_index :: accelerator.num_processes]
+    batches = [rows[at : at + p.eval_batch_size] for at in range(0, len(rows), p.eval_batch_size)]
+    parts = []
+    for batch in make_loader(dataset, p, batch_sampler=batches):
+        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items() if k != "label"}
         with accelerator.autocast():
             logits = model(**batch)
-        for name, values in accelerator.gather_for_metrics(logits).items():
-            parts[name].append(values.float().cpu().numpy())
-    return {name: np.concatenate(values) for name, values in parts.items()}
+            if p.test_time_flip and "pixels" in batch:
+                mirrored = model(**batch | {"pixels": batch["pixels"].flip(-1)})
+                logits = {name: (values + mirrored[name]) / 2 for name, values in logits.items()}
+        parts.append({name: values.float().cpu().numpy() for name, values in logits.items()})
+    shares = gather_object([(rows, parts)]) if accelerator.num_processes > 1 else [(rows, parts)]
+    order = np.argsort(np.concatenate([rows for rows, _ in shares]))
+    flat = [part for _, parts in shares for part in parts]
+    return {name: np.concatenate([part[name] for part in flat])[order] for name in OUTPUTS}
 
 
-def _write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:
+def predict_test(p: Params, goods: Goods) -> list[int]:
+    """Writes test.parquet of every trained fold that lacks one; returns those folds.
+
+    The photos are decoded and the texts tokenised once for all of them (with tune: head, embedded once).
+    """
+    folders = {k: p.run_dir / f"fold{k}" for k in range(p.n_folds)}
+    due = [k for k, f in folders.items() if (f / "metrics.json").is_file() and not (f / "test.parquet").is_file()]
+    if not due:
+        return []
+    accelerator = make_accelerator(p)
+    model, chunks = _test_model(p, goods, folders[due[0]] / "model.safetensors")
+    parts: dict[int, list[dict[str, np.ndarray]]] = {k: [] for k in due}
+    for chunk in chunks:
+        for k in due:
+            load_trained(model, folders[k] / "model.safetensors")
+            parts[k].append(predict(model, chunk, p, accelerator))
+    for k in due:
+        logits = {name: np.concatenate([part[name] for part in parts[k]]) for name in OUTPUTS}
+        write_predictions(folders[k] / "test.parquet", goods.test[["id"]].assign(fold=k), logits)
+    return due
+
+
+def _test_model(p: Params, goods: Goods, weights: Path) -> tuple[nn.Module, Iterator[Dataset]]:
+    """The model of a run's folds, and the test products in chunks whose decoded photos fit in memory."""
+    heads = heads_like(weights, p)
+    if p.tune == "head":
+        return heads, iter([TensorsDataset(**embed_products(p, goods.test))])
+    backbone = load_backbone(p.model_name)
+    set_trainable(backbone, p)
+    model = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
+    halve_frozen(model, pick_precision(p.mixed_precision))
+    dataset = photo_dataset(p, model.encoder, goods.test)
+    return model, _decoded(dataset, p)
+
+
+def _decoded(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
+    rows = list(range(len(dataset)))
+    most = max(1, TEST_CHUNK_BYTES // (3 * dataset.size**2))
+    for start in range(0, len(rows), most):
+        part = rows[start : start + most]
+        batches = [part[at : at + p.eval_batch_size] for at in range(0, len(part), p.eval_batch_size)]
+        read = list(tqdm(make_loader(dataset, p, batch_sampler=batches), desc="reading the test set", leave=False))
+        yield TensorsDataset(**{name: torch.cat([batch[name] for batch in read]) for name in read[0]})
+
+
+def write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:
+    """Writes a prediction table: the columns of `head`, then logits_frame's."""
     with atomic_path(path) as temporary:
         pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1).to_parquet(temporary, index=False)

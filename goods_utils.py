@@ -1,12 +1,16 @@
 """What every notebook imports: `import goods_utils as gu`.
 
-The work is in four modules, each using only those before it: goods_params (parameters, run directory), goods_data
-(tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_train (scores, training, prediction).
-Here they meet, and what stands on them all is added: ensembling and submission.
+The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data (tables,
+texts, folds, photos), goods_model (backbone, heads, embeddings), goods_plan (what a run will cost), goods_checkpoint
+(the state of an unfinished training), goods_train (scores, training, prediction). Here they meet, and what stands on
+them all is added: ensembling, submission and the command line.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +54,24 @@ from goods_params import (
     atomic_path,
     load_params,
     open_run,
+    parse_setting,
     read_params,
     resolve,
     write_json,
     write_text,
 )
-from goods_train import fit_fold, frame_logits, logits_frame, make_task, predict, prediction_table, read_logs, score
+from goods_plan import Plan, plan
+from goods_train import (
+    fit_fold,
+    frame_logits,
+    logits_frame,
+    make_task,
+    predict,
+    predict_test,
+    prediction_table,
+    read_logs,
+    score,
+)
 
 __all__ = [
     "OUTPUTS",
@@ -69,6 +85,7 @@ __all__ = [
     "GoodsHeads",
     "Params",
     "PhotoDataset",
+    "Plan",
     "Processor",
     "TensorsDataset",
     "clean_text",
@@ -88,7 +105,9 @@ __all__ = [
     "open_run",
     "pick_device",
     "pick_precision",
+    "plan",
     "predict",
+    "predict_test",
     "prediction_table",
     "rare_classes",
     "read_folds",
@@ -129,9 +148,12 @@ class Ensemble:
 def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     """Mean of the probabilities of all trained folds; writes oof, test, weights and metrics to the run's ensemble/.
 
+    Folds that have not predicted the test set yet do it first, together.
+
     Raises GoodsError when no fold is trained or a fold's predictions don't fit the run's folds or the test set.
     """
     folds = read_folds(goods, p)
+    predict_test(p, goods)
     done = [k for k in range(p.n_folds) if (p.run_dir / f"fold{k}" / "metrics.json").is_file()]
     if not done:
         raise GoodsError(f"run '{p.run}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
@@ -224,3 +246,38 @@ def saved_files(p: Params, *patterns: str) -> pd.DataFrame:
     files = [f for pattern in patterns for f in sorted(p.run_dir.glob(pattern))]
     return pd.DataFrame({"file": [str(f.relative_to(p.run_dir)) for f in files],
                          "kB": [round(f.stat().st_size / 1000, 1) for f in files]})  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 16 Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`fit` trains one fold, so that `accelerate launch` and torchrun can start it; `plan` says what a run will cost."""
+    parser = argparse.ArgumentParser(description="Train one fold, or plan a run, without a notebook.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
+    fit.add_argument("--fold", type=int, default=0)
+    cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
+    cost.add_argument("--gpu", help="T4, A100 ...; the default is the GPU there is")
+    for command in (fit, cost):
+        command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
+        command.add_argument("--run", help="name of the run's folder; the default is the config's")
+        command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter")
+    options = parser.parse_args(arguments)
+    try:
+        given = dict(parse_setting(text) for text in options.set) | ({"run": options.run} if options.run else {})
+        if options.command == "plan":
+            print(plan(load_params(options.config, **given), options.gpu))
+            return
+        p = load_params(options.config, **given, fold=options.fold)
+        open_run(p)
+        metrics = fit_fold(p, read_goods(p))
+        print("  ".join(f"{output} macro-F1 {metrics[output]['macro_f1']:.4f}" for output in OUTPUTS))
+    except GoodsError as error:
+        sys.exit(f"goods_utils.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,15 +31,16 @@ from goods_params import ROOT, GoodsError, Params
 
 STEPS = ("eda", "train", "ensemble", "submission")
 NOTEBOOKS = ROOT / "notebooks"
+STARTED = time.time()
 POLL_SECONDS = 0.2
 DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 
 # The parameters whose files or folders a step reads, and the files of earlier steps that it goes on from.
-READS = {"eda": (*DATA_PATHS, "model_name"), "train": (*DATA_PATHS, "model_name"), "ensemble": (), "submission": ()}
-UPSTREAM = {"ensemble": ("fold*/oof.parquet", "fold*/test.parquet"), "submission": ("ensemble/*.parquet",)}
+READS = dict.fromkeys(("eda", "train", "ensemble"), (*DATA_PATHS, "model_name")) | {"submission": ()}
+UPSTREAM = {"ensemble": ("fold*/oof.parquet",), "submission": ("ensemble/*.parquet",)}
 WRITES = {
     "eda": (),
-    "train": ("fold{fold}/oof.parquet", "fold{fold}/test.parquet", "fold{fold}/metrics.json"),
+    "train": ("fold{fold}/oof.parquet", "fold{fold}/metrics.json"),
     "ensemble": ("ensemble/oof.parquet", "ensemble/test.parquet", "ensemble/metrics.json"),
     "submission": ("submission.csv", "submission_probs.csv"),
 }
@@ -145,6 +146,7 @@ def step_environment(slot: int, jobs: int) -> dict[str, str]:
     # First on jupyter's path: a kernel "python3" in the user's home may belong to another Python.
     kernels = [str(Path(sys.prefix, "share", "jupyter")), os.environ.get("JUPYTER_PATH", "")]
     environment = os.environ | {"JUPYTER_PATH": os.pathsep.join(filter(None, kernels))}
+    environment.setdefault("GOODS_STARTED", str(STARTED))  # max_hours counts from here
     if jobs > 1:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))
@@ -169,6 +171,7 @@ class Pipeline:
     force: bool
     took: dict[Step, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    stopped: list[Step] = field(default_factory=list)  # in time, their state saved
 
     def file(self, step: Step, ending: str) -> Path:
         """One of the step's files in the run's notebooks folder."""
@@ -185,6 +188,9 @@ class Pipeline:
             if self.failures:
                 print("\n".join(["", *self.failures]), file=sys.stderr, flush=True)
                 return 1
+            if self.stopped:
+                print("\nmax_hours are over and the state is saved; the same command goes on from there", flush=True)
+                return 0
         print_summary(self)
         return 0
 
@@ -257,6 +263,10 @@ class Pipeline:
             gp.write_json(self.file(step, ".done.json"), {"key": job.key, "seconds": round(seconds, 3)})
             self.took[step] = duration(seconds)
             print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.p.run_dir)}", flush=True)
+            return ""
+        if error == "SystemExit" and (self.p.run_dir / f"fold{step.fold}" / "checkpoint").is_dir():
+            self.stopped.append(step)
+            print(f"{step!s:<13} stopped after {duration(seconds)}, its state saved", flush=True)
             return ""
         if not error and status == 0:
             reason = f"the notebook ended without writing {shown(missing[0])}"
