@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import html
 import io
+import json
 import math
 import random
 import re
@@ -19,10 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageEnhance, ImageFile, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageFilter, ImageOps, UnidentifiedImageError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
@@ -33,8 +34,9 @@ PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file with such a
 MAX_SHARED = 50  # a photo or text shared by more products than this is a placeholder, not a duplicate
 DEBUG_TEST_ROWS = 64
 
+csv.field_size_limit(2**31 - 1)  # descriptions may be longer than its 128 KiB
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _decode refuses such photos itself
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _open refuses such photos itself
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -67,12 +69,12 @@ def read_goods(p: Params) -> Goods:
     problems: list[str] = []
     train = _read_table(resolve(p.train_csv), p, [p.label_column], problems)
     test = _read_table(resolve(p.test_csv), p, [], problems)
-    named = _class_names(resolve(p.train_csv).parent / "labels.json")
+    named = _class_names(resolve(p.train_csv).parent / "labels.json", problems)
     labels: list[int | str] = []
     if train is not None and p.label_column in train:
         train["label"], labels = _class_indices(train, p, named, problems)
     folders = {"train": resolve(p.train_images_dir), "test": resolve(p.test_images_dir)}
-    problems += [problem for folder in folders.values() if (problem := _folder_problem(folder))]
+    problems += [problem for folder in dict.fromkeys(folders.values()) if (problem := _folder_problem(folder))]
     if problems:
         raise GoodsError("the goods can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
 
@@ -101,15 +103,18 @@ def _read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> 
     try:
         # "NA" and "null" are words here: nothing but an empty cell is empty.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").astype(object)
-    except UnicodeDecodeError as error:
-        problems.append(f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}); "
-                        "save it as UTF-8")  # fmt: skip
+    except UnicodeDecodeError:
+        problems.append(f"{path} is not UTF-8 ({_first_bad_byte(path)}); save it as UTF-8")
         return None
     except pd.errors.EmptyDataError:
         problems.append(f"{path} is empty")
         return None
     except pd.errors.ParserError as error:
         problems.append(f"{path} is not a CSV table: {str(error).strip()}")
+        return None
+    if ragged := _ragged_lines(path, len(table.columns)):
+        problems.append(f"{path}: {len(ragged)} rows have more or fewer cells than the header's {len(table.columns)} "
+                        f"(they end on lines {_listing(ragged)})")  # fmt: skip
         return None
     missing = [name for name in (p.id_column, *p.text_columns, *more) if name not in table]
     if missing:
@@ -123,13 +128,30 @@ def _read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> 
         table = table.drop(columns="id", errors="ignore").rename(columns={p.id_column: "id"})
     if empty := int((table["id"].str.strip() == "").sum()):
         problems.append(f"{path}: {empty} rows have no {p.id_column}")
-    twice = table["id"][table["id"].duplicated()].unique()
+    twice = table["id"][table["id"].duplicated() & (table["id"].str.strip() != "")].unique()
     if len(twice):
         problems.append(f"{path}: {len(twice)} ids stand there more than once ({_listing(twice)})")
     table["text"] = join_texts(table[list(p.text_columns)])
     if "title" not in table:
         table["title"] = table[p.text_columns[0]]
     return table
+
+
+def _first_bad_byte(path: Path) -> str:
+    data = path.read_bytes()  # whole: pandas counts from the start of its buffer
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return f"byte {data[error.start]:#04x} on line {line}"
+    return "it changed while it was read"
+
+
+def _ragged_lines(path: Path, width: int) -> list[int]:
+    """Lines of a CSV on which a row ends that hasn't `width` cells: pandas fills short ones and shifts long ones."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        return [rows.line_num for row in rows if len(row) != width and (len(row) > 1 or "".join(row).strip())]
 
 
 def _other_tables(path: Path) -> str:
@@ -139,14 +161,17 @@ def _other_tables(path: Path) -> str:
     return f"; {path.parent} has {_listing(others)}" if others else "; set data_dir to the competition's folder"
 
 
-def _class_names(path: Path) -> dict[int | str, str]:
+def _class_names(path: Path, problems: list[str]) -> dict[int | str, str]:
     """Class names by integer label, from the competition's labels.json where there is one."""
     if not path.is_file():
         return {}
     try:
-        return {int(key): str(name) for key, name in pd.read_json(path, typ="series", dtype=False).items()}
+        names = json.loads(path.read_text(encoding="utf-8-sig"))
+        names = dict(enumerate(names)) if isinstance(names, list) else names
+        return {int(key): str(name) for key, name in names.items()}
     except (ValueError, AttributeError, TypeError):
-        raise GoodsError(f'{path} must look like {{"0": "Books", "1": "Toys"}}; mend it or take it away') from None
+        problems.append(f'{path} must look like {{"0": "Books", "1": "Toys"}}; mend it or take it away')
+        return {}
 
 
 def _class_indices(
@@ -157,23 +182,21 @@ def _class_indices(
     if empty := train["id"][given == ""].tolist():
         problems.append(f"{p.train_csv}: {len(empty)} rows have no {p.label_column} (ids {_listing(empty)})")
     filled = given[given != ""]
-    if filled.str.fullmatch(r"-?\d+(\.0+)?").all():
-        numbers = filled.astype(float).astype(int)
-        used: list[int | str] = sorted(numbers.unique().tolist())
-        keys = numbers.to_dict()
-    else:
-        used, keys = sorted(filled.unique().tolist()), filled.to_dict()
+    if filled.str.fullmatch(r"-?(0|[1-9][0-9]*)(\.0+)?").all():  # "007" is a name, and comes back as it is
+        filled = filled.map(lambda label: int(label.partition(".")[0]))
+    used: list[int | str] = sorted(set(filled))
+    keys = filled.to_dict()
     known = _known_labels(used, named, p.num_classes)
     unknown = [label for label in used if label not in known]
     if unknown:
         rows = sum(keys[i] in set(unknown) for i in keys)
-        problems.append(
-            f"{p.train_csv}: {rows} rows have an unknown {p.label_column} ({_listing(unknown)}); "
-            f"known are {_listing(known)}" + ("" if named else f", since num_classes is {p.num_classes}")
-        )
+        why = "" if named else f", since num_classes is {p.num_classes}; the table has {len(used)} different ones"
+        problems.append(f"{p.train_csv}: {rows} rows have an unknown {p.label_column} ({_listing(unknown)}); "
+                        f"known are {_listing(known)}{why}")  # fmt: skip
     elif len(known) != p.num_classes:
-        problems.append(f"{p.train_csv} has {len(known)} classes, but num_classes is {p.num_classes}; "
-                        f"set num_classes to {len(known)}")  # fmt: skip
+        rarest = [f"{label} ({count} rows)" for label, count in filled.value_counts().tail(3).items()]
+        problems.append(f"{p.train_csv} has {len(known)} classes, but num_classes is {p.num_classes}; set num_classes "
+                        f"to {len(known)}, or mend the labels (the rarest: {_listing(rarest)})")  # fmt: skip
     index = {label: k for k, label in enumerate(known)}
     return pd.Series([index.get(keys.get(i), 0) for i in train.index], index=train.index), known
 
@@ -239,10 +262,12 @@ def _inspect(path: str) -> tuple[str, str, int, int, str]:
         data = Path(path).read_bytes()
         with _open(io.BytesIO(data)) as image:
             facts = image.width, image.height, image.mode
-            image.load()
+            _to_rgb(image)  # all that load_photo does, so that it won't fail later
         status = "ok"
+    except UnidentifiedImageError:  # its own text is the address of a buffer
+        facts, status = (0, 0, ""), "unreadable: not a photo" if data else "empty file"
     except Exception as error:  # Pillow's plugins raise anything on damaged bytes; none of it may stop a run
-        facts, status = (0, 0, ""), "empty file" if not data else f"unreadable: {error or type(error).__name__}"
+        facts, status = (0, 0, ""), f"unreadable: {error or type(error).__name__}"
     return hashlib.sha256(data).hexdigest()[:32], status, *facts
 
 
@@ -318,16 +343,18 @@ def _listing(items: Sequence[Any], most: int = 5) -> str:
 
 _TAG = re.compile(r"<(?:/?[a-zA-Z][^<>]*|!--.*?--)>", re.DOTALL)
 _URL = re.compile(r"(?:https?://|www\.)\S+")
+_NO_CODE = re.compile(r"&#[0-9]{20,};?")  # beyond Unicode, and int() refuses thousands of digits
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd]")
 _INVISIBLE = re.compile(r"[\xad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")  # not the joiner that emoji need
 
 
 def clean_text(text: str) -> str:
     """One line of plain text: HTML entities read (twice: Amazon escapes twice), NFKC, no tags, URLs, control codes."""
-    text = html.unescape(html.unescape(text))
+    for _ in range(2):
+        text = html.unescape(_NO_CODE.sub(" ", text))
     text = _URL.sub(" ", _TAG.sub(" ", text))
-    text = unicodedata.normalize("NFKC", text)
-    return " ".join(_INVISIBLE.sub("", _CONTROL.sub(" ", text)).split())
+    text = _INVISIBLE.sub("", _CONTROL.sub(" ", text))  # before NFKC: what they kept apart may become one letter
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def join_texts(columns: pd.DataFrame) -> list[str]:
@@ -348,7 +375,7 @@ def duplicate_groups(texts: Sequence[str], shas: Sequence[str]) -> np.ndarray:
     """
     n = len(texts)
     rows, columns = [], []
-    for offset, keys in ((0, pd.Series(texts)), (n, pd.Series(shas))):
+    for offset, keys in ((0, pd.Series(list(texts))), (n, pd.Series(list(shas)))):
         count = keys.map(keys.value_counts())
         ties = keys[(keys != "") & (count > 1) & (count <= MAX_SHARED)]
         rows.append(ties.index.to_numpy())
@@ -367,14 +394,18 @@ def make_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[int],
     if len(np.unique(groups)) < n_folds:
         raise GoodsError(f"{len(np.unique(groups))} different products can't fill {n_folds} folds; lower n_folds")
     order = np.argsort(np.asarray(ids, dtype=str), kind="stable")
+    order = order[np.random.RandomState(seed).permutation(len(order))]  # RandomState: the same in every numpy
+    group = pd.factorize(groups[order])[0]  # numbered anew, by what comes first in this order
+    counts = np.zeros((group.max() + 1, labels.max() + 1), dtype=np.int64)  # (groups, classes)
+    np.add.at(counts, (group, labels[order]), 1)
+    in_fold = np.zeros((n_folds, counts.shape[1]), dtype=np.int64)  # (folds, classes)
+    fold_of = np.zeros(len(counts), dtype=np.int64)
+    # Whole numbers only, and not scikit-learn's StratifiedGroupKFold, whose folds differ between versions.
+    for g in np.argsort(-counts.sum(1), kind="stable"):  # the largest groups first
+        fold_of[g] = np.lexsort((in_fold.sum(1), in_fold @ counts[g]))[0]  # fewest of its classes; then the smallest
+        in_fold[fold_of[g]] += counts[g]
     folds = np.zeros(len(order), dtype=np.int64)
-    if np.bincount(labels).max() < n_folds:  # nothing to stratify: scikit-learn wants one class that fills all folds
-        labels = np.zeros_like(labels)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # rare classes: rare_classes() says it with names
-        for k, (_, valid) in enumerate(splitter.split(order, labels[order], groups[order])):
-            folds[order[valid]] = k
+    folds[order] = fold_of[group]
     return folds
 
 
@@ -424,11 +455,18 @@ def load_photo(path: str, size: int, augment: Augment | None = None, seed: Seque
     crop = augment.crop if augment else 0.0
     with _open(path) as image:
         side = int(size / math.sqrt(1 - crop))  # so that the smallest crop is still `size` wide
-        image.draft("RGB", (side, side))
-        image = _random_crop(_to_rgb(image), rng, crop)
+        draft = image.draft("RGB", (side, side))
+        image = _random_crop(_upright(_whole_pixels(_to_rgb(image), draft and draft[1]), image), rng, crop)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last
     pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)[0]
     return _change(pixels, rng, augment) if augment else pixels
+
+
+def _whole_pixels(image: Image.Image, box: tuple[float, ...] | None) -> Image.Image:
+    """An image decoded small without what was added at its right and lower edge to fill the last pixels up."""
+    if not box or box[2:] == image.size:
+        return image
+    return image.resize((math.ceil(box[2]), math.ceil(box[3])), Image.Resampling.BICUBIC, box)
 
 
 def _random_crop(image: Image.Image, rng: random.Random, crop: float) -> Image.Image:
@@ -471,7 +509,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:  # transparent means white, as shops show it
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image, photo: Image.Image) -> Image.Image:
+    """The image turned as the EXIF data of the photo it was made from say; conversions may have lost them."""
+    try:
+        if photo.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image
+        image.info |= photo.info
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises anything on damaged EXIF; the photo is good all the same
+        return image
 
 
 class PhotoDataset(Dataset):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CONFIG = "params/demo.yaml"
@@ -47,14 +47,23 @@ def _no_bool(value: Any) -> Any:
 
 def _names_from_text(value: Any) -> Any:
     # papermill -p and the shell give "[a, b]" or "a" as text.
-    if isinstance(value, str):
-        value = yaml.safe_load(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",")]
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",")]
+    except yaml.YAMLError:
+        raise ValueError("must look like [title, description]") from None
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError("must be different names, none of them empty")
+    return names
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text), AfterValidator(_distinct)]
 
 # Fields that may differ between two calls of one run: where things lie, how fast they go, which part is done now.
 RUNTIME_FIELDS = frozenset(
@@ -172,7 +181,7 @@ def load_params(config: str | None = None, **given: Any) -> Params:
     values |= given
     for name in values:
         if name not in Params.model_fields:
-            raise GoodsError(unknown_parameter(name, config if name not in given else None))
+            raise GoodsError(unknown_parameter(str(name), config if name not in given else None))
     try:
         p = Params(**values)
     except ValidationError as error:
@@ -194,13 +203,14 @@ def read_params(namespace: Mapping[str, Any]) -> Params:
     again = "__goods_params_read__" in namespace
     given: dict[str, Any] = {}
     for name, value in namespace.items():
-        if name.startswith("_") or name in ("In", "Out", "config", "p") or not _is_literal(value):
+        if name.startswith("_") or name in ("In", "Out", "config"):
             continue
-        if name not in Params.model_fields and again and not _nearest(name, cutoff=0.8):
-            continue
-        if value is not None or name not in Params.model_fields:
-            given[name] = value
-    p = load_params(namespace.get("config") or DEFAULT_CONFIG, **given)
+        if name in Params.model_fields:
+            given |= {} if value is None else {name: value}
+        elif _is_literal(value) and not (again and not _nearest(name, cutoff=0.75)):
+            # The variable outlives the line that made it, so mending the cell is not enough.
+            raise GoodsError(f"{unknown_parameter(name)} (once the cell is mended: del {name})")
+    p = load_params(str(namespace.get("config") or DEFAULT_CONFIG), **given)
     if isinstance(namespace, dict):
         namespace["__goods_params_read__"] = True
     return p
@@ -218,7 +228,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise GoodsError(f"'{text}' is not a setting; write it as name=value, such as num_epochs=3")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 looks like a date
+        raise GoodsError(f"the value in '{text}' is not valid YAML; close its brackets, or quote it twice: "
+                         f"""{name}='"..."'""") from None  # fmt: skip
 
 
 def _is_literal(value: Any) -> bool:
@@ -226,7 +240,8 @@ def _is_literal(value: Any) -> bool:
 
 
 def _nearest(name: str, cutoff: float = 0.6) -> str | None:
-    near = difflib.get_close_matches(name, [*Params.model_fields, "config"], n=1, cutoff=cutoff)
+    known = [known for known in (*Params.model_fields, "config") if known != name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return near[0] if near else None
 
 
@@ -234,7 +249,7 @@ def _sentence(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         name, value = ".".join(map(str, item["loc"])), item["input"]
-        what = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        what = item["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
         hint = Params.model_fields[str(item["loc"][0])].description
         lines.append(f"parameter '{name}' {what}, but is {value!r} ({hint})")
     return "; ".join(lines)
@@ -247,7 +262,7 @@ def _read_yaml(config: str) -> dict[str, Any]:
         raise GoodsError(f"there is no config {path}; in params/ there are: {known or 'none'}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise GoodsError(f"config {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise GoodsError(f"config {path} must hold lines of 'name: value'")
@@ -260,13 +275,19 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
     if not base.is_dir():
         hint = "; the embedded sample is made by: python goods_sample.py" if "sample" in base.name else ""
         raise GoodsError(f"data_dir {base} is not a folder{hint}")
+    # Tables in the folder itself are a whole: a test.csv of another competition below it must not fill a gap.
+    place = "" if any((base / f"{part}.csv").is_file() for part in ("train", "test")) else "*/"
     found = {}
     for part in ("train", "test"):
-        table = next((f for f in (base / f"{part}.csv", *sorted(base.glob(f"*/{part}.csv"))) if f.is_file()), None)
-        home = table.parent if table else base
+        tables = sorted(base.glob(f"{place}{part}.csv"))
+        if len(tables) > 1 and f"{part}_csv" not in given:
+            folders = ", ".join(str(table.parent) for table in tables)
+            raise GoodsError(f"data_dir {base} holds more than one {part}.csv; name one of its folders: {folders}")
+        table = tables[0] if tables else base / f"{part}.csv"
+        home = table.parent
         names = (f"{part}_images/{part}_images", f"{part}_images", f"images/{part}", f"{part}/{part}", part, "images")
         images = next((home / name for name in names if (home / name).is_dir()), home / names[0])
-        found |= {f"{part}_csv": str(table or base / f"{part}.csv"), f"{part}_images_dir": str(images)}
+        found |= {f"{part}_csv": str(table), f"{part}_images_dir": str(images)}
     return {name: path for name, path in found.items() if name not in given}
 
 

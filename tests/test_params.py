@@ -1,0 +1,558 @@
+"""goods_params: every way a parameter comes in, where the data lies, and what a run directory promises."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import goods_params as gp
+from goods_params import GoodsError, Params, load_params, parse_setting, read_params
+
+CONFIGS = sorted(path.relative_to(gp.ROOT).as_posix() for path in (gp.ROOT / "params").glob("*.yaml"))
+DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
+
+# What each field may be given as, and what it then is.
+GOOD = [
+    ("num_epochs", 3, 3),
+    ("num_epochs", "3", 3),  # papermill -r
+    ("num_epochs", 3.0, 3),
+    ("learning_rate", "1e-4", 1e-4),  # YAML 1.1 reads 1e-4 as text
+    ("learning_rate", 1, 1.0),
+    ("image_size", 224, 224),
+    ("image_size", None, None),
+    ("debug", True, True),
+    ("debug", "true", True),  # papermill -p debug true
+    ("debug", "False", False),
+    ("tune", "head", "head"),
+    ("run", "2024.12-so400m_v2", "2024.12-so400m_v2"),
+    ("text_columns", ["title"], ("title",)),
+    ("text_columns", "title", ("title",)),
+    ("text_columns", "title, description", ("title", "description")),
+    ("text_columns", "[title, 'a, b']", ("title", "a, b")),  # papermill -p keeps lists as text
+    ("data_dir", None, None),
+]
+
+# What is refused, and what the sentence then says.
+BAD = [
+    ("num_epochs", "three", "'num_epochs' should be a valid integer.*'three'.*passes over"),
+    ("num_epochs", 2.5, "'num_epochs' should be a valid integer"),
+    ("num_epochs", True, "'num_epochs' must be a number, not true or false"),
+    ("num_epochs", 0, "'num_epochs' should be greater than or equal to 1, but is 0"),
+    ("num_epochs", [3], r"'num_epochs' should be a valid integer, but is \[3\]"),
+    ("fold", False, "'fold' must be a number, not true or false"),
+    ("fold", -1, "'fold' should be greater than or equal to 0"),
+    ("fold", 5, "fold 5 is out of range: with n_folds 5 it goes from 0 to 4"),
+    ("skip_folds", 5, "skip_folds 5 leaves nothing: n_folds is 5"),
+    ("n_folds", 1, "'n_folds' should be greater than or equal to 2"),
+    ("seed", 2**32, "'seed' should be less than"),
+    ("learning_rate", "fast", "'learning_rate' should be a valid number"),
+    ("learning_rate", True, "'learning_rate' must be a number"),
+    ("learning_rate", 0, "'learning_rate' should be greater than 0"),
+    ("learning_rate", "nan", "'learning_rate' should be a finite number"),
+    ("learning_rate", math.inf, "'learning_rate' should be a finite number"),
+    ("dropout", 1.0, "'dropout' should be less than 1"),
+    ("debug", "perhaps", "'debug' should be a valid boolean"),
+    ("debug", 2, "'debug' should be a valid boolean"),
+    ("tune", "Head", "'tune' should be 'head', 'last', 'lora' or 'full', but is 'Head'"),
+    ("bad_images", "skip", "'bad_images' should be 'blank' or 'error'"),
+    ("run", 2024, "'run' should be a valid string, but is 2024"),
+    ("run", "../other", "'run' should match pattern"),
+    ("run", "", "'run' should match pattern"),
+    ("run", "a b", "'run' should match pattern"),
+    ("text_columns", [], "'text_columns'"),
+    ("text_columns", "", "'text_columns' must be different names"),
+    ("text_columns", ["title", "title"], "'text_columns' must be different names"),
+    ("text_columns", "[title", r"'text_columns' must look like \[title, description\]"),
+    ("text_columns", [1], "'text_columns.0' should be a valid string"),
+    ("id_column", "", "'id_column'"),
+]
+
+# Names that Params doesn't have, and the nearest that it has.
+UNKNOWN = [
+    ("flod", "fold"),
+    ("epochs", "num_epochs"),
+    ("lr", None),
+    ("batchsize", "batch_size"),
+    ("Fold", "fold"),
+    ("train_image_dir", "train_images_dir"),
+]
+
+
+def advice(name: str, nearest: str | None) -> str:
+    return f"unknown parameter '{name}'.*" + (f"did you mean '{nearest}'" if nearest else "fields of Params")
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    """Writes a config file; returns its path as text."""
+
+    def write(text: str | bytes) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+def run_cell(source: str, namespace: dict | None = None) -> dict:
+    """Runs a notebook cell that may end in read_params(globals()); returns the kernel's variables."""
+    namespace = {"gu": gp} if namespace is None else namespace
+    exec(source, namespace)
+    return namespace
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 Parameters
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_names_and_defaults_are_the_seeds():
+    expected = {
+        "train_csv": "data/train.csv",
+        "train_images_dir": "data/train_images/train_images",
+        "test_images_dir": "data/test_images/test_images",
+        "model_name": "models/siglip-so400m-patch14-384",
+        "num_classes": 21,
+        "batch_size": 8,
+        "eval_batch_size": 16,
+        "learning_rate": 2e-5,
+        "num_epochs": 5,
+        "n_folds": 5,
+        "skip_folds": 0,
+        "hidden_dim": 1536,
+        "dropout": 0.2,
+        "image_size": 384,
+        "max_text_length": 64,
+        "id_column": "id",
+        "label_column": "categories",
+    }
+    p = load_params()
+    assert {name: getattr(p, name) for name in expected} == expected
+    assert p.folds == [0, 1, 2, 3, 4]
+    assert load_params(skip_folds=3).folds == [3, 4]
+
+
+def test_every_field_is_described():
+    assert all(field.description for field in Params.model_fields.values())
+
+
+def test_params_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        load_params().num_epochs = 3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_shipped_configs_are_valid(name):
+    assert load_params(name, data_dir=None).run == Path(name).stem
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), GOOD)
+def test_a_good_value_is_taken_in_from_every_side(config, name, value, expected):
+    assert getattr(load_params(**{name: value}), name) == expected
+    assert getattr(load_params(config(yaml.safe_dump({name: value}))), name) == expected
+    if value is not None:
+        assert getattr(read_params({name: value, "config": config("")}), name) == expected
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), BAD)
+def test_a_bad_value_is_refused_from_every_side(config, name, value, sentence):
+    with pytest.raises(GoodsError, match=sentence):
+        load_params(**{name: value})
+    with pytest.raises(GoodsError, match=sentence):
+        load_params(config(yaml.safe_dump({name: value})))
+    with pytest.raises(GoodsError, match=sentence):
+        read_params({name: value, "config": config("")})
+
+
+@pytest.mark.parametrize(("name", "nearest"), UNKNOWN)
+def test_an_unknown_name_is_refused_from_every_side(config, name, nearest):
+    path = config(f"{name}: 2")
+    with pytest.raises(GoodsError, match=advice(name, nearest)):
+        load_params(**{name: 2})
+    with pytest.raises(GoodsError, match=advice(name, nearest).replace(".*", f" in {path}.*")):
+        load_params(path)
+    for value in (2, None, "x", [1], {"a": 1}):
+        with pytest.raises(GoodsError, match=advice(name, nearest)):
+            read_params({name: value})
+
+
+def test_all_ill_typed_values_are_told_at_once():
+    with pytest.raises(GoodsError, match=r"(?s)'batch_size'.*'num_epochs'"):
+        load_params(num_epochs="x", batch_size=-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("num_epochs: [1", "is not valid YAML"),
+        ("run: 2024-13-45", "is not valid YAML.*month"),
+        ("a: b: c", "is not valid YAML"),
+        (b"run: caf\xe9", "is not valid YAML"),
+        ("- num_epochs", "must hold lines of 'name: value'"),
+        ("num_epochs", "must hold lines of 'name: value'"),
+        ("num_epochs: null", "'num_epochs' should be a valid integer, but is None"),
+        ("on: 3", "unknown parameter 'True'"),  # YAML 1.1 reads the key as a boolean
+        ("3: 4", "unknown parameter '3'"),
+        ("config: other.yaml", "unknown parameter 'config'.*fields of Params"),
+    ],
+)
+def test_a_bad_config_file_is_refused(config, text, sentence):
+    with pytest.raises(GoodsError, match=f"(?s){sentence}"):
+        load_params(config(text))
+
+
+def test_a_missing_config_file_names_those_there_are():
+    with pytest.raises(GoodsError, match=r"there is no config .*nope\.yaml; in params/ there are: .*params/demo\.yaml"):
+        load_params("params/nope.yaml")
+    with pytest.raises(GoodsError, match="there is no config"):
+        load_params("params")
+
+
+def test_an_empty_config_means_the_defaults(config):
+    assert load_params(config("")) == load_params(config("# nothing\n")) == load_params()
+
+
+def test_given_goes_before_config_goes_before_defaults(config):
+    path = config("num_epochs: 7\nbatch_size: 4\n")
+    p = load_params(path, batch_size=2)
+    assert (p.num_epochs, p.batch_size, p.n_folds) == (7, 2, 5)
+    p = read_params({"config": path, "num_epochs": None, "batch_size": 2})
+    assert (p.num_epochs, p.batch_size, p.n_folds) == (7, 2, 5)
+
+
+def test_a_parameters_cell_with_what_a_kernel_holds_besides(config):
+    path = config("fold: 3\nnum_epochs: 7")
+    cell = f"""
+import os
+from pathlib import Path
+config = {path!r}
+run = "mine"
+fold = None
+num_epochs = 2
+_private = 5
+In = ["..."]
+Out = {{}}
+def quit(): pass
+p = gu.read_params(globals())
+"""
+    p = run_cell(cell)["p"]
+    assert (p.run, p.fold, p.num_epochs) == ("mine", 3, 2)
+
+
+def test_without_a_config_a_notebook_reads_the_demo(monkeypatch, config):
+    monkeypatch.setattr(gp, "DEFAULT_CONFIG", config("run: from-default"))
+    assert read_params({}).run == read_params({"config": None}).run == "from-default"
+    with pytest.raises(GoodsError, match="there is no config"):
+        read_params({"config": 3})
+
+
+@pytest.mark.parametrize("value", [Path("data"), os, print, {1, 2}, 1 + 2j])
+def test_a_fields_value_is_never_left_out_for_its_type(config, value):
+    with pytest.raises(GoodsError, match="'model_name' should be a valid string"):
+        read_params({"config": config(""), "model_name": value})
+
+
+def test_the_cell_can_be_run_again_after_others(config):
+    first = f"config = {config('')!r}\nfold = 1\n"
+    read = "p = gu.read_params(globals())"
+    kernel = run_cell(first + read)
+    run_cell("folds_done = [0]\nx = 3\nscores = {}\nname = 'fused'\nimport json\nprint = print", kernel)
+    assert run_cell(read, kernel)["p"].fold == 1
+    assert run_cell(first + "fold = 2\n" + read, kernel)["p"].fold == 2
+    with pytest.raises(GoodsError, match="did you mean 'fold'"):  # a misspelling is still one
+        run_cell("flod = 3\n" + read, kernel)
+
+
+def test_a_mended_cell_says_how_to_get_rid_of_the_misspelling(config):
+    kernel = run_cell(f"config = {config('')!r}")
+    read = "p = gu.read_params(globals())"
+    with pytest.raises(GoodsError):
+        run_cell("flod = 2\n" + read, kernel)
+    with pytest.raises(GoodsError, match=r"\(once the cell is mended: del flod\)"):
+        run_cell("fold = 2\n" + read, kernel)
+    assert run_cell("del flod\n" + read, kernel)["p"].fold == 2
+
+
+def test_a_notebook_shows_the_sentence_without_frames():
+    assert GoodsError("what, where, what to do")._render_traceback_() == ["GoodsError: what, where, what to do"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("num_epochs=3", ("num_epochs", 3)),
+        ("learning_rate=1e-4", ("learning_rate", "1e-4")),
+        ("debug=true", ("debug", True)),
+        ("image_size=null", ("image_size", None)),
+        ("data_dir=../shared/data/hm", ("data_dir", "../shared/data/hm")),
+        ("id_column='007'", ("id_column", "007")),
+        ("label_column=a=b", ("label_column", "a=b")),
+        ("text_columns=[title, description]", ("text_columns", ["title", "description"])),
+        ("data_dir=", ("data_dir", None)),
+    ],
+)
+def test_parse_setting(text, expected):
+    assert parse_setting(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["num_epochs", "=3", "num epochs=3", "--fold=3", "", "text_columns=[a", "run=2024-13-45"]
+)
+def test_a_setting_that_is_none_is_refused(text):
+    with pytest.raises(GoodsError, match=r"name=value|is not valid YAML"):
+        parse_setting(text)
+
+
+@settings(deadline=None)
+@given(st.one_of(st.text(), st.text("[]{}:,'\"&*!%@0123456789-_bx. ").map(lambda text: f"run={text}")))
+def test_parse_setting_raises_nothing_but_sentences(text):
+    try:
+        name, _ = parse_setting(text)
+    except GoodsError:
+        return
+    assert name.isidentifier()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1b Where the data lies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def touch(base: Path, *names: str) -> Path:
+    """Makes empty files, and folders where a name ends in a slash."""
+    for name in names:
+        path = base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True) if name.endswith("/") else path.touch()
+    return base
+
+
+LAYOUTS = [
+    ("the competition's", "", "train_images/train_images/", "test_images/test_images/"),
+    ("photos one level up", "", "train_images/", "test_images/"),
+    ("images below one folder", "", "images/train/", "images/test/"),
+    ("the sister competition's", "", "train/train/", "test/test/"),
+    ("one folder each", "", "train/", "test/"),
+    ("one folder for all", "", "images/", "images/"),
+    ("unzipped one level down", "goods/", "train_images/train_images/", "test_images/test_images/"),
+]
+
+
+@pytest.mark.parametrize(("home", "train", "test"), [row[1:] for row in LAYOUTS], ids=[row[0] for row in LAYOUTS])
+def test_data_dir_finds_the_four_paths(tmp_path, home, train, test):
+    touch(tmp_path, *(home + name for name in ("train.csv", "test.csv", train, test)))
+    p = load_params(data_dir=str(tmp_path))
+    expected = ("train.csv", "test.csv", train, test)
+    assert [Path(getattr(p, name)) for name in DATA_PATHS] == [tmp_path / home / name for name in expected]
+
+
+def test_tables_in_folders_of_their_own_are_found(tmp_path):
+    touch(tmp_path, "train/train.csv", "train/images/", "test/test.csv", "test/images/")
+    p = load_params(data_dir=str(tmp_path))
+    assert [Path(getattr(p, name)) for name in DATA_PATHS] == [
+        tmp_path / name for name in ("train/train.csv", "test/test.csv", "train/images", "test/images")
+    ]
+
+
+@pytest.mark.parametrize("name", DATA_PATHS)
+def test_a_path_given_alone_wins_over_data_dir(tmp_path, config, name):
+    touch(tmp_path, "train.csv", "test.csv", "train_images/train_images/", "test_images/test_images/")
+    for p in (
+        load_params(data_dir=str(tmp_path), **{name: "elsewhere"}),
+        load_params(config(f"{name}: elsewhere"), data_dir=str(tmp_path)),
+    ):
+        assert getattr(p, name) == "elsewhere"
+        assert all(Path(getattr(p, other)).is_relative_to(tmp_path) for other in DATA_PATHS if other != name)
+
+
+def test_without_data_dir_the_paths_stand_as_given():
+    assert load_params(train_csv="mine.csv").train_csv == "mine.csv"
+
+
+def test_data_dir_must_be_a_folder(tmp_path):
+    with pytest.raises(GoodsError, match=r"data_dir .*nowhere is not a folder"):
+        load_params(data_dir=str(tmp_path / "nowhere"))
+    with pytest.raises(GoodsError, match=r"is made by: python goods_sample\.py"):
+        load_params(data_dir=str(tmp_path / "sample"))
+
+
+def test_two_competitions_below_data_dir_are_not_guessed_between(tmp_path):
+    touch(tmp_path, "a/train.csv", "a/test.csv", "b/train.csv", "b/test.csv")
+    with pytest.raises(GoodsError, match=r"holds more than one train\.csv; name one of its folders: .*a, .*b"):
+        load_params(data_dir=str(tmp_path))
+
+
+def test_the_sample_never_fills_a_gap_in_the_real_data(tmp_path):
+    touch(tmp_path, "train.csv", "train/", "sample/train.csv", "sample/test.csv", "sample/test_images/test_images/")
+    p = load_params(data_dir=str(tmp_path))
+    assert Path(p.test_csv) == tmp_path / "test.csv"  # which is not there, as read_goods will say
+    assert Path(p.test_images_dir) == tmp_path / "test_images" / "test_images"
+
+
+def test_a_relative_path_means_the_project_root(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert gp.resolve("outputs") == gp.ROOT / "outputs"
+    assert gp.resolve(tmp_path) == tmp_path
+    assert gp.resolve("~/data") == Path.home() / "data"
+    assert load_params("params/head.yaml").run == "head"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 Run directory, environment record, atomic files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make(tmp_path: Path, **given) -> Params:
+    return load_params(outputs_dir=str(tmp_path / "outputs"), run="trial", **given)
+
+
+def test_a_run_keeps_its_parameters_and_versions(tmp_path):
+    p = make(tmp_path, learning_rate="1e-4", text_columns="title")
+    folder = gp.open_run(p)
+    assert folder == p.run_dir == tmp_path / "outputs" / "trial"
+    assert Params(**yaml.safe_load((folder / "params.yaml").read_text())) == p
+    assert gp.load_recorded(folder / "params.yaml")["learning_rate"] == 1e-4
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"python", "torch", "transformers", "pandas", "cpus"} <= set(environment)
+
+
+def test_the_same_parameters_resume(tmp_path):
+    p = make(tmp_path)
+    before = (gp.open_run(p) / "params.yaml").stat().st_mtime_ns
+    assert gp.open_run(make(tmp_path)) == p.run_dir
+    assert (p.run_dir / "params.yaml").stat().st_mtime_ns == before
+
+
+def test_other_parameters_are_refused_by_name(tmp_path):
+    gp.open_run(make(tmp_path))
+    with pytest.raises(GoodsError, match="run 'trial' was made with other parameters") as refused:
+        gp.open_run(make(tmp_path, num_epochs=9, text_columns="title", fold=2))
+    sentence = str(refused.value)
+    assert "num_epochs was 5 and is now 9" in sentence
+    assert "text_columns was ['title', 'description'] and is now ['title']" in sentence
+    assert "fold was" not in sentence
+    assert "Choose another name" in sentence and str(tmp_path) in sentence
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"fold": 3},
+        {"skip_folds": 2},
+        {"num_workers": 0},
+        {"eval_batch_size": 4},
+        {"train_csv": "moved/train.csv"},
+        {"test_images_dir": "moved"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_what_changes_no_result_may_differ(tmp_path, other):
+    gp.open_run(make(tmp_path))
+    assert gp.open_run(make(tmp_path, **other)) == make(tmp_path).run_dir
+
+
+def test_a_debug_run_is_one_of_its_own(tmp_path):
+    real, debug = make(tmp_path), make(tmp_path, debug=True)
+    assert gp.open_run(debug).name == "trial-debug"
+    assert gp.open_run(real).name == "trial"
+    assert gp.load_recorded(debug.run_dir / "params.yaml")["debug"] is True
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "just text", "- 3"])
+def test_a_spoilt_record_says_what_to_do(tmp_path, text):
+    p = make(tmp_path)
+    (gp.open_run(p) / "params.yaml").write_text(text)
+    with pytest.raises(GoodsError, match=r"params\.yaml can't be read; delete the run's folder"):
+        gp.open_run(p)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    learning_rate=st.floats(1e-300, 1e300),
+    seed=st.integers(0, 2**32 - 1),
+    column=st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1).filter(lambda text: not text.strip().startswith("[")),
+)
+def test_what_was_recorded_is_what_was_given(tmp_path, learning_rate, seed, column):
+    p = make(tmp_path, learning_rate=learning_rate, seed=seed, label_column=column)
+    path = gp.write_text(tmp_path / "params.yaml", yaml.safe_dump(p.model_dump(mode="json"), allow_unicode=True))
+    assert gp.load_recorded(path) == p.model_dump(mode="json")
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_files_are_written_whole(tmp_path):
+    path = gp.write_text(tmp_path / "new" / "deep" / "a.txt", "Straße\n")
+    assert path.read_bytes() == "Straße\n".encode()
+    assert path.stat().st_mode & 0o777 == 0o644
+    gp.write_json(tmp_path / "a.json", {"name": "café", "n": [1, 2]})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "café", "n": [1, 2]}
+    assert files_in(tmp_path / "new" / "deep") == ["a.txt"]
+
+
+def test_a_failure_leaves_the_earlier_file_and_no_litter(tmp_path):
+    path = gp.write_text(tmp_path / "a.txt", "before")
+    with pytest.raises(KeyboardInterrupt), gp.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert temporary.parent == path.parent  # a rename within one file system
+        assert path.read_text() == "before"
+        raise KeyboardInterrupt
+    with pytest.raises(TypeError):
+        gp.write_json(path, {"a": object()})
+    with pytest.raises(UnicodeEncodeError):
+        gp.write_text(path, "\ud800")
+    assert path.read_text() == "before"
+    assert files_in(tmp_path) == ["a.txt"]
+
+
+def test_a_failure_leaves_no_new_file(tmp_path):
+    with pytest.raises(ZeroDivisionError), gp.atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text(str(1 / 0))
+    assert files_in(tmp_path) == []
+
+
+def later(path: Path) -> None:
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "a.txt").write_text("longer"),
+        lambda folder: later(folder / "sub" / "b.txt"),
+        lambda folder: (folder / "sub" / "c.txt").touch(),
+        lambda folder: (folder / "a.txt").unlink(),
+        lambda folder: (folder / "a.txt").rename(folder / "z.txt"),
+    ],
+    ids=["size", "time", "new", "gone", "renamed"],
+)
+def test_file_stamp_sees_what_changes_below_a_folder(tmp_path, change):
+    (touch(tmp_path, "sub/b.txt") / "a.txt").write_text("text")
+    before = gp.file_stamp([tmp_path])
+    assert gp.file_stamp([tmp_path]) == before
+    change(tmp_path)
+    assert gp.file_stamp([tmp_path]) != before
+
+
+def test_file_stamp_of_files(tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    missing = gp.file_stamp([first, second])
+    first.touch()
+    assert len({missing, gp.file_stamp([first, second]), gp.file_stamp([second]), gp.file_stamp([])}) == 4
+
+
+def test_the_environment_record_bears_a_missing_package(monkeypatch):
+    def version(name: str) -> str:
+        raise gp.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(gp.metadata, "version", version)
+    assert gp.environment()["torch"] is None
