@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score
@@ -102,6 +103,7 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
         return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     started = time.perf_counter()
     folds = read_folds(goods, p)
+    AcceleratorState._reset_state()  # else a kernel that has trained once can't train in another precision
     accelerator = Accelerator(mixed_precision=pick_precision(p.mixed_precision).replace("fp32", "no"))
     task = make_task(p, goods, folds)
     set_seed(p.seed + p.fold)  # only now: whether embeddings came from the cache must not matter
@@ -158,7 +160,7 @@ def _full_task(p: Params, goods: Goods, rows: np.ndarray) -> tuple[nn.Module, Da
 
 
 def _labels(goods: Goods) -> Tensor:
-    return torch.from_numpy(goods.train["label"].to_numpy(dtype=np.int64))
+    return torch.tensor(goods.train["label"].to_numpy(dtype=np.int64))  # a copy: pandas 3's own can't be written to
 
 
 def train(task: Task, p: Params, accelerator: Accelerator, folder: Path) -> int:
