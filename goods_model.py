@@ -92,7 +92,8 @@ def load_processor(model_name: str) -> Processor:
         photo = processor.image_processor
         return Processor(processor.tokenizer, tuple(photo.image_mean), tuple(photo.image_std))
     except Exception as error:  # each tokenizer library has its own
-        raise GoodsError(f"the processor in {folder} can't be loaded: {_first_line(error)}") from error
+        why = f"the processor in {folder} can't be loaded: {_first_line(error)}"
+        raise GoodsError(f"{why}; {_model_advice(folder)}") from error
 
 
 def load_backbone(model_name: str) -> PreTrainedModel:
@@ -107,25 +108,25 @@ def load_backbone(model_name: str) -> PreTrainedModel:
             folder,
             dtype=torch.float32,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # counted below: the error it gives names no tensor
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
         )
     except Exception as error:  # config, safetensors and torch each have their own
-        raise GoodsError(f"the model in {folder} can't be loaded: {_first_line(error)}") from error
-    if missing := sorted(loading["missing_keys"]):
-        raise GoodsError(f"the weights in {folder} lack {len(missing)} tensors, such as {missing[0]}; get them again")
+        why = f"the model in {folder} can't be loaded: {_first_line(error)}"
+        raise GoodsError(f"{why}; {_model_advice(folder)}") from error
+    if bad := sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}):
+        raise GoodsError(f"the weights in {folder} don't fit its config.json: {len(bad)} are missing or of another "
+                         f"shape, such as {bad[0]}; {_model_advice(folder)}")  # fmt: skip
     if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
         raise GoodsError(f"{folder} holds a {type(backbone).__name__}; a dual encoder such as SigLIP is needed")
     return backbone
 
 
 def _check_model_dir(folder: Path) -> None:
-    advice = f"download it with: hf download google/{folder.name} --local-dir models/{folder.name}"
-    if folder.name == "siglip-tiny":
-        advice = "the embedded sample's model is made by: python goods_sample.py"
     if not folder.is_dir():
-        raise GoodsError(f"there is no model directory {folder}; {advice}")
+        raise GoodsError(f"there is no model directory {folder}; {_model_advice(folder)}")
     needs = {
         "config.json": ["config.json"],
         "weights (*.safetensors)": ["*.safetensors"],
@@ -134,11 +135,17 @@ def _check_model_dir(folder: Path) -> None:
     }
     missing = [what for what, patterns in needs.items() if not any(any(folder.glob(name)) for name in patterns)]
     if missing:
-        raise GoodsError(f"the model directory {folder} lacks {', '.join(missing)}; {advice}")
+        raise GoodsError(f"the model directory {folder} lacks {', '.join(missing)}; {_model_advice(folder)}")
+
+
+def _model_advice(folder: Path) -> str:
+    if folder.name == "siglip-tiny":
+        return "the embedded sample's model is made by: python goods_sample.py"
+    return f"download it with: hf download google/{folder.name} --local-dir models/{folder.name}"
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
 class GoodsHeads(nn.Module):

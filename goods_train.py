@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from scipy.special import log_softmax
@@ -140,6 +141,7 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
 
 def make_accelerator(p: Params) -> Accelerator:
     """Accelerate's view of the devices there are, in the precision that p asks for."""
+    AcceleratorState._reset_state()  # else a kernel that has trained once can't train in another precision
     precision = pick_precision(p.mixed_precision).replace("fp32", "no")
     return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
 
@@ -150,7 +152,7 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame) -> Task:
     train = np.flatnonzero(folds["fold"] != p.fold)
     labels = folds["label"].to_numpy()
     parts = {"train": labels[train], "valid": labels[valid]}
-    targets = torch.from_numpy(labels.astype(np.int64))
+    targets = torch.tensor(labels.astype(np.int64))
     if p.tune == "head":
         embeddings = embed_products(p, goods.train)
         dataset = TensorsDataset(**embeddings, label=targets)
