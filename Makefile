@@ -16,7 +16,7 @@ help: ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
 
 demo: sample ## the whole road on the embedded sample: eda, five folds, ensemble, submission.csv
-	@$(PY) pipeline.py --config params/demo.yaml
+	@$(PY) pipeline.py --config params/demo.yaml --jobs 2
 
 test: lint ## lint, then all tests
 	@$(PY) -m pytest

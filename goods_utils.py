@@ -1,14 +1,15 @@
 """What every notebook imports: `import goods_utils as gu`.
 
-The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data (tables,
-texts, folds, photos), goods_model (backbone, heads, embeddings), goods_plan (what a run will cost), goods_checkpoint
-(the state of an unfinished training), goods_train (scores, training, prediction). Here they meet, and what stands on
-them all is added: ensembling, submission and the command line.
+The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data
+(tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_checkpoint (the state of an unfinished
+training), goods_train (scores, training, prediction). Here they meet, and what stands on them all is added: ensembling,
+submission and the command line.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,6 @@ from goods_params import (
     write_json,
     write_text,
 )
-from goods_plan import Plan, plan
 from goods_train import (
     fit_fold,
     frame_logits,
@@ -85,7 +85,6 @@ __all__ = [
     "GoodsHeads",
     "Params",
     "PhotoDataset",
-    "Plan",
     "Processor",
     "TensorsDataset",
     "clean_text",
@@ -105,7 +104,6 @@ __all__ = [
     "open_run",
     "pick_device",
     "pick_precision",
-    "plan",
     "predict",
     "predict_test",
     "prediction_table",
@@ -254,29 +252,24 @@ def saved_files(p: Params, *patterns: str) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`fit` trains one fold, so that `accelerate launch` and torchrun can start it; `plan` says what a run will cost."""
-    parser = argparse.ArgumentParser(description="Train one fold, or plan a run, without a notebook.")
+    """Trains one fold without a notebook, so that `accelerate launch` and torchrun can start it on several devices."""
+    parser = argparse.ArgumentParser(prog="goods_utils.py", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
-    fit.add_argument("--fold", type=int, default=0)
-    cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
-    cost.add_argument("--gpu", help="T4, A100 ...; the default is the GPU there is")
-    for command in (fit, cost):
-        command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
-        command.add_argument("--run", help="name of the run's folder; the default is the config's")
-        command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter")
+    fit.add_argument("--fold", type=int, default=0, help="the fold to hold back")
+    fit.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
+    fit.add_argument("--run", help="name of the run's folder; the default is the config's")
+    fit.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter")
     options = parser.parse_args(arguments)
     try:
         given = dict(parse_setting(text) for text in options.set) | ({"run": options.run} if options.run else {})
-        if options.command == "plan":
-            print(plan(load_params(options.config, **given), options.gpu))
-            return
         p = load_params(options.config, **given, fold=options.fold)
         open_run(p)
         metrics = fit_fold(p, read_goods(p))
-        print("  ".join(f"{output} macro-F1 {metrics[output]['macro_f1']:.4f}" for output in OUTPUTS))
     except GoodsError as error:
         sys.exit(f"goods_utils.py: {error}")
+    if os.environ.get("RANK", "0") == "0":
+        print("  ".join(f"{output} macro-F1 {metrics[output]['macro_f1']:.4f}" for output in OUTPUTS))
 
 
 if __name__ == "__main__":
