@@ -28,7 +28,7 @@ lint: .venv/installed ## ruff, and notebooks without outputs
 	{ echo "notebooks are committed without outputs: $(PY) -m nbstripout --keep-id notebooks/*.ipynb"; exit 1; }
 
 lab: sample ## JupyterLab in the project's folder, with the sample there to start on
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab $(ARGS)
 
 run: .venv/installed ## an experiment: make run CONFIG=params/head.yaml RUN=hm ARGS="--folds 0 2"
 	@$(PY) pipeline.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(ARGS)

@@ -300,19 +300,17 @@ def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
 
 
 def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
-    """Puts LoRA adapters (arXiv 2106.09685) into the layers whose names p.lora_targets ends."""
+    """Puts LoRA adapters (arXiv 2106.09685) into the layers p.lora_targets of the blocks of both towers."""
     from peft import LoraConfig, inject_adapter_in_model  # three seconds that only this mode pays
 
-    layers = [n for n, module in backbone.named_modules() if isinstance(module, nn.Linear)]
-    if not any(re.fullmatch(f"(.*\\.)?({p.lora_targets})", name) for name in layers):
-        raise GoodsError(f"lora_targets '{p.lora_targets}' matches no layer of the backbone; its layers are called "
-                         f"{layers[0]}, {layers[-1]} ...")  # fmt: skip
-    config = LoraConfig(
-        r=p.lora_rank,
-        lora_alpha=p.lora_alpha,
-        lora_dropout=p.lora_dropout,
-        target_modules=f"(.*\\.)?({p.lora_targets})",
-    )
+    # Blocks alone: the pooling head's attention has an out_proj, too, but never calls it.
+    pattern = rf".*\.encoder\.layers\.\d+\.(.*\.)?({'|'.join(map(re.escape, p.lora_targets))})"
+    layers = [n for n, module in backbone.named_modules() if isinstance(module, nn.Linear) and _BLOCK.match(n)]
+    if not any(re.fullmatch(pattern, name) for name in layers):
+        own = sorted({name.rsplit(".", 1)[-1] for name in layers})
+        raise GoodsError(f"lora_targets {', '.join(p.lora_targets)} match no layer of the backbone; "
+                         f"its blocks have {', '.join(own)}")  # fmt: skip
+    config = LoraConfig(r=p.lora_rank, lora_alpha=p.lora_alpha, lora_dropout=p.lora_dropout, target_modules=pattern)
     inject_adapter_in_model(config, backbone)
 
 

@@ -114,9 +114,8 @@ class Params(BaseModel):
     lora_rank: Int = Field(16, ge=1, description="tune lora: rank of the adapters")
     lora_alpha: Float = Field(32.0, gt=0, description="tune lora: their scale times the rank")
     lora_dropout: Float = Field(0.05, ge=0, lt=1, description="tune lora: dropout before the adapters")
-    lora_targets: str = Field(
-        r"encoder\.layers\.\d+\.(self_attn\.[qkv]_proj|self_attn\.out_proj|mlp\.fc[12])",
-        description="tune lora: regular expression that ends the names of the adapted layers",
+    lora_targets: Names = Field(
+        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), description="tune lora: adapted layers of each block"
     )
     frozen: Names = Field((), description="beginnings of the names of parts of the backbone that are never trained")
     warm_start_epochs: Int = Field(0, ge=0, description="first fit the heads on frozen embeddings (LP-FT)")
@@ -128,7 +127,7 @@ class Params(BaseModel):
     num_epochs: Int = Field(5, ge=1, description="passes over the training folds; the best one is kept")
     early_stopping: Int = Field(0, ge=0, description="stop after so many epochs without a better macro-F1; 0: never")
     optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="adafactor keeps almost no state")
-    learning_rate: Float = Field(2e-5, gt=0, description="peak rate of the backbone's last block")
+    learning_rate: Float = Field(2e-5, gt=0, description="peak rate of the backbone, in its last block")
     layer_decay: Float = Field(1.0, gt=0, le=1, description="each block's rate is this times the next one's")
     head_learning_rate: Float = Field(1e-3, gt=0, description="peak rate of the heads")
     weight_decay: Float = Field(0.01, ge=0, description="not on norms and biases")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:  # imported for real only after the environment is set
+    from goods_data import Goods
+    from goods_params import Params
 
 # Set before any test module imports torch, transformers or jupyter, and inherited by the notebooks that tests run:
 # nothing of the user's home (kernels, IPython profiles, caches) takes part, nothing is downloaded, one core is used.
@@ -43,3 +47,33 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     goods_sample.make_competition(made.data, seed=7, train_per_class=6, test_per_class=2)
     goods_sample.make_model(made.model, goods_sample.read_texts(made.data), seed=7)
     return made
+
+
+@pytest.fixture(scope="session")
+def mini(sample: Sample) -> dict[str, Any]:
+    """Parameters of a miniature experiment on the sample: heads on frozen embeddings, three folds, a second each."""
+    return {
+        "run": "mini", "data_dir": str(sample.data), "model_name": str(sample.model), "tune": "head", "n_folds": 3,
+        "image_size": 64, "hidden_dim": 64, "batch_size": 32, "eval_batch_size": 64, "num_workers": 0,
+        "num_epochs": 40, "head_learning_rate": 3e-3,
+    }  # fmt: skip
+
+
+class Run(NamedTuple):
+    """A run and its goods."""
+
+    p: Params
+    goods: Goods
+
+
+@pytest.fixture(scope="session")
+def trained(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The miniature experiment with all folds trained; read it, and copy it to change it."""
+    import goods_utils as gu
+
+    p = gu.load_params(**mini, outputs_dir=str(tmp_path_factory.mktemp("outputs")))
+    gu.open_run(p)
+    goods = gu.read_goods(p)
+    for fold in p.folds:
+        gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
+    return Run(p, goods)
