@@ -192,7 +192,9 @@ def make_classifier(p: Params, train: pd.DataFrame, labels: Tensor) -> GoodsClas
     torch.manual_seed(p.seed + p.fold)  # of the adapters
     set_trainable(backbone, p)
     if p.gradient_checkpointing:
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 5.24 has a new name for it
+        enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     classifier = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
     halve_frozen(classifier, pick_precision(p.mixed_precision))
     return classifier

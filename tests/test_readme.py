@@ -43,7 +43,8 @@ def test_the_table_of_parameters_is_the_parameters():
 
 
 def test_the_files_it_names_are_there():
-    for path in re.findall(r"(?<![\w/])(?:params/[\w-]+\.yaml|notebooks/\w+\.ipynb|goods_\w+\.py|pipeline\.py)\b", README):
+    named = r"(?<![\w/])(?:params/[\w-]+\.yaml|notebooks/\w+\.ipynb|goods_\w+\.py|pipeline\.py)\b"
+    for path in re.findall(named, README):
         assert (ROOT / path).is_file(), path
 
 
