@@ -8,7 +8,7 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 DEMO := data/sample models/siglip-tiny outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab run sample clean
+.PHONY: help demo test lint lab run sample bench clean
 .DELETE_ON_ERROR:
 
 help: ## what can be made
@@ -35,6 +35,9 @@ run: .venv/installed ## an experiment: make run CONFIG=params/head.yaml RUN=hm A
 
 sample: .venv/installed ## the sample competition and its tiny model: data/sample, models/siglip-tiny
 	@$(PY) goods_sample.py
+
+bench: .venv/installed ## what costs what, as ratios inside one run: benchmarks/results.md
+	@$(PY) benchmarks/bench.py
 
 clean: ## removes .venv, caches and what the demo made; other data, models and runs stay
 	rm -rf .venv build *.egg-info $(DEMO) .pytest_cache .ruff_cache .hypothesis

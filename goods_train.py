@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -597,12 +597,12 @@ def predict(model: nn.Module, dataset: Dataset, p: Params, accelerator: Accelera
     return {name: np.concatenate([part[name] for part in flat])[order] for name in OUTPUTS}
 
 
-def predict_test(p: Params, goods: Goods) -> list[int]:
-    """Writes test.parquet of every trained fold that lacks one; returns those folds.
+def predict_test(p: Params, goods: Goods, folds: Sequence[int] | None = None) -> list[int]:
+    """Writes test.parquet of every trained fold (of `folds`) that lacks one; returns those folds.
 
     The photos are decoded and the texts tokenised once for all of them (with tune: head, embedded once).
     """
-    folders = {k: p.run_dir / f"fold{k}" for k in range(p.n_folds)}
+    folders = {k: p.run_dir / f"fold{k}" for k in folds or range(p.n_folds)}
     due = [k for k, f in folders.items() if (f / "metrics.json").is_file() and not (f / "test.parquet").is_file()]
     if not due:
         return []
