@@ -347,10 +347,10 @@ def atomic_path(path: str | os.PathLike):
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
-    os.chmod(name, 0o644)  # mkstemp makes it private
     temporary = Path(name)
     try:
         yield temporary
+        os.chmod(temporary, 0o644)  # mkstemp and safetensors make files private
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
