@@ -28,7 +28,8 @@ def save_state(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     At every moment one of the two files is whole. Raises GoodsError when the disk is full, the earlier state intact.
     """
     current, previous = folder / CURRENT, folder / PREVIOUS
-    for stale in (previous, *current.parent.glob(".*.tmp")):  # three copies of a large state would not fit Kaggle's disk
+    # Three copies of a large state would not fit on Kaggle's disk, nor what killed savings left.
+    for stale in (previous, *current.parent.glob(".*.tmp")):
         stale.unlink(missing_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"facts": json.dumps(facts), "version": str(VERSION), "sha256": _digest(tensors)}

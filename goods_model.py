@@ -418,6 +418,8 @@ class Embedder:
 
     def _cached(self, keys: list[str], kind: str, compute: Callable[[list[str]], Iterator[Tensor]]) -> Tensor:
         """One row per key, (n, dim); what the cache lacks is computed once a key, and saved chunk by chunk."""
+        precision = pick_precision(self.p.mixed_precision)
+        kind += "" if precision == "fp32" else f"-{precision}"  # else a run would depend on which ones went before it
         folder, unique = self.folder / kind, list(dict.fromkeys(keys))
         row_of, table = _read_cache(folder)
         if any(_hash(key) not in row_of for key in unique):
@@ -448,9 +450,12 @@ def _read_cache(folder: Path) -> tuple[dict[str, int], Tensor]:
     names: list[str] = []
     parts = []
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            names += file.metadata()["names"].split()
-            parts.append(file.get_tensor("embeddings"))
+        try:
+            with safe_open(path, framework="pt") as file:
+                names += file.metadata()["names"].split()
+                parts.append(file.get_tensor("embeddings"))
+        except Exception:  # not of our making: files are written whole
+            raise GoodsError(f"the embeddings cache {path} is damaged; delete it, and it is computed again") from None
     return {name: row for row, name in enumerate(names)}, torch.cat(parts) if parts else torch.empty(0, 0)
 
 
@@ -460,7 +465,12 @@ def pick_device() -> torch.device:
 
 
 def pick_precision(mixed_precision: str) -> str:
-    """fp32, fp16 or bf16; auto is bf16 on a GPU that has it in hardware, fp16 on another GPU, fp32 elsewhere."""
+    """fp32, fp16 or bf16; auto is bf16 on a GPU that has it in hardware, fp16 on another GPU, fp32 elsewhere.
+
+    Raises GoodsError for fp16 on a CPU, where Accelerate would train in fp32 without a word.
+    """
+    if mixed_precision == "fp16" and pick_device().type == "cpu":
+        raise GoodsError("mixed_precision fp16 needs a GPU, and there is none; take auto, which is fp32 here, or bf16")
     if mixed_precision != "auto":
         return mixed_precision
     if not torch.cuda.is_available():

@@ -133,6 +133,7 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
     metrics["resources"] = resources(p, trainer) | {"seconds": round(time.perf_counter() - began, 1)}
     if accelerator.is_main_process:
         write_predictions(folder / "oof.parquet", folds[folds["fold"] == p.fold], logits)
+        (folder / "test.parquet").unlink(missing_ok=True)  # it would be from weights that are no more
         write_json(folder / "metrics.json", metrics)
         remove_state(folder)
     accelerator.wait_for_everyone()

@@ -171,14 +171,22 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
 
 
 def _read_fold(folder: Path, expected: pd.DataFrame, test_ids: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
-    oof, test = pd.read_parquet(folder / "oof.parquet"), pd.read_parquet(folder / "test.parquet")
-    again = f"delete {folder} and train the fold again"
-    for name, frame, ids in (("oof", oof, expected["id"]), ("test", test, test_ids)):
+    frames = []
+    for name, ids, again in (
+        ("oof", expected["id"], f"delete {folder} and train the fold again"),
+        ("test", test_ids, "delete it, and the fold predicts the test set again"),
+    ):
+        path = folder / f"{name}.parquet"
+        try:
+            frame = pd.read_parquet(path)
+        except Exception:  # pyarrow raises anything on damaged bytes
+            raise GoodsError(f"{path} is missing or damaged; {again}") from None
         if frame["id"].tolist() != ids.tolist():
-            raise GoodsError(f"the ids in {folder / name}.parquet are not those of the run's folds and tables; {again}")
+            raise GoodsError(f"the ids in {path} are not those of the run's folds and tables; {again}")
         if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
-            raise GoodsError(f"{folder / name}.parquet holds values that are not numbers; {again}")
-    return oof, test
+            raise GoodsError(f"{path} holds values that are not numbers; {again}")
+        frames.append(frame)
+    return frames[0], frames[1]
 
 
 def _log_probabilities(frame: pd.DataFrame) -> pd.DataFrame:
@@ -258,12 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
     fit.add_argument("--fold", type=int, default=0, help="the fold to hold back")
     fit.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
-    fit.add_argument("--run", help="name of the run's folder; the default is the config's")
-    fit.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter")
+    # No --run: torchrun takes it for an option of its own, even behind the script's name.
+    fit.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter, such as run=b")
     options = parser.parse_args(arguments)
     try:
-        given = dict(parse_setting(text) for text in options.set) | ({"run": options.run} if options.run else {})
-        p = load_params(options.config, **given, fold=options.fold)
+        p = load_params(options.config, **dict(parse_setting(text) for text in options.set), fold=options.fold)
         open_run(p)
         metrics = fit_fold(p, read_goods(p))
     except GoodsError as error:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 import goods_checkpoint as gc
 import goods_model as gm
@@ -308,26 +309,23 @@ def test_another_runs_folder_is_gone_on_from_and_only_read(make):
         fit(make(run="none", resume_from=str(done.run_dir / "fold1")))
 
 
-def command(p: Params, run: str, **given) -> list[str]:
-    settings = p.model_dump(exclude_defaults=True) | given
-    for name in ("run", "fold", "train_csv", "test_csv", "train_images_dir", "test_images_dir"):
-        settings.pop(name, None)
-    listed = [f"{name}={value}" for name, value in settings.items()]
-    base = ["fit", "--config", "params/test-empty.yaml", "--run", run, "--fold", str(p.fold), "--set", *listed]
-    return [str(ROOT / "goods_utils.py"), *base]
-
-
 @pytest.fixture
-def empty_config(tmp_path):
-    path = tmp_path / "empty.yaml"
-    path.write_text("{}\n")
-    return str(path)
+def command(tmp_path):
+    """The command line that trains fold 1 as p says, in another run."""
+    config = tmp_path / "config.yaml"
+
+    def command(p: Params, run: str) -> list[str]:
+        settings = p.model_dump(mode="json", exclude_defaults=True, exclude={"fold"}) | {"run": run}
+        config.write_text(yaml.safe_dump(settings))
+        return ["goods_utils.py", "fit", "--config", str(config), "--fold", str(p.fold)]
+
+    return command
 
 
-def test_killed_five_times_it_ends_with_the_same_bytes(make, empty_config):
+def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
     p = make(run="whole", **RECIPE, num_epochs=3, checkpoint_minutes=0.0)
     fit(p)
-    started = [part.replace("params/test-empty.yaml", empty_config) for part in command(p, "killed")]
+    started = command(p, "killed")
     folder = p.run_dir.parent / "killed" / "fold1"
     rng, kills = random.Random(0), 0
     while not (folder / "metrics.json").is_file():
@@ -355,12 +353,12 @@ def wait_for_a_new_state(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def test_two_processes_train_as_one(make, empty_config):
+def test_two_processes_train_as_one(make, command):
     p = make(run="one", tune="full", dropout=0.0)
     one = fit(p)
-    started = [part.replace("params/test-empty.yaml", empty_config) for part in command(p, "two")]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *started]
-    done = subprocess.run(torchrun, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    started = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", *command(p, "two")]
+    done = subprocess.run(started, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     two = pd.read_parquet(p.run_dir.parent / "two" / "fold1" / "oof.parquet")
     assert two["id"].tolist() == one["id"].tolist()
