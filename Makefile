@@ -5,6 +5,8 @@ CONFIG ?= params/demo.yaml
 RUN ?=
 PY := .venv/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
+# Threads that wait give the core to others, which matters where cores are few.
+export OMP_WAIT_POLICY ?= PASSIVE
 DEMO := data/sample models/siglip-tiny outputs/demo
 
 .DEFAULT_GOAL := help

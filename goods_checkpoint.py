@@ -92,8 +92,9 @@ def adopt_fold(p: Params) -> None:
         if other:
             raise GoodsError(f"resume_from {other} is not the folder of a run: it has no params.yaml")
         return
-    before, now = load_recorded(other / "params.yaml"), p.model_dump(mode="json")
-    names = [n for n in Params.model_fields if n not in RUNTIME_FIELDS | {"run"} and before.get(n) != now[n]]
+    before = Params().model_dump(mode="json") | load_recorded(other / "params.yaml")
+    now = p.model_dump(mode="json")
+    names = [n for n in Params.model_fields if n not in RUNTIME_FIELDS | {"run"} and before[n] != now[n]]
     if names:
         raise GoodsError(f"resume_from {other} was made with other parameters: {', '.join(names)}")
     folder, source = own / f"fold{p.fold}", other / f"fold{p.fold}"

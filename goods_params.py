@@ -302,11 +302,12 @@ def open_run(p: Params) -> Path:
     """
     path = p.run_dir / "params.yaml"
     if path.is_file():
-        before = load_recorded(path)
+        # A parameter that is younger than the run had its default then.
+        before = Params().model_dump(mode="json") | load_recorded(path)
         now = p.model_dump(mode="json")
-        differ = [n for n in Params.model_fields if n not in RUNTIME_FIELDS and before.get(n) != now[n]]
+        differ = [n for n in Params.model_fields if n not in RUNTIME_FIELDS and before[n] != now[n]]
         if differ:
-            changes = ", ".join(f"{n} was {before.get(n)!r} and is now {now[n]!r}" for n in differ)
+            changes = ", ".join(f"{n} was {before[n]!r} and is now {now[n]!r}" for n in differ)
             raise GoodsError(f"run '{p.run}' was made with other parameters: {changes}. "
                              f"Choose another name for run, or delete {p.run_dir}")  # fmt: skip
         return p.run_dir
