@@ -1,0 +1,254 @@
+"""The notebooks: what every committed one looks like, and each of them run by the real papermill."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import Sample
+
+from goods_params import ROOT, Params
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PICTURES = {"eda": 5, "train": 3, "ensemble": 5, "submission": 1}
+MODULES = sorted(path.stem for path in ROOT.glob("goods_*.py"))
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As committed
+# ---------------------------------------------------------------------------------------------------------------------
+
+committed = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+@committed
+def test_a_notebook_is_valid_and_has_no_outputs(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(path))
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+@committed
+def test_cells_have_ids_that_stay(path: Path) -> None:
+    ids = [cell.id for cell in nbformat.read(path, as_version=4).cells]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(rf"{path.stem}-\d\d\w?", name) for name in ids)
+
+
+@committed
+def test_cells_are_short_and_define_nothing(path: Path) -> None:
+    for cell in code_cells(path):
+        assert len(cell.source.splitlines()) <= 15, cell.id
+        kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
+        assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}, cell.id
+
+
+@committed
+def test_a_notebook_says_what_it_reads_writes_and_answers(path: Path) -> None:
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert all(f"**{word}**" in first.source for word in ("Reads", "Writes", "Answers"))
+
+
+@committed
+def test_the_parameters_cell_holds_literals_and_comes_first(path: Path) -> None:
+    cells = code_cells(path)
+    tagged = [k for k, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == [0]
+    given: dict[str, Any] = {}
+    for statement in ast.parse(cells[0].source).body:
+        assert isinstance(statement, ast.Assign), ast.unparse(statement)
+        (target,) = statement.targets
+        given[target.id] = ast.literal_eval(statement.value)
+    assert {"config", "run", "debug"} <= set(given) <= {"config", *Params.model_fields}
+    assert (ROOT / given.pop("config")).is_file()
+    assert set(given.values()) == {None}  # as the config says
+
+
+@committed
+def test_parameters_are_read_before_anything_else_is_defined(path: Path) -> None:
+    body = ast.parse(code_cells(path)[1].source).body
+    statements = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    assert ast.unparse(statements[0]) == "p = gu.read_params(globals())"
+
+
+def test_the_install_puts_every_module_on_the_path() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["setuptools"]["py-modules"] == MODULES
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Done(NamedTuple):
+    """A call of papermill: its exit status, what it said, and the executed notebook."""
+
+    status: int
+    stderr: str
+    notebook: nbformat.NotebookNode
+
+    def outputs(self) -> list[nbformat.NotebookNode]:
+        return [output for cell in self.notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+    def pictures(self) -> list[bytes]:
+        data = [output.data for output in self.outputs() if "data" in output]
+        return [base64.b64decode(each["image/png"]) for each in data if "image/png" in each]
+
+    def printed(self) -> str:
+        return "".join(output.text for output in self.outputs() if output.output_type == "stream")
+
+
+def installed() -> bool:
+    """Whether this Python finds the modules by itself, as it does where `make` made it."""
+    try:
+        return bool(metadata.version("goods-classification"))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def papermill(notebook: str, output: Path, *arguments: Any, cwd: Path = ROOT, root: Path | None = None) -> Done:
+    """`papermill NOTEBOOK OUTPUT ARGUMENTS` in the folder `cwd`, with the modules installed or those in `root`."""
+    command = [sys.executable, "-m", "papermill", notebook, str(output), *map(str, arguments)]
+    environment = dict(os.environ)
+    if root or not installed():
+        environment["PYTHONPATH"] = str(root or ROOT)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert (cwd / output).is_file(), done.stderr
+    return Done(done.returncode, done.stderr, nbformat.read(cwd / output, as_version=4))
+
+
+def arguments(**given: Any) -> list[Any]:
+    return [word for name, value in given.items() for word in ("-p", name, value)]
+
+
+@pytest.fixture(scope="session")
+def given(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Parameters of all notebook runs: heads on the sample, in a folder of their own."""
+    return {
+        "outputs_dir": tmp_path_factory.mktemp("notebooks"), "run": "nb", "data_dir": sample.data,
+        "model_name": sample.model, "tune": "head", "hidden_dim": 32, "num_epochs": 8,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def executed(given: dict[str, Any]) -> dict[str, Done]:
+    """All four notebooks, in their order, run from the project's root."""
+    folder = given["outputs_dir"]
+    return {
+        name: papermill(f"notebooks/{name}.ipynb", folder / f"{name}.ipynb", *arguments(**given, **more))
+        for name, more in (("eda", {}), ("train", {"fold": 1}), ("ensemble", {}), ("submission", {}))
+    }
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_notebook_runs_clean(executed: dict[str, Done], name: str) -> None:
+    done = executed[name]
+    assert done.status == 0, done.stderr
+    streams = {output.name: output.text for output in done.outputs() if output.output_type == "stream"}
+    assert "stderr" not in streams, streams["stderr"]
+    assert not re.search(r"Warning\b|Traceback|\[0;3\d", done.printed())
+    assert not [output for output in done.outputs() if output.output_type == "error"]
+    pictures = done.pictures()
+    assert len(pictures) == PICTURES[name]
+    assert all(picture.startswith(b"\x89PNG") and len(picture) > 5_000 for picture in pictures)
+    assert len(set(pictures)) == len(pictures)
+
+
+def test_every_notebook_is_run_here() -> None:
+    assert {path.stem for path in NOTEBOOKS} == set(PICTURES)
+
+
+def test_what_the_notebooks_leave_in_the_run(executed: dict[str, Done], given: dict[str, Any], sample: Sample) -> None:
+    run = given["outputs_dir"] / "nb"
+    promised = (
+        "params.yaml environment.json data_report.json bad_images.csv labels.json folds.parquet submission.csv "
+        "submission_probs.csv fold1/model.safetensors fold1/oof.parquet fold1/test.parquet fold1/metrics.json "
+        "fold1/log.jsonl ensemble/oof.parquet ensemble/test.parquet ensemble/weights.json ensemble/metrics.json"
+    ).split()
+    assert not [name for name in promised if not (run / name).is_file()]
+    figures = list((run / "ensemble" / "figures").glob("*.png"))
+    assert len(figures) == PICTURES["ensemble"] and all(f.read_bytes().startswith(b"\x89PNG") for f in figures)
+    assert not list(run.rglob("*.tmp")) and not (run / "fold0").exists()
+    rows, test = pd.read_csv(run / "submission.csv", dtype=str), pd.read_csv(sample.data / "test.csv", dtype=str)
+    assert rows["id"].tolist() == test["id"].tolist() and rows["categories"].isin([str(k) for k in range(21)]).all()
+
+
+def test_what_the_notebooks_say(executed: dict[str, Done]) -> None:
+    found = re.search(r"fold 1: (\d+) products to learn from, (\d+) held back", executed["train"].printed())
+    assert sum(map(int, found.groups())) == 126 and 20 <= int(found[2]) <= 30
+    assert "folds not trained yet: [0, 2, 3, 4]" in executed["ensemble"].printed()
+    assert "42 rows for 42 test products" in executed["submission"].printed()
+    shown = [output.data["text/plain"] for output in executed["train"].outputs() if "data" in output]
+    assert any(re.search(r"fused +0\.\d+ +0\.\d+ +\d", text) for text in shown)
+
+
+def test_a_debug_run_from_the_notebooks_folder(given: dict[str, Any], sample: Sample) -> None:
+    """Relative paths mean the project's root, wherever the kernel stands."""
+    outputs, relative = given["outputs_dir"], os.path.relpath(sample.data, ROOT)
+    more = {"run": "short", "debug": True, "data_dir": relative}
+    done = papermill("train.ipynb", outputs / "debug.ipynb", *arguments(**given | more), cwd=ROOT / "notebooks")
+    assert done.status == 0, done.stderr
+    assert len(done.pictures()) == PICTURES["train"]
+    run = outputs / "short-debug"
+    assert not (outputs / "short").exists()
+    assert len((run / "fold0" / "log.jsonl").read_text().splitlines()) == 1
+    assert len(pd.read_parquet(run / "folds.parquet")) <= 21 * 10
+    assert not (ROOT / "notebooks" / "outputs").exists()
+
+
+def test_the_command_of_the_readme(sample: Sample, tmp_path: Path) -> None:
+    """In a copy of the project, where data/sample and outputs/demo may be written."""
+    for path in [*ROOT.glob("goods_*.py"), ROOT / "notebooks", ROOT / "params"]:
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
+    config = tmp_path / "params" / "demo.yaml"
+    config.write_text(re.sub("num_epochs: .*", "num_epochs: 1", config.read_text()))
+    shutil.copytree(sample.data, tmp_path / "data" / "sample")
+    shutil.copytree(sample.model, tmp_path / "models" / "siglip-tiny")
+    output = Path("outputs/demo/notebooks/train_fold2.ipynb")
+    (tmp_path / output).parent.mkdir(parents=True)
+    done = papermill("notebooks/train.ipynb", output, "-p", "fold", "2", cwd=tmp_path, root=tmp_path)
+    assert done.status == 0, done.stderr
+    assert "fold 2: " in done.printed()
+    run = tmp_path / "outputs" / "demo"
+    metrics = json.loads((run / "fold2" / "metrics.json").read_text())
+    assert metrics["fold"] == 2 and [f.name for f in run.glob("fold?")] == ["fold2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("flod", 2, "unknown parameter 'flod'; did you mean 'fold'?"),
+        ("fold", 9, "fold 9 is out of range: with n_folds 5 it goes from 0 to 4"),
+    ],
+)
+def test_a_wrong_parameter_stops_the_run(
+    given: dict[str, Any], tmp_path: Path, name: str, value: int, message: str
+) -> None:
+    more = {"outputs_dir": tmp_path / "outputs", name: value}
+    done = papermill("notebooks/train.ipynb", tmp_path / "train.ipynb", *arguments(**given | more))
+    assert done.status != 0
+    assert f"GoodsError: {message}" in done.stderr
+    errors = [output for output in done.outputs() if output.output_type == "error"]
+    assert [error.evalue.split(" (once")[0] for error in errors] == [message]
+    assert len(errors[0].traceback) == 1  # the sentence, no frames
+    assert not (tmp_path / "outputs").exists()
