@@ -337,6 +337,13 @@ def block_rates(backbone: PreTrainedModel, p: Params) -> dict[str, float]:
     }
 
 
+def checkpoint_activations(backbone: PreTrainedModel) -> None:
+    """Keeps only each block's input for the backward pass, which computes the rest again (arXiv 1604.06174)."""
+    # transformers 5.24 has a new name for it.
+    enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+
+
 def halve_frozen(model: nn.Module, precision: str) -> None:
     """Keeps the weights of frozen linear layers in 16 bits where autocast would cast them at every step anyway."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)

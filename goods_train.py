@@ -36,6 +36,7 @@ from goods_model import (
     GoodsClassifier,
     GoodsHeads,
     block_rates,
+    checkpoint_activations,
     halve_frozen,
     heads_like,
     load_backbone,
@@ -47,6 +48,7 @@ from goods_model import (
     set_trainable,
 )
 from goods_params import GoodsError, Params, atomic_path, deadline, write_json
+from goods_plan import plan
 
 SCALE_ROWS = 1024  # training products whose frozen embeddings scale the heads' inputs where the backbone is tuned
 WARM_START_BATCH = 256
@@ -193,9 +195,7 @@ def make_classifier(p: Params, train: pd.DataFrame, labels: Tensor) -> GoodsClas
     torch.manual_seed(p.seed + p.fold)  # of the adapters
     set_trainable(backbone, p)
     if p.gradient_checkpointing:
-        # transformers 5.24 has a new name for it
-        enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        checkpoint_activations(backbone)
     classifier = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
     halve_frozen(classifier, pick_precision(p.mixed_precision))
     return classifier
@@ -504,10 +504,13 @@ def choose_alpha(trainer: Trainer, path: Path) -> float:
 
 
 def resources(p: Params, trainer: Trainer) -> dict[str, Any]:
-    """What the training took: products at once and, on a GPU, the peak of its memory, GiB."""
+    """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
     found: dict[str, Any] = {"micro_batch_size": min(trainer.at.micro_batch_size, p.batch_size)}
     if torch.cuda.is_available():
-        found["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        measured = torch.cuda.max_memory_allocated() / 2**30
+        planned = plan(p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})).allocated_gib
+        found |= {"peak_gib": round(measured, 2), "planned_gib": round(planned, 2)}
+        found["plan_error"] = round(planned / measured - 1, 3)
     return found
 
 

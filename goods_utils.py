@@ -1,9 +1,9 @@
 """What every notebook imports: `import goods_utils as gu`.
 
 The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data
-(tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_checkpoint (the state of an unfinished
-training), goods_train (scores, training, prediction). Here they meet, and what stands on them all is added: ensembling,
-submission and the command line.
+(tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_plan (what a run will cost),
+goods_checkpoint (the state of an unfinished training), goods_train (scores, training, prediction). Here they meet, and
+what stands on them all is added: ensembling, submission and the command line.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ from goods_params import (
     write_json,
     write_text,
 )
+from goods_plan import Plan, plan
 from goods_train import (
     fit_fold,
     frame_logits,
@@ -85,6 +86,7 @@ __all__ = [
     "GoodsHeads",
     "Params",
     "PhotoDataset",
+    "Plan",
     "Processor",
     "TensorsDataset",
     "clean_text",
@@ -104,6 +106,7 @@ __all__ = [
     "open_run",
     "pick_device",
     "pick_precision",
+    "plan",
     "predict",
     "predict_test",
     "prediction_table",
@@ -260,17 +263,24 @@ def saved_files(p: Params, *patterns: str) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains one fold without a notebook, so that `accelerate launch` and torchrun can start it on several devices."""
+    """Trains one fold without a notebook, as accelerate launch and torchrun need it, or says what a run will cost."""
     parser = argparse.ArgumentParser(prog="goods_utils.py", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
     fit.add_argument("--fold", type=int, default=0, help="the fold to hold back")
-    fit.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
-    # No --run: torchrun takes it for an option of its own, even behind the script's name.
-    fit.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter, such as run=b")
+    cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
+    cost.add_argument("--gpu", help="T4, L4, A100 ...; the default is the GPU there is, else T4")
+    for command in (fit, cost):
+        command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
+        # No --run: torchrun takes it for an option of its own, even behind the script's name.
+        command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter: run=b")
     options = parser.parse_args(arguments)
     try:
-        p = load_params(options.config, **dict(parse_setting(text) for text in options.set), fold=options.fold)
+        given = dict(parse_setting(text) for text in options.set)
+        if options.command == "plan":
+            print(plan(load_params(options.config, **given), options.gpu))
+            return
+        p = load_params(options.config, **given, fold=options.fold)
         open_run(p)
         metrics = fit_fold(p, read_goods(p))
     except GoodsError as error:

@@ -211,6 +211,11 @@ def to_pickle(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def to_pickle_beside_others(folder: Path) -> None:
+    to_pickle(folder)
+    save_file({"adapter": torch.zeros(2)}, folder / "adapter.safetensors", metadata={"format": "pt"})
+
+
 def to_bert(folder: Path) -> None:
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=50, **tower)).save_pretrained(folder)
@@ -230,6 +235,7 @@ SPOILT = {
     "no config": (lambda d: (d / "config.json").unlink(), "some-siglip lacks config.json; download it with"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), r"lacks weights \(\*.safetensors\); download it with"),
     "only a pickle": (to_pickle, r"lacks weights \(\*.safetensors\); download it with"),
+    "a pickle and others": (to_pickle_beside_others, "the model in .* can't be loaded: .*; download it with"),
     "no processor": (lambda d: (d / "preprocessor_config.json").unlink(), "lacks an image processor"),
     "no tokenizer": (lambda d: (d / "tokenizer_config.json").unlink(), "lacks a tokenizer"),
     "no vocabulary": (lambda d: (d / "spiece.model").unlink(), "the processor in .* can't be loaded: .*; download it"),

@@ -144,7 +144,7 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
     second = project.call("--set", "num_epochs=4", "num_workers=0")
     assert second.returncode == 0 and project.ran() == []
     assert second.stdout.count("skipped, unchanged") == 5
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
     project.write_notebook("submission", START, CELLS["submission"] + "\n# changed")
     assert project.call("--set", "num_epochs=4").returncode == 0
@@ -152,7 +152,8 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
 
     (project.root / "data" / "train_images" / "1.jpg").write_bytes(b"new")
     assert project.call("--set", "num_epochs=4").returncode == 0
-    assert project.ran() == ["eda 4", "train 0 4", "train 1 4"]  # and they gave the same predictions as before
+    # They gave the same predictions as before, so what follows the ensemble, which reads the photos, too, is spared.
+    assert project.ran() == ["eda 4", "train 0 4", "train 1 4", "ensemble"]
 
     other = project.call("--set", "num_epochs=5")
     assert other.returncode == 2 and "num_epochs was 4 and is now 5" in other.stderr and project.ran() == []
@@ -165,13 +166,17 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
 
 def test_a_subset_of_folds_side_by_side(project: Project) -> None:
     arguments = ("--set", "n_folds=3", "--run", "part", "--jobs", "2", "--steps", "train")
-    (project.root / "trouble0").write_text("time.sleep(2)")
+    for fold, other in ((0, 2), (2, 0)):  # each waits until the other is there, which takes both at once
+        wait = f"while 'train {other} ' not in order.read_text():\n    time.sleep(0.1)"
+        (project.root / f"trouble{fold}").write_text(wait)
     called = project.call(*arguments, "--folds", "2", "0", CUDA_VISIBLE_DEVICES="5,7")
     assert called.returncode == 0, called.stderr
     assert sorted(project.ran()) == ["train 0 3", "train 2 3"]
     times = project.times()
     assert max(times["train 0"], times["train 2"]) < min(times["trained 0"], times["trained 2"])
     assert not (project.root / "outputs" / "part" / "fold1").exists()
+    for fold in (0, 2):
+        (project.root / f"trouble{fold}").unlink()
 
     added = project.call(*arguments, "--force", "--folds", "2")
     assert added.returncode == 0 and project.ran() == ["train 2 3"]
