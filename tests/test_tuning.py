@@ -272,7 +272,7 @@ RECIPE = {"tune": "full", "ema_decay": 0.9, "augment_flip": 0.5, "augment_crop":
 def test_stopping_in_time_again_and_again_changes_nothing(make):
     whole = make(run="whole", **RECIPE)
     fit(whole)
-    stopped = make(run="stopped", **RECIPE, max_hours=2.5 / 3600)
+    stopped = make(run="stopped", **RECIPE, max_hours=0.3 / 3600)
     stops = 0
     while not (stopped.run_dir / "fold1" / "metrics.json").is_file():
         with pytest.raises(SystemExit) as over:
@@ -280,7 +280,7 @@ def test_stopping_in_time_again_and_again_changes_nothing(make):
             raise SystemExit(0)  # finished
         assert over.value.code == 0
         stops += 1
-        assert stops < 40
+        assert stops < 60
     assert stops > 1
     for name in ("oof.parquet", "model.safetensors"):
         files = [p.run_dir / "fold1" / name for p in (whole, stopped)]
