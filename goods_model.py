@@ -356,7 +356,9 @@ def save_trained(model: nn.Module, path: Path) -> None:
     """Saves what was trained, as safetensors: the backbone's parameters in fp16, the heads as they are."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = {n: t for n, t in model.state_dict().items() if n in trained or not n.startswith("encoder.")}
-    state = {n: (t.half() if n.startswith("encoder.") else t).contiguous().cpu() for n, t in state.items()}
+    halved = {n: t.half() for n, t in state.items() if n.startswith("encoder.")}
+    state |= {n: t for n, t in halved.items() if t.isfinite().all()}  # a weight too large for fp16 stays as it is
+    state = {n: t.contiguous().cpu() for n, t in state.items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
 
