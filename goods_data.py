@@ -458,8 +458,9 @@ def load_photo(path: str, size: int, augment: Augment | None = None, seed: Seque
         draft = image.draft("RGB", (side, side))
         image = _random_crop(_upright(_whole_pixels(_to_rgb(image), draft and draft[1]), image), rng, crop)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last
-    pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)[0]
-    return _change(pixels, rng, augment) if augment else pixels
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
+    return _change(pixels[0], rng, augment) if augment else pixels[0]
 
 
 def _whole_pixels(image: Image.Image, box: tuple[float, ...] | None) -> Image.Image:
