@@ -106,7 +106,7 @@ def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
     whole = sum(t.numel() for t in gm.load_backbone(p.model_name).parameters())
     kept = gm.load_file(p.run_dir / "fold1" / "model.safetensors")
     backbone = {name: t for name, t in kept.items() if name.startswith("encoder.")}
-    assert 0 < sum(t.numel() for t in backbone.values()) < 0.7 * whole
+    assert 0 < sum(t.numel() for t in backbone.values()) < 0.6 * whole
     assert {t.dtype for t in backbone.values()} == {torch.float16}
     assert gt.predict_test(p, goods) == [1]
     test = pd.read_parquet(p.run_dir / "fold1" / "test.parquet")
