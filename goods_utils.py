@@ -9,6 +9,7 @@ what stands on them all is added: ensembling, submission and the command line.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -229,7 +230,8 @@ def write_submission(p: Params, goods: Goods) -> pd.DataFrame:
     """Writes submission.csv and submission_probs.csv from the ensemble; returns id, label, c0 ... c{K-1}.
 
     One row for each row of test.csv, in its order, with the labels as train.csv writes them; c{k} is the probability
-    of class index k. Raises GoodsError when the ensemble is missing or doesn't fit test.csv.
+    of class index k. Folds that the ensemble lacks are said aloud. Raises GoodsError when the ensemble is
+    missing or doesn't fit test.csv.
     """
     path = p.run_dir / "ensemble" / "test.parquet"
     if not path.is_file():
@@ -240,6 +242,9 @@ def write_submission(p: Params, goods: Goods) -> pd.DataFrame:
     probabilities = np.exp(frame_logits(test, "fused"))  # (n, num_classes)
     if not np.allclose(probabilities.sum(1), 1, atol=1e-6):
         raise GoodsError(f"the probabilities in {path} don't sum to 1; run notebooks/ensemble.ipynb again")
+    missing = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))["missing_folds"]
+    if missing:
+        print(f"the ensemble lacks {len(missing)} of {p.n_folds} folds: {', '.join(map(str, missing))}")
     labels = np.asarray(goods.labels, dtype=object)[probabilities.argmax(1)]
     submission = pd.DataFrame({p.id_column: test["id"], p.label_column: labels})
     columns = pd.DataFrame(probabilities, columns=[f"c{k}" for k in range(probabilities.shape[1])])
