@@ -95,7 +95,7 @@ def test_what_the_ensemble_leaves(run: Run) -> None:
     assert set(metrics) == {*gu.OUTPUTS, "folds", "missing_folds"} and set(metrics["folds"]) == {"0", "1", "2"}
 
 
-def test_folds_that_are_not_trained_yet_are_named(run: Run) -> None:
+def test_folds_that_are_not_trained_yet_are_named(run: Run, capsys: pytest.CaptureFixture) -> None:
     shutil.rmtree(run.p.run_dir / "fold1")
     fold_file(run.p, 2, "metrics.json").unlink()  # written last: a fold without it is unfinished
     result, folds = gu.ensemble_folds(run.p, run.goods), gu.read_folds(run.goods, run.p)
@@ -105,6 +105,8 @@ def test_folds_that_are_not_trained_yet_are_named(run: Run) -> None:
     expected = softmax(gu.frame_logits(only, "fused"), axis=1)
     np.testing.assert_allclose(np.exp(gu.frame_logits(result.test, "fused")), expected, atol=1e-7)
     assert json.loads((run.p.run_dir / "ensemble" / "metrics.json").read_text())["missing_folds"] == [1, 2]
+    gu.write_submission(run.p, run.goods)
+    assert "the ensemble lacks 2 of 3 folds: 1, 2" in capsys.readouterr().out
     assert json.loads((run.p.run_dir / "ensemble" / "weights.json").read_text()) == {"fold0": 1.0}
     assert result.scores.index.tolist() == ["0", "oof"]
 
