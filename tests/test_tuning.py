@@ -323,8 +323,9 @@ def command(tmp_path):
 
 
 def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
-    p = make(run="whole", **RECIPE, num_epochs=3, checkpoint_minutes=0.0)
+    p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
     fit(p)
+    step_seconds = gu.read_logs(p.run_dir)["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
     started = command(p, "killed")
     folder = p.run_dir.parent / "killed" / "fold1"
     rng, kills = random.Random(0), 0
@@ -334,7 +335,7 @@ def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
         )
         if kills < 5:
             wait_for_a_new_state(folder, process)
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(rng.uniform(0, 2 * step_seconds))  # in steps: a fast machine must not finish before the fifth
             process.send_signal(signal.SIGKILL)
             kills += 1
         output, _ = process.communicate(timeout=120)
