@@ -101,6 +101,7 @@ class Params(BaseModel):
     skip_folds: Int = Field(0, ge=0, description="leave out the first so many folds")
 
     # the model
+    kind: Literal["dual", "linear", "text"] = Field("dual", description="dual or text encoder, or linear on TF-IDF")
     model_name: str = Field("models/siglip-so400m-patch14-384", description="local directory of the dual encoder")
     image_size: Int | None = Field(384, ge=16, description="side of the square photo, pixels; null: the checkpoint's")
     max_text_length: Int = Field(64, ge=4, description="tokens a text is cut or padded to")
@@ -119,6 +120,7 @@ class Params(BaseModel):
     )
     frozen: Names = Field((), description="beginnings of the names of parts of the backbone that are never trained")
     warm_start_epochs: Int = Field(0, ge=0, description="first fit the heads on frozen embeddings (LP-FT)")
+    warm_start_learning_rate: Float = Field(1e-3, gt=0, description="peak rate of that fit")
 
     # training
     batch_size: Int = Field(8, ge=1, description="products an optimizer step, over all devices")

@@ -77,12 +77,18 @@ def logits_frame(logits: dict[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def frame_logits(frame: pd.DataFrame, output: str) -> np.ndarray:
-    """(n, num_classes) logits of one output from a prediction table's columns."""
+def outputs_of(frame: pd.DataFrame) -> list[str]:
+    """The outputs that a prediction table has, the main one first: fused where there is one."""
+    return [name for name in OUTPUTS if f"{name}_0" in frame]
+
+
+def frame_logits(frame: pd.DataFrame, output: str | None = None) -> np.ndarray:
+    """(n, num_classes) logits of one output, by default the main one, from a prediction table's columns."""
+    output = output or outputs_of(frame)[0]
     return frame.filter(regex=rf"^{output}_\d+$").to_numpy(dtype=np.float64)
 
 
-def prediction_table(frame: pd.DataFrame, goods: Goods, output: str = "fused") -> pd.DataFrame:
+def prediction_table(frame: pd.DataFrame, goods: Goods, output: str | None = None) -> pd.DataFrame:
     """Out-of-fold rows with their product: id, title, text, image, label, prediction (class indices), probability."""
     logits = frame_logits(frame, output)
     table = frame[["id", "label"]].assign(
@@ -114,6 +120,8 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
     metrics.json is finished: it is loaded, not trained again. An unfinished one goes on from its checkpoint. Exits with
     status 0 when p.max_hours are over, the state saved.
     """
+    if p.kind == "linear":
+        raise GoodsError("kind linear is trained by notebooks/baseline.ipynb, all folds at once")
     folder = p.run_dir / f"fold{p.fold}"
     folds = read_folds(goods, p)
     adopt_fold(p)
@@ -219,7 +227,8 @@ def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, 
     """Fits the heads on frozen embeddings, so that tuning starts from there (LP-FT, arXiv 2202.10054)."""
     generator = torch.Generator().manual_seed(p.seed + p.fold)
     steps = p.warm_start_epochs * math.ceil(len(labels) / WARM_START_BATCH)
-    optimizer = make_optimizer(heads, p)
+    # Not at head_learning_rate: what moves fitted heads gently is far too slow to fit them.
+    optimizer = make_optimizer(heads, p.model_copy(update={"head_learning_rate": p.warm_start_learning_rate}))
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
     class_weight = class_weights(labels.numpy(), p)
     heads.train()

@@ -2,8 +2,8 @@
 
 The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data
 (tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_plan (what a run will cost),
-goods_checkpoint (the state of an unfinished training), goods_train (scores, training, prediction). Here they meet, and
-what stands on them all is added: ensembling, submission and the command line.
+goods_checkpoint (the state of an unfinished training), goods_train (scores, training, prediction), goods_linear (the
+text baseline). Here they meet, and what stands on them all is added: ensembling, submission and the command line.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from goods_data import (
     read_goods,
     report_table,
 )
+from goods_linear import fit_linear, telling_words
 from goods_model import (
     OUTPUTS,
     DualEncoder,
@@ -68,6 +69,7 @@ from goods_train import (
     frame_logits,
     logits_frame,
     make_task,
+    outputs_of,
     predict,
     predict_test,
     prediction_table,
@@ -94,6 +96,7 @@ __all__ = [
     "duplicate_groups",
     "ensemble_folds",
     "fit_fold",
+    "fit_linear",
     "frame_logits",
     "inspect_photos",
     "load_backbone",
@@ -105,6 +108,7 @@ __all__ = [
     "make_folds",
     "make_task",
     "open_run",
+    "outputs_of",
     "pick_device",
     "pick_precision",
     "plan",
@@ -121,6 +125,7 @@ __all__ = [
     "save_trained",
     "saved_files",
     "score",
+    "telling_words",
     "write_json",
     "write_submission",
     "write_text",
@@ -155,14 +160,16 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     Raises GoodsError when no fold is trained or a fold's predictions don't fit the run's folds or the test set.
     """
     folds = read_folds(goods, p)
-    predict_test(p, goods)
+    if p.kind != "linear":  # which has predicted it at once
+        predict_test(p, goods)
     done = [k for k in range(p.n_folds) if (p.run_dir / f"fold{k}" / "metrics.json").is_file()]
     if not done:
         raise GoodsError(f"run '{p.run}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
     parts = {k: _read_fold(p.run_dir / f"fold{k}", folds[folds["fold"] == k], goods.test["id"]) for k in done}
     oof = pd.concat([oof for oof, _ in parts.values()])
     oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
-    test = {name: [log_softmax(frame_logits(test, name), axis=1) for _, test in parts.values()] for name in OUTPUTS}
+    outputs = outputs_of(oof)
+    test = {name: [log_softmax(frame_logits(test, name), axis=1) for _, test in parts.values()] for name in outputs}
     mean = {name: logsumexp(each, axis=0) - np.log(len(each)) for name, each in test.items()}
     result = Ensemble(
         oof=pd.concat([oof[["id", "label", "fold"]], _log_probabilities(oof)], axis=1),
@@ -194,14 +201,14 @@ def _read_fold(folder: Path, expected: pd.DataFrame, test_ids: pd.Series) -> tup
 
 
 def _log_probabilities(frame: pd.DataFrame) -> pd.DataFrame:
-    return logits_frame({name: log_softmax(frame_logits(frame, name), axis=1) for name in OUTPUTS})
+    return logits_frame({name: log_softmax(frame_logits(frame, name), axis=1) for name in outputs_of(frame)})
 
 
 def fold_scores(oof: pd.DataFrame) -> pd.DataFrame:
     """accuracy, macro_f1 and log_loss of each output, by fold and over all rows ("oof")."""
     parts = {str(k): part for k, part in oof.groupby("fold")} | {"oof": oof}
     rows = {
-        k: {(name, metric): value for name in OUTPUTS for metric, value in _score(part, name).items()}
+        k: {(name, metric): value for name in outputs_of(oof) for metric, value in _score(part, name).items()}
         for k, part in parts.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
@@ -216,8 +223,8 @@ def _write_ensemble(folder: Path, result: Ensemble, done: list[int]) -> None:
         with atomic_path(folder / f"{name}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
     write_json(folder / "weights.json", {f"fold{k}": 1 / len(done) for k in done})
-    metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in OUTPUTS}
-    metrics["folds"] = {k: result.scores.loc[str(k), "fused"].to_dict() for k in done}
+    metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs_of(result.oof)}
+    metrics["folds"] = {k: result.scores.loc[str(k), outputs_of(result.oof)[0]].to_dict() for k in done}
     write_json(folder / "metrics.json", metrics | {"missing_folds": result.missing})
 
 
@@ -239,7 +246,7 @@ def write_submission(p: Params, goods: Goods) -> pd.DataFrame:
     test = pd.read_parquet(path)
     if test["id"].tolist() != goods.test["id"].tolist():
         raise GoodsError(f"the ids in {path} are not those of {p.test_csv}; run notebooks/ensemble.ipynb again")
-    probabilities = np.exp(frame_logits(test, "fused"))  # (n, num_classes)
+    probabilities = np.exp(frame_logits(test))  # (n, num_classes)
     if not np.allclose(probabilities.sum(1), 1, atol=1e-6):
         raise GoodsError(f"the probabilities in {path} don't sum to 1; run notebooks/ensemble.ipynb again")
     missing = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))["missing_folds"]
@@ -291,7 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except GoodsError as error:
         sys.exit(f"goods_utils.py: {error}")
     if os.environ.get("RANK", "0") == "0":
-        print("  ".join(f"{output} macro-F1 {metrics[output]['macro_f1']:.4f}" for output in OUTPUTS))
+        print(
+            "  ".join(f"{output} macro-F1 {metrics[output]['macro_f1']:.4f}" for output in OUTPUTS if output in metrics)
+        )
 
 
 if __name__ == "__main__":

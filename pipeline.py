@@ -1,4 +1,4 @@
-"""The notebooks in sequence through papermill: eda, train (once a fold), ensemble, submission.
+"""The notebooks in sequence through papermill: eda, train (once a fold) or baseline, ensemble, submission.
 
     python pipeline.py --config params/demo.yaml
     python pipeline.py --config params/head.yaml --run hm --set data_dir=data/hm num_epochs=3 --folds 0 2
@@ -29,18 +29,21 @@ import yaml
 import goods_params as gp
 from goods_params import ROOT, GoodsError, Params
 
-STEPS = ("eda", "train", "ensemble", "submission")
+STEPS = ("eda", "train", "baseline", "ensemble", "submission")
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
+OUTPUTS = ("fused", "image", "text")  # of a model, the main one first
 DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 
 # The parameters whose files or folders a step reads, and the files of earlier steps that it goes on from.
-READS = dict.fromkeys(("eda", "train", "ensemble"), (*DATA_PATHS, "model_name")) | {"submission": ()}
+READS = dict.fromkeys(("eda", "train", "ensemble"), (*DATA_PATHS, "model_name"))
+READS |= {"baseline": DATA_PATHS, "submission": ()}
 UPSTREAM = {"ensemble": ("fold*/oof.parquet",), "submission": ("ensemble/*.parquet",)}
 WRITES = {
     "eda": (),
     "train": ("fold{fold}/oof.parquet", "fold{fold}/metrics.json"),
+    "baseline": ("fold{fold}/oof.parquet", "fold{fold}/test.parquet", "fold{fold}/metrics.json"),
     "ensemble": ("ensemble/oof.parquet", "ensemble/test.parquet", "ensemble/metrics.json"),
     "submission": ("submission.csv", "submission_probs.csv"),
 }
@@ -181,7 +184,8 @@ class Pipeline:
 
     def written(self, step: Step) -> list[Path]:
         """The result files that a finished step has left."""
-        return [self.p.run_dir / name.format(fold=step.fold) for name in WRITES[step.name]]
+        folds = self.p.folds if step.name == "baseline" else [step.fold]
+        return [self.p.run_dir / name for fold in folds for name in (n.format(fold=fold) for n in WRITES[step.name])]
 
     def run(self) -> int:
         """Runs all stages; returns the exit status: 1 when a step failed."""
@@ -341,8 +345,9 @@ def show_epochs(job: Running, run_dir: Path) -> None:
 
 def fold_score(step: Step, run_dir: Path) -> str:
     """What a fold scored, to end its line with."""
-    metrics = read_json(run_dir / f"fold{step.fold}" / "metrics.json").get("fused", {})
-    return f", fused macro-F1 {number(metrics.get('macro_f1'))}" if metrics else ""
+    metrics = read_json(run_dir / f"fold{step.fold}" / "metrics.json")
+    main = next((name for name in OUTPUTS if name in metrics), None)
+    return f", {main} macro-F1 {number(metrics[main].get('macro_f1'))}" if main else ""
 
 
 def failing_cell(notebook: Path) -> tuple[str, str]:
@@ -365,7 +370,7 @@ def print_summary(pipeline: Pipeline) -> None:
     """The short table at the end: scores, seconds a step, files."""
     run_dir = pipeline.p.run_dir
     scores = read_json(run_dir / "ensemble" / "metrics.json")
-    rows = [(name, scores[name]) for name in ("fused", "image", "text") if isinstance(scores.get(name), dict)]
+    rows = [(name, scores[name]) for name in OUTPUTS if isinstance(scores.get(name), dict)]
     if rows:
         print("\nout of fold      accuracy   macro-F1")
         for name, score in rows:
@@ -423,11 +428,12 @@ def read_folds(folds: list[int] | None, p: Params) -> list[int]:
 def plan(args: argparse.Namespace) -> Pipeline:
     """Checks all that was asked for, before anything runs."""
     settings = read_settings(args.set)
-    names = read_steps(args.steps)
     named = {"run": args.run} if args.run else {}
     p = gp.load_params(args.config, **named, **settings)
     if "run" not in p.model_fields_set:
         p = gp.load_params(args.config, run=Path(args.config).stem, **settings)
+    left_out = "train" if p.kind == "linear" else "baseline"  # a run is of one kind
+    names = read_steps(args.steps or [name for name in STEPS if name != left_out])
     folds = read_folds(args.folds, p)
     if args.folds and "train" not in names:
         raise GoodsError("--folds says which folds to train, but --steps leaves train out; drop one of the two")
@@ -454,7 +460,7 @@ def parser() -> argparse.ArgumentParser:
     add("--config", default=gp.DEFAULT_CONFIG, help=f"the experiment's YAML file (default: {gp.DEFAULT_CONFIG})")
     add("--run", help="name of the folder under outputs/ (default: the config's run, or its file name)")
     add("--folds", nargs="+", type=int, metavar="N", help="the folds that train does (default: all)")
-    add("--steps", nargs="+", default=list(STEPS), metavar="STEP", help=f"some of: {' '.join(STEPS)} (default: all)")
+    add("--steps", nargs="+", metavar="STEP", help=f"some of: {' '.join(STEPS)} (default: all of the config's kind)")
     settings = {"nargs": "+", "default": [], "action": "extend", "metavar": "KEY=VALUE"}
     add("--set", **settings, help="parameters that differ from the config's")
     jobs = {"type": job_count, "default": "auto", "metavar": "N|auto"}

@@ -149,8 +149,9 @@ def test_early_stopping_stops(make):
 def test_a_warm_start_begins_where_the_heads_left_off(make):
     cold = make(run="cold", tune="last", num_epochs=1, learning_rate=1e-9, head_learning_rate=1e-9)
     warm = make(
-        run="warm", tune="last", num_epochs=1, learning_rate=1e-9, head_learning_rate=1e-2, warm_start_epochs=30
-    )
+        run="warm", tune="last", num_epochs=1, learning_rate=1e-9, head_learning_rate=1e-9,
+        warm_start_epochs=30, warm_start_learning_rate=1e-2,
+    )  # fmt: skip
     metrics = [gu.fit_fold(p, gu.read_goods(p))["fused"]["log_loss"] for p in (cold, warm)]
     assert metrics[1] < metrics[0] - 0.1
 

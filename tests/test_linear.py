@@ -1,0 +1,121 @@
+"""Kind linear: the text baseline, its files, and that it learns nothing from what it is scored on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import log_softmax
+
+import goods_linear as gl
+import goods_utils as gu
+from goods_params import GoodsError, Params
+
+
+@pytest.fixture
+def make(sample, tmp_path):
+    """Parameters of a linear run on the sample, in a folder of the test's own."""
+
+    def make(**given) -> Params:
+        where = {"data_dir": str(sample.data), "outputs_dir": str(tmp_path / "out"), "kind": "linear", "n_folds": 3}
+        p = gu.load_params(None, **where | given)
+        gu.open_run(p)
+        return p
+
+    return make
+
+
+def test_all_folds_are_scored_and_predicted(make):
+    p = make()
+    goods = gu.read_goods(p)
+    table = gu.fit_linear(p, goods)
+    assert table.index.tolist() == [0, 1, 2] and set(table["cost"]) <= set(gl.COSTS)
+    assert table["accuracy"].min() > 0.4  # of 21 classes; half of them look alike in words
+    ensemble = gu.ensemble_folds(p, goods)
+    assert len(ensemble.oof) == len(goods.train) and len(ensemble.test) == len(goods.test)
+    assert gu.outputs_of(ensemble.oof) == ["text"]
+    submission = gu.write_submission(p, goods)
+    assert submission["id"].tolist() == goods.test["id"].tolist()
+
+
+def test_it_learns_nothing_from_the_rows_it_is_scored_on(make):
+    p = make(run="honest", skip_folds=2)
+    goods = gu.read_goods(p)
+    folds = gu.read_folds(goods, p)
+    gu.fit_linear(p, goods)
+    other = make(run="tampered", skip_folds=2)
+    wrong = np.where(folds["fold"] == 2, 0, folds["label"])  # the held-back labels are lies
+    (other.run_dir / "folds.parquet").unlink(missing_ok=True)
+    folds.assign(label=wrong).to_parquet(other.run_dir / "folds.parquet")
+    gu.fit_linear(other, replace(goods, train=goods.train.assign(label=wrong)))
+    logits = [gu.frame_logits(pd.read_parquet(q.run_dir / "fold2" / "oof.parquet")) for q in (p, other)]
+    np.testing.assert_array_equal(logits[0], logits[1])
+
+
+def test_a_finished_fold_is_not_trained_again(make):
+    p = make(skip_folds=1)
+    goods = gu.read_goods(p)
+    gu.fit_linear(p, goods)
+    before = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.folds}
+    (p.run_dir / "fold2" / "test.parquet").unlink()
+    gu.fit_linear(p, goods)
+    after = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.folds}
+    assert after[1] == before[1] and after[2] > before[2]
+    assert (p.run_dir / "fold2" / "test.parquet").is_file()
+
+
+def test_the_telling_words_are_those_of_the_class(make):
+    p = make()
+    goods = gu.read_goods(p)
+    gu.fit_linear(p, goods)
+    words = gu.telling_words(p, goods.classes)
+    assert words.index.tolist() == goods.classes
+    of_class = goods.train.groupby("label")["text"].agg(" ".join).str.lower()
+    heaviest = words["words"].str.split(", ").str[0]
+    assert np.mean([word in of_class[k] for k, word in enumerate(heaviest)]) == 1
+
+
+def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(500, 5))
+    labels = np.array([rng.choice(5, p=row) for row in np.exp(log_softmax(logits, axis=1))])
+    assert gl.fit_temperature(logits * 7, labels) == pytest.approx(7, rel=0.25)
+    assert gl.fit_temperature(logits / 7, labels) == pytest.approx(1 / 7, rel=0.25)
+
+
+@pytest.mark.parametrize("seen", [[0, 2, 3], [1, 3]])
+def test_a_class_that_is_absent_from_a_fold_comes_last(seen, make):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(seen, 10)
+    x = gl.csr_matrix(np.eye(4)[labels] + rng.normal(size=(len(labels), 4)) / 10)
+    values = gl.decisions(gl.make_machine(1.0, make()).fit(x, labels), x, 4)
+    assert values.shape == (len(labels), 4) and (values.argmax(1) == labels).all()
+    absent = [k for k in range(4) if k not in seen]
+    assert values[:, absent].max(1).tolist() < values[:, seen].min(1).tolist()
+
+
+def test_texts_without_a_word_are_a_sentence(make):
+    p = make()
+    goods = gu.read_goods(p)
+    empty = replace(goods, train=goods.train.assign(text="", title=""))
+    with pytest.raises(GoodsError, match="no word occurs in two training texts"):
+        gu.fit_linear(p, empty)
+
+
+def test_each_kind_has_its_notebook(make):
+    p = make()
+    with pytest.raises(GoodsError, match=r"trained by notebooks/baseline\.ipynb"):
+        gu.fit_fold(p, gu.read_goods(p))
+    with pytest.raises(GoodsError, match=r"notebooks/train\.ipynb trains"):
+        gu.fit_linear(p.model_copy(update={"kind": "dual"}), gu.read_goods(p))
+
+
+def test_metrics_say_what_was_chosen(make):
+    p = make(skip_folds=2)
+    gu.fit_linear(p, gu.read_goods(p))
+    metrics = json.loads((p.run_dir / "fold2" / "metrics.json").read_text())
+    oof = pd.read_parquet(p.run_dir / "fold2" / "oof.parquet")
+    assert metrics["text"] == gu.score(oof["label"], gu.frame_logits(oof)) and metrics["cost"] in gl.COSTS
