@@ -174,10 +174,16 @@ class GoodsHeads(nn.Module):
 
     @torch.no_grad()
     def set_scale(self, image: Tensor, text: Tensor) -> None:
-        """Takes mean and deviation from the embeddings of training products, (n, image_dim) and (n, text_dim)."""
+        """Takes mean and deviation from the embeddings of training products, (n, image_dim) and (n, text_dim).
+
+        A dimension that hardly varies gets the usual deviation: divided by its own, it would swamp all others as soon
+        as tuning moves it.
+        """
         for name, embeddings in (("image", image), ("text", text)):
+            std = embeddings.std(0, correction=0)
+            usual = std.square().mean().sqrt().clamp_min(1e-6)
             getattr(self, f"{name}_mean").copy_(embeddings.mean(0))
-            getattr(self, f"{name}_std").copy_(embeddings.std(0, correction=0).clamp_min(1e-6))
+            getattr(self, f"{name}_std").copy_(torch.where(std < 0.01 * std.max(), usual, std).clamp_min(1e-6))
 
     def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
         """(batch, image_dim) and (batch, text_dim) embeddings to {"fused", "image", "text"}: (batch, num_classes)."""

@@ -30,6 +30,7 @@ import goods_params as gp
 from goods_params import ROOT, GoodsError, Params
 
 STEPS = ("eda", "train", "baseline", "ensemble", "submission")
+LEFT_OUT = {"dual": ("baseline",), "text": ("baseline",), "linear": ("eda", "train")}  # eda counts a backbone's tokens
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
@@ -432,8 +433,7 @@ def plan(args: argparse.Namespace) -> Pipeline:
     p = gp.load_params(args.config, **named, **settings)
     if "run" not in p.model_fields_set:
         p = gp.load_params(args.config, run=Path(args.config).stem, **settings)
-    left_out = "train" if p.kind == "linear" else "baseline"  # a run is of one kind
-    names = read_steps(args.steps or [name for name in STEPS if name != left_out])
+    names = read_steps(args.steps or [name for name in STEPS if name not in LEFT_OUT[p.kind]])
     folds = read_folds(args.folds, p)
     if args.folds and "train" not in names:
         raise GoodsError("--folds says which folds to train, but --steps leaves train out; drop one of the two")

@@ -529,3 +529,13 @@ def test_precisions_of_a_cpu() -> None:
     assert [gm.pick_precision(name) for name in ("fp32", "bf16", "auto")] == ["fp32", "bf16", "fp32"]
     with pytest.raises(GoodsError, match="fp16 needs a GPU"):
         gm.pick_precision("fp16")
+
+
+def test_a_dead_dimension_does_not_swamp_the_others_when_it_moves():
+    heads = gm.GoodsHeads(8, 8, Params(num_classes=3, hidden_dim=8))
+    embeddings = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    embeddings[:, 3] = 0.5  # dead
+    heads.set_scale(embeddings, embeddings)
+    live = [k for k in range(8) if k != 3]
+    torch.testing.assert_close(heads.image_std[live], embeddings[:, live].std(0, correction=0))
+    assert 0.5 < heads.image_std[3] < 2
