@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -168,6 +168,9 @@ class Params(BaseModel):
         return list(range(self.skip_folds, self.n_folds))
 
 
+P = TypeVar("P", bound=Params)
+
+
 def resolve(path: str | os.PathLike) -> Path:
     """A relative path means the project root, wherever the kernel stands."""
     return ROOT / Path(path).expanduser()
@@ -178,15 +181,19 @@ def load_params(config: str | None = None, **given: Any) -> Params:
 
     Raises GoodsError for an unknown name, an ill-typed value, or a file that isn't there.
     """
+    return _load(Params, config, given)
+
+
+def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
     values = _read_yaml(config) if config else {}
     values |= given
     for name in values:
-        if name not in Params.model_fields:
-            raise GoodsError(unknown_parameter(str(name), config if name not in given else None))
+        if name not in schema.model_fields:
+            raise GoodsError(unknown_parameter(str(name), config if name not in given else None, schema))
     try:
-        p = Params(**values)
+        p = schema(**values)
     except ValidationError as error:
-        raise GoodsError(_sentence(error)) from None
+        raise GoodsError(_sentence(error, schema)) from None
     if p.fold >= p.n_folds:
         raise GoodsError(f"fold {p.fold} is out of range: with n_folds {p.n_folds} it goes from 0 to {p.n_folds - 1}")
     if p.skip_folds >= p.n_folds:
@@ -194,8 +201,10 @@ def load_params(config: str | None = None, **given: Any) -> Params:
     return p.model_copy(update=_find_data(p, set(values))) if p.data_dir else p
 
 
-def read_params(namespace: Mapping[str, Any]) -> Params:
+def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
     """Params from a notebook's parameters cell: `p = gu.read_params(globals())`, before anything else is defined.
+
+    A notebook with parameters of its own gives its `schema`, a subclass of Params.
 
     `config` names the YAML file; None means "as the config says". Any other plain variable must be a field of Params,
     so that `papermill ... -p flod 2` stops instead of training fold 0. When the cell is run again later, variables
@@ -206,20 +215,20 @@ def read_params(namespace: Mapping[str, Any]) -> Params:
     for name, value in namespace.items():
         if name.startswith("_") or name in ("In", "Out", "config"):
             continue
-        if name in Params.model_fields:
+        if name in schema.model_fields:
             given |= {} if value is None else {name: value}
-        elif _is_literal(value) and not (again and not _nearest(name, cutoff=0.75)):
+        elif _is_literal(value) and not (again and not _nearest(name, schema, cutoff=0.75)):
             # The variable outlives the line that made it, so mending the cell is not enough.
-            raise GoodsError(f"{unknown_parameter(name)} (once the cell is mended: del {name})")
-    p = load_params(str(namespace.get("config") or DEFAULT_CONFIG), **given)
+            raise GoodsError(f"{unknown_parameter(name, schema=schema)} (once the cell is mended: del {name})")
+    p = _load(schema, str(namespace.get("config") or DEFAULT_CONFIG), given)
     if isinstance(namespace, dict):
         namespace["__goods_params_read__"] = True
     return p
 
 
-def unknown_parameter(name: str, where: str | None = None) -> str:
+def unknown_parameter(name: str, where: str | None = None, schema: type[Params] = Params) -> str:
     """The sentence for a name that Params doesn't have, with the nearest one it has."""
-    near = _nearest(name)
+    near = _nearest(name, schema)
     advice = f"did you mean '{near}'?" if near else "the parameters are the fields of Params in goods_params.py"
     return f"unknown parameter '{name}'{f' in {where}' if where else ''}; {advice}"
 
@@ -240,19 +249,20 @@ def _is_literal(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
 
 
-def _nearest(name: str, cutoff: float = 0.6) -> str | None:
-    known = [known for known in (*Params.model_fields, "config") if known != name]
+def _nearest(name: str, schema: type[Params], cutoff: float = 0.6) -> str | None:
+    known = [known for known in (*schema.model_fields, "config") if known != name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return near[0] if near else None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, schema: type[Params]) -> str:
     lines = []
     for item in error.errors():
         name, value = ".".join(map(str, item["loc"])), item["input"]
         what = item["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
-        hint = Params.model_fields[str(item["loc"][0])].description
-        lines.append(f"parameter '{name}' {what}, but is {value!r} ({hint})")
+        field = schema.model_fields[str(item["loc"][0])]
+        shown = f", but is {value!r}" if field.repr else ""  # not where a secret could stand by mistake
+        lines.append(f"parameter '{name}' {what}{shown} ({field.description})")
     return "; ".join(lines)
 
 
