@@ -67,8 +67,8 @@ def read_goods(p: Params) -> Goods:
     Raises GoodsError with every problem of both tables at once.
     """
     problems: list[str] = []
-    train = _read_table(resolve(p.train_csv), p, [p.label_column], problems)
-    test = _read_table(resolve(p.test_csv), p, [], problems)
+    train = read_table(resolve(p.train_csv), p, [p.label_column], problems)
+    test = read_table(resolve(p.test_csv), p, [], problems)
     named = _class_names(resolve(p.train_csv).parent / "labels.json", problems)
     labels: list[int | str] = []
     if train is not None and p.label_column in train:
@@ -95,7 +95,7 @@ def read_goods(p: Params) -> Goods:
     return goods
 
 
-def _read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> pd.DataFrame | None:
+def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> pd.DataFrame | None:
     """The table with all cells as text, its text joined and cleaned; what is wrong with it is added to `problems`."""
     if not path.is_file():
         problems.append(f"there is no {path}" + (_other_tables(path)))
