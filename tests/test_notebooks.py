@@ -22,9 +22,11 @@ import pytest
 from conftest import Sample
 
 from goods_params import ROOT, Params
+from goods_text import CompressParams
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURES = {"eda": 5, "train": 3, "baseline": 2, "ensemble": 5, "submission": 1}
+SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it is run in test_text.py
 MODULES = sorted(path.stem for path in ROOT.glob("goods_*.py"))
 
 
@@ -79,7 +81,7 @@ def test_the_parameters_cell_holds_literals_and_comes_first(path: Path) -> None:
         assert isinstance(statement, ast.Assign), ast.unparse(statement)
         (target,) = statement.targets
         given[target.id] = ast.literal_eval(statement.value)
-    assert {"config", "run", "debug"} <= set(given) <= {"config", *Params.model_fields}
+    assert {"config", "run", "debug"} <= set(given) <= {"config", *SCHEMAS.get(path.stem, Params).model_fields}
     assert (ROOT / given.pop("config")).is_file()
     assert set(given.values()) == {None}  # as the config says
 
@@ -88,7 +90,8 @@ def test_the_parameters_cell_holds_literals_and_comes_first(path: Path) -> None:
 def test_parameters_are_read_before_anything_else_is_defined(path: Path) -> None:
     body = ast.parse(code_cells(path)[1].source).body
     statements = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    assert ast.unparse(statements[0]) == "p = gu.read_params(globals())"
+    more = ", gt.CompressParams" if path.stem in SCHEMAS else ""
+    assert ast.unparse(statements[0]) == f"p = gu.read_params(globals(){more})"
 
 
 def test_the_install_puts_every_module_on_the_path() -> None:
@@ -183,7 +186,7 @@ def test_a_notebook_runs_clean(executed: dict[str, Done], name: str) -> None:
 
 
 def test_every_notebook_is_run_here() -> None:
-    assert {path.stem for path in NOTEBOOKS} == set(PICTURES)
+    assert {path.stem for path in NOTEBOOKS} == set(PICTURES) | set(SCHEMAS)
 
 
 def test_what_the_notebooks_leave_in_the_run(executed: dict[str, Done], given: dict[str, Any], sample: Sample) -> None:
