@@ -24,6 +24,7 @@ import torch
 from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageFilter, ImageOps, UnidentifiedImageError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
@@ -557,6 +558,22 @@ class TensorsDataset(Dataset):
         return {name: column[rows] for name, column in self.columns.items()}
 
 
+class TokensDataset(Dataset):
+    """Texts as token ids, padded to the longest of a batch; lengths (n,) serves to put like with like."""
+
+    def __init__(self, tokens: Sequence[Sequence[int]], pad_token_id: int, **columns: torch.Tensor) -> None:
+        self.tokens, self.pad_token_id, self.columns = [torch.tensor(ids) for ids in tokens], pad_token_id, columns
+        self.lengths = torch.tensor([len(ids) for ids in self.tokens])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        batch = [self.tokens[row] for row in rows]
+        padded = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=self.pad_token_id)
+        return {"input_ids": padded} | {name: column[rows] for name, column in self.columns.items()}
+
+
 def collate(items: Any) -> dict[str, torch.Tensor]:
-    """Stacks PhotoDataset's items; TensorsDataset's are a batch already."""
+    """Stacks PhotoDataset's items; those of the other datasets are a batch already."""
     return items if isinstance(items, dict) else default_collate(items)

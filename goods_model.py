@@ -19,12 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor, PreTrainedModel
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from goods_data import PhotoDataset
+from goods_data import PhotoDataset, TokensDataset
 from goods_params import GoodsError, Params, atomic_path, resolve
 
+# A classifier gives the first two no gradient, nor the pooler that TextEncoder leaves out.
+NEVER_TRAINED = ("logit_scale", "logit_bias", "pooler.", "text_model.embeddings.token_embedding",
+                 "embeddings.word_embeddings", "embeddings.tok_embeddings")  # fmt: skip
+EXTRA_MAX_LENGTH = 256  # tokens of a text that extra_embeddings reads, as sentence-transformers models were trained
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from
 CACHE_CHUNK = 1024  # products a file of the embeddings cache; what an interrupted run loses at most
 
@@ -124,13 +128,17 @@ def load_backbone(model_name: str) -> PreTrainedModel:
     return backbone
 
 
-def _check_model_dir(folder: Path) -> None:
+def _check_model_dir(folder: Path, photos: bool = True) -> None:
     if not folder.is_dir():
         raise GoodsError(f"there is no model directory {folder}; {_model_advice(folder)}")
     needs = {
         "config.json": ["config.json"],
         "weights (*.safetensors)": ["*.safetensors"],
-        "an image processor (preprocessor_config.json)": ["preprocessor_config.json", "processor_config.json"],
+        **(
+            {"an image processor (preprocessor_config.json)": ["preprocessor_config.json", "processor_config.json"]}
+            if photos
+            else {}
+        ),
         "a tokenizer (tokenizer_config.json)": ["tokenizer_config.json"],
     }
     missing = [what for what, patterns in needs.items() if not any(any(folder.glob(name)) for name in patterns)]
@@ -151,20 +159,22 @@ def _first_line(error: Exception) -> str:
 class GoodsHeads(nn.Module):
     """Fused, image and text logits from a pair of embeddings.
 
-    The fused head is LayerNorm, Linear, GELU, Dropout, Linear over both embeddings; the unimodal heads are linear, so
-    that decisions can be fused later (Rakuten SIGIR'20: fusing decisions beats concatenating features).
+    The fused head is LayerNorm, Linear, GELU, Dropout, Linear over both embeddings, and over those of another text
+    encoder where there are any (extra_dim). The unimodal heads are linear, so that decisions can be fused later
+    (Rakuten SIGIR'20: fusing decisions beats concatenating features).
     Embeddings are first standardised dimension by dimension, with statistics of the training products (`set_scale`).
     """
 
-    def __init__(self, image_dim: int, text_dim: int, p: Params) -> None:
+    def __init__(self, image_dim: int, text_dim: int, p: Params, extra_dim: int = 0) -> None:
         super().__init__()
         self.modality_dropout = p.modality_dropout
-        for name, dim in (("image", image_dim), ("text", text_dim)):
+        dims = {"image": image_dim, "text": text_dim} | ({"extra": extra_dim} if extra_dim else {})
+        for name, dim in dims.items():
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
         self.fused = nn.Sequential(
-            nn.LayerNorm(image_dim + text_dim),
-            nn.Linear(image_dim + text_dim, p.hidden_dim),
+            nn.LayerNorm(sum(dims.values())),
+            nn.Linear(sum(dims.values()), p.hidden_dim),
             nn.GELU(),
             nn.Dropout(p.dropout),
             nn.Linear(p.hidden_dim, p.num_classes),
@@ -173,32 +183,35 @@ class GoodsHeads(nn.Module):
         self.text = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(text_dim, p.num_classes))
 
     @torch.no_grad()
-    def set_scale(self, image: Tensor, text: Tensor) -> None:
-        """Takes mean and deviation from the embeddings of training products, (n, image_dim) and (n, text_dim).
+    def set_scale(self, **embeddings: Tensor) -> None:
+        """Takes mean and deviation from the embeddings of training products: image=(n, image_dim) and so on.
 
         A dimension that hardly varies gets the usual deviation: divided by its own, it would swamp all others as soon
         as tuning moves it.
         """
-        for name, embeddings in (("image", image), ("text", text)):
-            std = embeddings.std(0, correction=0)
+        for name, values in embeddings.items():
+            std = values.std(0, correction=0)
             usual = std.square().mean().sqrt().clamp_min(1e-6)
-            getattr(self, f"{name}_mean").copy_(embeddings.mean(0))
+            getattr(self, f"{name}_mean").copy_(values.mean(0))
             getattr(self, f"{name}_std").copy_(torch.where(std < 0.01 * std.max(), usual, std).clamp_min(1e-6))
 
-    def forward(self, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-        """(batch, image_dim) and (batch, text_dim) embeddings to {"fused", "image", "text"}: (batch, num_classes)."""
-        image = (image.float() - self.image_mean) / self.image_std
-        text = (text.float() - self.text_mean) / self.text_std
-        both = torch.cat(self._drop_modality(image, text), dim=-1)  # (batch, image_dim + text_dim)
+    def forward(self, image: Tensor, text: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
+        """(batch, image_dim), (batch, text_dim), (batch, extra_dim) to {"fused", "image", "text"}: (batch, classes)."""
+        image, text = self._scaled("image", image), self._scaled("text", text)
+        parts = [image, text] if extra is None else [image, text, self._scaled("extra", extra)]
+        both = torch.cat(self._drop_modality(*parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
         return {"fused": self.fused(both), "image": self.image(image), "text": self.text(text)}
 
-    def _drop_modality(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """In training, a share of the products loses its image or its text: 0 is the mean of the standardised."""
+    def _scaled(self, name: str, embeddings: Tensor) -> Tensor:
+        return (embeddings.float() - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_std")
+
+    def _drop_modality(self, image: Tensor, *texts: Tensor) -> list[Tensor]:
+        """In training, a share of the products loses its image or its texts: 0 is the mean of the standardised."""
         if not self.training or not self.modality_dropout:
-            return image, text
+            return [image, *texts]
         chance = torch.rand(len(image), 1, device=image.device)
         lost = self.modality_dropout / 2
-        return image * (chance >= lost), text * (chance < 1 - lost)
+        return [image * (chance >= lost), *(text * (chance < 1 - lost) for text in texts)]
 
 
 class DualEncoder(nn.Module):
@@ -237,9 +250,77 @@ class GoodsClassifier(nn.Module):
         super().__init__()
         self.encoder, self.heads = encoder, heads
 
-    def forward(self, pixels: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor, input_ids: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
         """(batch, 3, size, size) uint8, (batch, windows, length) ids to {output: (batch, num_classes)}."""
-        return self.heads(self.encoder.embed_images(pixels), self.encoder.embed_texts(input_ids))
+        return self.heads(self.encoder.embed_images(pixels), self.encoder.embed_texts(input_ids), extra)
+
+
+class TextEncoder(nn.Module):
+    """A text encoder (BERT, DeBERTa, XLM-R, a sentence-transformers model): the mean of its last hidden states."""
+
+    def __init__(self, model_name: str, max_length: int) -> None:
+        super().__init__()
+        self.tokenizer = load_tokenizer(model_name)
+        self.backbone = load_text_backbone(model_name)
+        self.max_length = max_length
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, cut to max_length, not padded."""
+        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(batch, length) ids, padded at the end, to (batch, dim)."""
+        mask = input_ids != self.tokenizer.pad_token_id
+        mask[:, 0] = True  # an empty text of a tokenizer without special tokens is nothing but padding
+        states = self.backbone(
+            input_ids=input_ids, attention_mask=mask.long()
+        ).last_hidden_state  # (batch, length, dim)
+        weights = mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1)
+
+
+class TextClassifier(nn.Module):
+    """A text encoder under a linear head: kind text."""
+
+    def __init__(self, encoder: TextEncoder, p: Params) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.backbone.config.hidden_size, p.num_classes))
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """(batch, length) ids to {"text": (batch, num_classes)}."""
+        return {"text": self.head(self.encoder(input_ids))}
+
+
+def load_text_backbone(model_name: str) -> PreTrainedModel:
+    """The text encoder of a local directory, in fp32; safetensors only. Raises GoodsError when it isn't one."""
+    folder = resolve(model_name)
+    _check_model_dir(folder, photos=False)
+    try:
+        backbone, loading = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    except Exception as error:
+        raise GoodsError(f"the model in {folder} can't be loaded: {_first_line(error)}") from error
+    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):  # unused
+        raise GoodsError(f"the weights in {folder} lack {len(missing)} of its tensors, such as {missing[0]}")
+    if hasattr(backbone, "get_image_features") or getattr(backbone.config, "is_encoder_decoder", False):
+        raise GoodsError(f"{folder} holds a {type(backbone).__name__}; a text encoder such as BERT is needed")
+    return backbone
+
+
+def load_tokenizer(model_name: str) -> Any:
+    """The tokenizer of a local directory; raises GoodsError when it can't be loaded or can't pad."""
+    folder = resolve(model_name)
+    _check_model_dir(folder, photos=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise GoodsError(f"the tokenizer in {folder} can't be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        raise GoodsError(f"the tokenizer in {folder} has no padding token; take an encoder, such as BERT or DeBERTa")
+    return tokenizer
 
 
 def _pooled(features: Any) -> Tensor:
@@ -266,11 +347,12 @@ def check_text_length(backbone: PreTrainedModel, max_text_length: int) -> int:
     return max_text_length
 
 
-def make_heads(image: Tensor, text: Tensor, p: Params) -> GoodsHeads:
-    """Fresh heads, scaled to embeddings of training products: (n, image_dim), (n, text_dim)."""
+def make_heads(embeddings: dict[str, Tensor], p: Params) -> GoodsHeads:
+    """Fresh heads, scaled to the embeddings of training products: {"image": (n, image_dim), "text": ...}."""
     torch.manual_seed(p.seed + p.fold)
-    heads = GoodsHeads(image.shape[1], text.shape[1], p)
-    heads.set_scale(image, text)
+    dims = {name: values.shape[1] for name, values in embeddings.items()}
+    heads = GoodsHeads(dims["image"], dims["text"], p, dims.get("extra", 0))
+    heads.set_scale(**embeddings)
     return heads
 
 
@@ -279,7 +361,7 @@ def heads_like(weights: Path, p: Params) -> GoodsHeads:
     try:
         with safe_open(weights, framework="pt") as file:
             sizes = {n.rsplit(".", 1)[-1]: file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith("_mean")}  # noqa: SIM118
-        return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p)
+        return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p, sizes.get("extra_mean", 0))
     except Exception as error:
         raise GoodsError(f"the weights {weights} can't be loaded: {_first_line(error)}") from error
 
@@ -293,7 +375,7 @@ def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
     backbone.requires_grad_(p.tune == "full")
     if p.tune == "lora":
         _add_adapters(backbone, p)
-    never = ("logit_scale", "logit_bias", "text_model.embeddings.token_embedding", *p.frozen)
+    never = (*NEVER_TRAINED, *p.frozen)
     for name, parameter in backbone.named_parameters():
         if p.tune == "last" and _blocks_from_end(backbone, name) < p.last_blocks:
             parameter.requires_grad_(True)
@@ -310,7 +392,7 @@ def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # three seconds that only this mode pays
 
     # Blocks alone: the pooling head's attention has an out_proj, too, but never calls it.
-    pattern = rf".*\.encoder\.layers\.\d+\.(.*\.)?({'|'.join(map(re.escape, p.lora_targets))})"
+    pattern = rf"{_BLOCK.pattern}(.*\.)?({'|'.join(map(re.escape, p.lora_targets))})"
     layers = [n for n, module in backbone.named_modules() if isinstance(module, nn.Linear) and _BLOCK.match(n)]
     if not any(re.fullmatch(pattern, name) for name in layers):
         own = sorted({name.rsplit(".", 1)[-1] for name in layers})
@@ -320,18 +402,20 @@ def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
     inject_adapter_in_model(config, backbone)
 
 
-_BLOCK = re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\.")
+# A block of a dual encoder's tower, or of a text encoder by itself, as its parameters' names begin.
+_BLOCK = re.compile(r"(?:(vision|text)_model\.)?(?:encoder\.|transformer\.)?layers?\.(\d+)\.")
 
 
 def _blocks_from_end(backbone: PreTrainedModel, name: str) -> int:
     """How far before the tower's end a parameter stands: 0 in the last block and after it, blocks + 1 in embeddings."""
-    if ".embeddings." in name:
-        tower = "vision_config" if name.startswith("vision_model") else "text_config"
-        return getattr(backbone.config, tower).num_hidden_layers
-    if match := _BLOCK.search(name):
-        blocks = getattr(backbone.config, f"{match[1]}_config").num_hidden_layers
-        return blocks - 1 - int(match[2])
-    return 0
+    config = backbone.config
+    if tower := re.match("vision|text", name):
+        config = getattr(config, f"{tower[0]}_config", config)
+    blocks = getattr(config, "num_hidden_layers", 0)
+    if "embeddings." in name:
+        return blocks
+    match = _BLOCK.match(name)
+    return blocks - 1 - int(match[2]) if match else 0
 
 
 def block_rates(backbone: PreTrainedModel, p: Params) -> dict[str, float]:
@@ -460,6 +544,35 @@ class Embedder:
             save_file({"embeddings": torch.cat(parts)}, temporary, metadata={"names": " ".join(names)})
 
 
+class TextEmbedder(Embedder):
+    """Embeddings of texts from the encoder in p.extra_embeddings: mean pooled, of length 1; kept by content, too."""
+
+    def __init__(self, p: Params) -> None:
+        self.p = p
+        name = _model_hash(resolve(p.extra_embeddings), photos=False)
+        self.folder = resolve(p.outputs_dir) / "cache" / "embeddings" / name
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The frozen text encoder, on the device that is there."""
+        return TextEncoder(self.p.extra_embeddings, EXTRA_MAX_LENGTH).requires_grad_(False).to(pick_device()).eval()
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(n, dim) embeddings of texts."""
+
+        def compute(some: list[str]) -> Iterator[Tensor]:
+            tokens = self.encoder.tokenize(some)
+            dataset = TokensDataset(tokens, self.encoder.tokenizer.pad_token_id)
+            order = dataset.lengths.argsort(stable=True)  # like with like: less padding
+            parts = [
+                self.encoder(dataset.__getitems__(rows.tolist())["input_ids"].to(pick_device()))
+                for rows in order.split(self.p.eval_batch_size)
+            ]
+            yield nn.functional.normalize(torch.cat(parts).float(), dim=-1)[order.argsort().to(pick_device())]
+
+        return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", compute)
+
+
 def _read_cache(folder: Path) -> tuple[dict[str, int], Tensor]:
     """Row of each name, and the embeddings (n, dim), of all files of a cache folder."""
     names: list[str] = []
@@ -500,9 +613,9 @@ def autocast(mixed_precision: str) -> AbstractContextManager:
     return torch.autocast(pick_device().type, dtype=dtype) if dtype else nullcontext()
 
 
-def _model_hash(folder: Path) -> str:
+def _model_hash(folder: Path, photos: bool = True) -> str:
     """Hash of the contents of a model directory's files that matter to embeddings."""
-    _check_model_dir(folder)
+    _check_model_dir(folder, photos)
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors", ".model"):

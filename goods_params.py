@@ -102,9 +102,14 @@ class Params(BaseModel):
 
     # the model
     kind: Literal["dual", "linear", "text"] = Field("dual", description="dual or text encoder, or linear on TF-IDF")
-    model_name: str = Field("models/siglip-so400m-patch14-384", description="local directory of the dual encoder")
+    model_name: str = Field(
+        "models/siglip-so400m-patch14-384", description="local directory of the dual or text encoder"
+    )
     image_size: Int | None = Field(384, ge=16, description="side of the square photo, pixels; null: the checkpoint's")
     max_text_length: Int = Field(64, ge=4, description="tokens a text is cut or padded to")
+    extra_embeddings: str | None = Field(
+        None, description="directory of a text encoder whose embeddings join the heads"
+    )
     text_windows: Int = Field(1, ge=1, description="so many windows of a long text are encoded and averaged")
     hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
     dropout: Float = Field(0.2, ge=0, lt=1, description="in the heads")

@@ -28,13 +28,25 @@ from transformers import get_cosine_schedule_with_warmup
 from transformers.optimization import Adafactor
 
 from goods_checkpoint import adopt_fold, load_state, remove_state, save_state
-from goods_data import Augment, Goods, PhotoDataset, TensorsDataset, clean_text, collate, read_folds
+from goods_data import (
+    Augment,
+    Goods,
+    PhotoDataset,
+    TensorsDataset,
+    TokensDataset,
+    clean_text,
+    collate,
+    read_folds,
+)
 from goods_model import (
     OUTPUTS,
     DualEncoder,
     Embedder,
     GoodsClassifier,
     GoodsHeads,
+    TextClassifier,
+    TextEmbedder,
+    TextEncoder,
     block_rates,
     checkpoint_activations,
     halve_frozen,
@@ -164,10 +176,14 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame) -> Task:
     labels = folds["label"].to_numpy()
     parts = {"train": labels[train], "valid": labels[valid]}
     targets = torch.tensor(labels.astype(np.int64))
-    if p.tune == "head":
+    if p.kind == "text":
+        model = make_text_classifier(p)
+        of_train, of_valid = (tokens_dataset(model.encoder, goods.train.iloc[rows], label=targets[rows])
+                              for rows in (train, valid))  # fmt: skip
+    elif p.tune == "head":
         embeddings = embed_products(p, goods.train)
         dataset = TensorsDataset(**embeddings, label=targets)
-        model = make_heads(embeddings["image"][train], embeddings["text"][train], p)
+        model = make_heads({name: values[train] for name, values in embeddings.items()}, p)
         of_train, of_valid = Subset(dataset, train.tolist()), Subset(dataset, valid.tolist())
     else:
         model = make_classifier(p, goods.train.iloc[train], targets[train])
@@ -179,10 +195,38 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame) -> Task:
 def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
     """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone."""
     embedder = Embedder(p)
-    return {
+    embeddings = {
         "image": embedder.photos(table["image"], table["sha"]),
         "text": embedder.texts(table["text"], titles_of(table)),
     }
+    return embeddings | extra_embeddings(p, table)
+
+
+def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
+    """{"extra": (n, extra_dim)} of a table's texts from the encoder in p.extra_embeddings; {} where there is none."""
+    return {"extra": TextEmbedder(p).texts(table["text"])} if p.extra_embeddings else {}
+
+
+def make_text_classifier(p: Params) -> TextClassifier:
+    """The classifier of kind text before tuning: pretrained encoder, fresh head."""
+    if p.warm_start_epochs:
+        raise GoodsError("warm_start_epochs is for kind dual; with kind text leave it 0")
+    encoder = TextEncoder(p.model_name, p.max_text_length)
+    most = getattr(encoder.backbone.config, "max_position_embeddings", 0)
+    if 0 < most < p.max_text_length:
+        raise GoodsError(f"max_text_length {p.max_text_length} is more than the {most} tokens the encoder can read")
+    torch.manual_seed(p.seed + p.fold)  # of the head and the adapters
+    set_trainable(encoder.backbone, p)
+    if p.gradient_checkpointing:
+        checkpoint_activations(encoder.backbone)
+    classifier = TextClassifier(encoder, p)
+    halve_frozen(classifier, pick_precision(p.mixed_precision))
+    return classifier
+
+
+def tokens_dataset(encoder: TextEncoder, table: pd.DataFrame, **columns: Tensor) -> TokensDataset:
+    """A table's texts as a text encoder takes them."""
+    return TokensDataset(encoder.tokenize(table["text"]), encoder.tokenizer.pad_token_id, **columns)
 
 
 def titles_of(table: pd.DataFrame) -> list[str]:
@@ -196,7 +240,7 @@ def make_classifier(p: Params, train: pd.DataFrame, labels: Tensor) -> GoodsClas
     if not p.warm_start_epochs:
         some = train.iloc[np.random.default_rng(p.seed).permutation(len(train))[:SCALE_ROWS]]
     embeddings = embed_products(p, some)
-    heads = make_heads(embeddings["image"], embeddings["text"], p)
+    heads = make_heads(embeddings, p)
     if p.warm_start_epochs:
         fit_heads(heads, embeddings, labels, p)
     backbone = load_backbone(p.model_name)
@@ -216,6 +260,7 @@ def photo_dataset(
     columns = {
         "input_ids": encoder.processor.tokenize(table["text"], titles_of(table), p.max_text_length, p.text_windows)
     }
+    columns |= extra_embeddings(p, table)
     if labels is not None:
         columns["label"] = labels
     augment = Augment(p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg)
@@ -234,7 +279,7 @@ def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, 
     heads.train()
     for _ in tqdm(range(p.warm_start_epochs), desc="fitting the heads", leave=False):
         for rows in torch.randperm(len(labels), generator=generator).split(WARM_START_BATCH):
-            logits = heads(embeddings["image"][rows], embeddings["text"][rows])
+            logits = heads(**{name: values[rows] for name, values in embeddings.items()})
             sum(output_losses(logits, labels[rows], class_weight, p.label_smoothing, len(rows)).values()).backward()
             nn.utils.clip_grad_norm_(heads.parameters(), p.max_grad_norm)
             optimizer.step()
@@ -307,7 +352,10 @@ class Trainer:
         """
         p, world, rank = self.p, self.accelerator.num_processes, self.accelerator.process_index
         generator = torch.Generator().manual_seed((p.seed * 1009 + p.fold) * 1009 + self.at.epoch)
-        batches = torch.randperm(len(self.task.ids), generator=generator).split(p.batch_size)[self.at.step :]
+        order = torch.randperm(len(self.task.ids), generator=generator)
+        if isinstance(self.task.train, TokensDataset):
+            order = bucketed(order, self.task.train.lengths, p.batch_size, generator)
+        batches = order.split(p.batch_size)[self.at.step :]
         shares = [rows[rank::world].tolist() or rows[:1].tolist() for rows in batches]  # all processes take each step
         if isinstance(self.task.train, PhotoDataset):
             self.task.train.epoch = self.at.epoch
@@ -348,7 +396,7 @@ class Trainer:
             with nullcontext() if last else accelerator.no_sync(self.model):
                 losses = output_losses(self.model(**part), labels, self.class_weight, self.p.label_smoothing, count)
                 accelerator.backward(sum(losses.values()) * accelerator.num_processes)  # which DDP averages
-            total += losses["fused"].detach()
+            total += main_of(losses).detach()
         return accelerator.reduce(total, reduction="sum").item()
 
     def _halve_micro_batch(self) -> None:
@@ -369,9 +417,8 @@ class Trainer:
         """Scores the epoch on the validation part, logs it, keeps its weights when they are the best so far."""
         at, accelerator = self.at, self.accelerator
         with swapped(self.task.model, self.ema):
-            scores = score(
-                self.task.labels["valid"], predict(self.task.model, self.task.valid, self.p, accelerator)["fused"]
-            )
+            logits = predict(self.task.model, self.task.valid, self.p, accelerator)
+            scores = score(self.task.labels["valid"], main_of(logits))
             better = scores["macro_f1"] > at.best_score
             if better:
                 at.best_epoch, at.best_score = at.epoch, scores["macro_f1"]
@@ -452,6 +499,20 @@ class Trainer:
         print(f"fold {self.p.fold} goes on after step {self.at.step} of epoch {self.at.epoch}", flush=True)
 
 
+def main_of(outputs: dict[str, Any]) -> Any:
+    """Of a model's outputs the main one, which comes first: fused where there is one."""
+    return next(iter(outputs.values()))
+
+
+def bucketed(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """The order with texts of like length side by side, so that batches hold little padding: sorted within stretches of
+    50 batches, and the batches shuffled again."""
+    stretches = [rows[lengths[rows].argsort(stable=True)] for rows in order.split(50 * batch_size)]
+    batches = torch.cat(stretches).split(batch_size)
+    whole = len(batches) - 1  # the last batch may be smaller and stays the last
+    return torch.cat([*(batches[i] for i in torch.randperm(whole, generator=generator)), batches[-1]])
+
+
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -500,7 +561,7 @@ def choose_alpha(trainer: Trainer, path: Path) -> float:
     for alpha in WISE_FT_ALPHAS:
         mixed = {name: trainer.start[name].to(t.device).lerp(t, alpha) for name, t in tuned.items()}
         with swapped(task.model, mixed):
-            logits = predict(task.model, task.valid, p, accelerator)["fused"]
+            logits = main_of(predict(task.model, task.valid, p, accelerator))
         if (macro_f1 := score(task.labels["valid"], logits)["macro_f1"]) > best:
             best_alpha, best = alpha, macro_f1
     if best_alpha < 1:
@@ -515,7 +576,7 @@ def choose_alpha(trainer: Trainer, path: Path) -> float:
 def resources(p: Params, trainer: Trainer) -> dict[str, Any]:
     """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
     found: dict[str, Any] = {"micro_batch_size": min(trainer.at.micro_batch_size, p.batch_size)}
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and p.kind == "dual":  # which is what is planned
         measured = torch.cuda.max_memory_allocated() / 2**30
         planned = plan(p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})).allocated_gib
         found |= {"peak_gib": round(measured, 2), "planned_gib": round(planned, 2)}
@@ -536,7 +597,7 @@ def make_loader(dataset: Dataset, p: Params, **how: Any) -> DataLoader:
 
 def make_optimizer(model: nn.Module, p: Params) -> torch.optim.Optimizer:
     """AdamW or Adafactor over what is trained: layer-wise rates, the heads' own, no decay on norms and biases."""
-    rates = block_rates(model.encoder.backbone, p) if isinstance(model, GoodsClassifier) else {}
+    rates = block_rates(model.encoder.backbone, p) if hasattr(model, "encoder") else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained(model).items():
         rate = rates.get(name.removeprefix("encoder.backbone."), p.head_learning_rate)
@@ -589,7 +650,10 @@ def predict(model: nn.Module, dataset: Dataset, p: Params, accelerator: Accelera
     Several processes take a share each. With p.test_time_flip the mean over the photo and its mirror image.
     """
     model = accelerator.unwrap_model(model).to(accelerator.device).eval()
-    rows = list(range(len(dataset)))[accelerator.process_index :: accelerator.num_processes]
+    rows = list(range(len(dataset)))
+    if isinstance(dataset, TokensDataset):
+        rows = dataset.lengths.argsort(stable=True).tolist()
+    rows = rows[accelerator.process_index :: accelerator.num_processes]
     batches = [rows[at : at + p.eval_batch_size] for at in range(0, len(rows), p.eval_batch_size)]
     parts = []
     for batch in make_loader(dataset, p, batch_sampler=batches):
@@ -603,7 +667,7 @@ def predict(model: nn.Module, dataset: Dataset, p: Params, accelerator: Accelera
     shares = gather_object([(rows, parts)]) if accelerator.num_processes > 1 else [(rows, parts)]
     order = np.argsort(np.concatenate([rows for rows, _ in shares]))
     flat = [part for _, parts in shares for part in parts]
-    return {name: np.concatenate([part[name] for part in flat])[order] for name in OUTPUTS}
+    return {name: np.concatenate([part[name] for part in flat])[order] for name in flat[0]}
 
 
 def predict_test(p: Params, goods: Goods, folds: Sequence[int] | None = None) -> list[int]:
@@ -623,13 +687,16 @@ def predict_test(p: Params, goods: Goods, folds: Sequence[int] | None = None) ->
             load_trained(model, folders[k] / "model.safetensors")
             parts[k].append(predict(model, chunk, p, accelerator))
     for k in due:
-        logits = {name: np.concatenate([part[name] for part in parts[k]]) for name in OUTPUTS}
+        logits = {name: np.concatenate([part[name] for part in parts[k]]) for name in parts[k][0]}
         write_predictions(folders[k] / "test.parquet", goods.test[["id"]].assign(fold=k), logits)
     return due
 
 
 def _test_model(p: Params, goods: Goods, weights: Path) -> tuple[nn.Module, Iterator[Dataset]]:
     """The model of a run's folds, and the test products in chunks whose decoded photos fit in memory."""
+    if p.kind == "text":
+        model = make_text_classifier(p)
+        return model, iter([tokens_dataset(model.encoder, goods.test)])
     heads = heads_like(weights, p)
     if p.tune == "head":
         return heads, iter([TensorsDataset(**embed_products(p, goods.test))])

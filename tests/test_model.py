@@ -185,7 +185,7 @@ def test_a_clip_directory_goes_the_same_road(clip: Path, tmp_path: Path) -> None
     torch.testing.assert_close(F.normalize(images), whole.image_embeds, rtol=0, atol=1e-5)
 
     p = load_params(model_name=str(clip), image_size=None, max_text_length=16, num_classes=3, hidden_dim=8)
-    heads = gm.make_heads(images.repeat(4, 1), texts.repeat(2, 1)[:4], p)
+    heads = gm.make_heads({"image": images.repeat(4, 1), "text": texts.repeat(2, 1)[:4]}, p)
     logits = gm.GoodsClassifier(encoder, heads)(pixels, ids[:1])
     assert {name: tuple(values.shape) for name, values in logits.items()} == dict.fromkeys(gm.OUTPUTS, (1, 3))
 
@@ -437,7 +437,7 @@ def test_heads_take_embeddings_of_any_scale(p: Params) -> None:
     image = 1e4 + 1e3 * torch.randn(200, 6, generator=generator)
     text = 1e-4 * torch.randn(200, 5, generator=generator)
     text[:, 2] = 7.0  # says nothing, and must not blow up
-    heads = gm.make_heads(image, text, p).eval()
+    heads = gm.make_heads({"image": image, "text": text}, p).eval()
     got = []
     heads.fused[0].register_forward_pre_hook(lambda module, args: got.append(args[0]))
     logits = heads(image, text)
@@ -456,7 +456,7 @@ def test_heads_begin_as_seed_and_fold_say(p: Params) -> None:
     image, text = torch.randn(9, 4), torch.randn(9, 4)
 
     def weight(**changes: int) -> torch.Tensor:
-        return gm.make_heads(image, text, p.model_copy(update=changes)).image[1].weight
+        return gm.make_heads({"image": image, "text": text}, p.model_copy(update=changes)).image[1].weight
 
     assert torch.equal(weight(), weight())
     assert not torch.equal(weight(), weight(seed=p.seed + 5)) and not torch.equal(weight(), weight(fold=1))
@@ -467,7 +467,9 @@ def classifier(p: Params) -> gm.GoodsClassifier:
     gm.set_trainable(backbone, p)
     encoder = gm.DualEncoder(backbone, gm.load_processor(p.model_name), p)
     width = backbone.config.vision_config.hidden_size
-    return gm.GoodsClassifier(encoder, gm.make_heads(torch.randn(9, width), torch.randn(9, width), p))
+    return gm.GoodsClassifier(
+        encoder, gm.make_heads({"image": torch.randn(9, width), "text": torch.randn(9, width)}, p)
+    )
 
 
 def test_token_embeddings_and_logit_scale_are_never_trained(p: Params) -> None:
@@ -535,7 +537,7 @@ def test_a_dead_dimension_does_not_swamp_the_others_when_it_moves():
     heads = gm.GoodsHeads(8, 8, Params(num_classes=3, hidden_dim=8))
     embeddings = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     embeddings[:, 3] = 0.5  # dead
-    heads.set_scale(embeddings, embeddings)
+    heads.set_scale(image=embeddings, text=embeddings)
     live = [k for k in range(8) if k != 3]
     torch.testing.assert_close(heads.image_std[live], embeddings[:, live].std(0, correction=0))
     assert 0.5 < heads.image_std[3] < 2
