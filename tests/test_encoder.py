@@ -69,7 +69,7 @@ def fit(p: Params) -> pd.DataFrame:
 
 
 def test_a_text_encoder_learns_and_writes_the_same_files(make):
-    p = make(**TEXT | {"num_epochs": 25, "head_learning_rate": 1e-2, "learning_rate": 3e-3}, run="text")
+    p = make(**TEXT | {"num_epochs": 40, "head_learning_rate": 1e-2}, run="text")
     goods = gu.read_goods(p)
     for fold in range(3):
         gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
