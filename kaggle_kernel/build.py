@@ -26,7 +26,7 @@ from goods_params import ROOT, GoodsError, parse_setting, write_json, write_text
 FOLDER = ROOT / "kaggle_kernel"
 NOTEBOOK, METADATA = "main.ipynb", "kernel-metadata.json"
 NO_USER = "YOUR-KAGGLE-USERNAME"
-SLUG = "goods-classification"
+SLUG = COMPETITION = "goods-classification"
 BACKBONE = "siglip-so400m-patch14-384"
 
 MODULES = ("goods_*.py", "pipeline.py", "kaggle_kernel/in_kernel.py")  # readable, a cell each
@@ -186,11 +186,13 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def make_metadata(user: str, competition: str, model: str = "", weights: str = "", resume: bool = False) -> dict:
+def make_metadata(
+    user: str, competition: str = COMPETITION, model: str = "", weights: str = "", resume: str = "no"
+) -> dict[str, Any]:
     """What kernel-metadata.json says: two T4s, no internet, private.
 
     `model` is the backbone as a dataset, owner/name, or as a model, owner/model/framework/variation/version; `weights`
-    a dataset with a run's trained folds. With `resume` the kernel's own last output is attached.
+    a dataset with a run's trained folds. With `resume` "yes" the kernel's own last output is attached.
     """
     model = model or f"{user}/{BACKBONE}"
     datasets = [source for source in (model, weights) if source and source.count("/") == 1]
@@ -208,7 +210,7 @@ def make_metadata(user: str, competition: str, model: str = "", weights: str = "
         "competition_sources": [competition],
         "dataset_sources": datasets,
         "model_sources": [source for source in (model,) if source.count("/") != 1],
-        "kernel_sources": [f"{user}/{SLUG}"] if resume else [],
+        "kernel_sources": [f"{user}/{SLUG}"] if resume == "yes" else [],
     }
 
 
@@ -236,10 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail when main.ipynb is stale")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of the notebook")
     parser.add_argument("--user", help="your Kaggle user name; kernel-metadata.json is then filled in")
-    parser.add_argument("--competition", default="goods-classification", help="its slug (%(default)s)")
-    parser.add_argument("--model", default="", help=f"the backbone: owner/name (USER/{BACKBONE}), or a Kaggle model")
-    parser.add_argument("--weights", default="", help="a dataset with trained folds: owner/name")
-    parser.add_argument("--resume", choices=("yes", "no"), default="no", help="attach the kernel's own last output")
+    parser.add_argument("--competition", help=f"its slug ({COMPETITION})")
+    parser.add_argument("--model", help=f"the backbone: owner/name (USER/{BACKBONE}), or a Kaggle model")
+    parser.add_argument("--weights", help="a dataset with trained folds: owner/name")
+    parser.add_argument("--resume", choices=("yes", "no"), help="attach the kernel's own last output")
     given = parser.parse_args(arguments)
     try:
         if given.check:
@@ -247,10 +249,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         path = write_text(FOLDER / NOTEBOOK, make_notebook(set_parameters(given.set)))
         print(f"{path.relative_to(ROOT)} built, {path.stat().st_size / 1000:.0f} kB")
+        sources = {name: getattr(given, name) for name in ("competition", "model", "weights", "resume")}
+        sources = {name: value for name, value in sources.items() if value}
         if given.user:
-            of = make_metadata(given.user, given.competition, given.model, given.weights, given.resume == "yes")
-            write_json(FOLDER / METADATA, of)
-            print(f"{(FOLDER / METADATA).relative_to(ROOT)} is for {of['id']}")
+            metadata = make_metadata(given.user, **sources)
+            write_json(FOLDER / METADATA, metadata)
+            attached = [source for name in metadata if name.endswith("_sources") for source in metadata[name]]
+            print(f"{(FOLDER / METADATA).relative_to(ROOT)} is for {metadata['id']}, with {', '.join(attached)}")
+        elif sources:
+            raise GoodsError(
+                f"whose kernel is it? --{' --'.join(sources)} must come with --user (make kernel USER=...)"
+            )
     except GoodsError as error:
         sys.exit(f"build.py: {error}")
 

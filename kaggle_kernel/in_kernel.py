@@ -112,9 +112,10 @@ def _own_name(folder: Path) -> str:
         return ""
 
 
-def earlier_run(folders: Sequence[Path], run: str) -> Path | None:
-    """The attached folder of the run of that name that got furthest, or None."""
-    own = [folder for folder in folders if gp.load_recorded(folder / "params.yaml").get("run") == run]
+def earlier_run(folders: Sequence[Path], p: Params) -> Path | None:
+    """The attached folder of the run p.run that got furthest, or None."""
+    recorded = {folder: gp.load_recorded(folder / "params.yaml") for folder in folders}
+    own = [folder for folder, was in recorded.items() if (was.get("run"), was.get("debug")) == (p.run, p.debug)]
     done = {folder: (len(trained_folds(folder)), len(list(folder.glob(f"fold*/{CURRENT}")))) for folder in own}
     return max(done, key=done.get, default=None)
 
@@ -149,13 +150,14 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     _check_disk(working)
     attached = find_inputs(inputs)
     given = {name: value for name, value in given.items() if value is not None}
-    given.setdefault("data_dir", str(the_competition(attached["competition"], inputs)))
+    if "data_dir" not in given:
+        given["data_dir"] = str(the_competition(attached["competition"], inputs))
     given |= {"outputs_dir": str(working / "outputs")} | ({"run": run} if run else {})
     p = gp.load_params(config, **given)
     if "run" not in p.model_fields_set:  # the pipeline's rule, too
         p = gp.load_params(config, **given, run=Path(config).stem)
     _link_model(p, attached["model"], inputs)
-    before = earlier_run(attached["run"], p.run)
+    before = earlier_run(attached["run"], p)
     steps = []
     if before and scoring_rerun() and trained_folds(before):
         _adopt_weights(p, before)
@@ -235,7 +237,8 @@ def run(session: Session) -> None:
 
 def _stream(command: list[str]) -> tuple[int, list[str]]:
     """Runs a command, showing its lines as they come; returns its exit status and its lines."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, [str(gp.ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=gp.ROOT, env=environment, text=True, errors="replace", **streams)
     lines = []
