@@ -247,19 +247,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.check:
             check()
             return
-        path = write_text(FOLDER / NOTEBOOK, make_notebook(set_parameters(given.set)))
-        print(f"{path.relative_to(ROOT)} built, {path.stat().st_size / 1000:.0f} kB")
         sources = {name: getattr(given, name) for name in ("competition", "model", "weights", "resume")}
         sources = {name: value for name, value in sources.items() if value}
+        if sources and not given.user:
+            raise GoodsError(f"whose kernel is it? --{' --'.join(sources)} must come with --user (make: USER=...)")
+        path = write_text(FOLDER / NOTEBOOK, make_notebook(set_parameters(given.set)))
+        print(f"{path.relative_to(ROOT)} built, {path.stat().st_size / 1000:.0f} kB")
         if given.user:
             metadata = make_metadata(given.user, **sources)
             write_json(FOLDER / METADATA, metadata)
             attached = [source for name in metadata if name.endswith("_sources") for source in metadata[name]]
             print(f"{(FOLDER / METADATA).relative_to(ROOT)} is for {metadata['id']}, with {', '.join(attached)}")
-        elif sources:
-            raise GoodsError(
-                f"whose kernel is it? --{' --'.join(sources)} must come with --user (make kernel USER=...)"
-            )
     except GoodsError as error:
         sys.exit(f"build.py: {error}")
 
