@@ -7,15 +7,15 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 # Threads that wait give the core to others, which matters where cores are few.
 export OMP_WAIT_POLICY ?= PASSIVE
-DEMO := data/sample models/siglip-tiny outputs/demo
+DEMO := data/sample models/siglip-tiny outputs/demo outputs/demo-kaggle
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab run sample bench clean
+.PHONY: help demo test lint lab run sample bench clean kernel push kaggle-status kaggle-output kaggle-weights test-kaggle
 .DELETE_ON_ERROR:
 
 help: ## what can be made
 	@echo "make TARGET, where TARGET is"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
 demo: sample ## the whole road on the embedded sample: eda, five folds, ensemble, submission.csv
 	@$(PY) pipeline.py --config params/demo.yaml --jobs 2
@@ -41,8 +41,28 @@ sample: .venv/installed ## the sample competition and its tiny model: data/sampl
 bench: .venv/installed ## what costs what, as ratios inside one run: benchmarks/results.md
 	@$(PY) benchmarks/bench.py
 
+# USER is a variable of the shell, too: only one given to make counts.
+kernel: .venv/installed ## builds the Kaggle kernel: make kernel USER=me [COMPETITION= MODEL= WEIGHTS= RESUME=yes ARGS="--set folds=[0]"]
+	@$(PY) -m kaggle_kernel.build $(if $(filter command,$(origin USER)),--user $(USER)) $(if $(COMPETITION),--competition \
+	$(COMPETITION)) $(if $(MODEL),--model $(MODEL)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
+
+push: .venv/installed ## checks the kernel, pushes it to Kaggle, reads the answer
+	@$(PY) -m kaggle_kernel.push push
+
+kaggle-status: .venv/installed ## how the kernel's last version is getting on
+	@$(PY) -m kaggle_kernel.push status
+
+kaggle-output: .venv/installed ## brings a run of the kernel's last version to outputs/: make kaggle-output RUN=siglip-so400m-lora
+	@$(PY) -m kaggle_kernel.push output --run "$(RUN)"
+
+kaggle-weights: .venv/installed ## a run's trained folds as a private dataset: make kaggle-weights RUN=siglip-so400m-lora
+	@$(PY) -m kaggle_kernel.push weights --run "$(RUN)"
+
+test-kaggle: .venv-kaggle/installed sample ## the whole road on the sample with the versions of Kaggle's image
+	@rm -rf outputs/demo-kaggle && .venv-kaggle/bin/python pipeline.py --config params/demo.yaml --run demo-kaggle --jobs 2
+
 clean: ## removes .venv, caches and what the demo made; other data, models and runs stay
-	rm -rf .venv build *.egg-info $(DEMO) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-kaggle build *.egg-info $(DEMO) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an install that failed is done again. A .venv without pip (the remains of one that could
@@ -54,4 +74,10 @@ clean: ## removes .venv, caches and what the demo made; other data, models and r
 	@echo "Installing into .venv; the first time this takes some minutes."
 	@$(PIP) -r requirements.txt -r requirements-dev.txt
 	@$(PIP) --no-deps -e .
+	@touch $@
+
+.venv-kaggle/installed: requirements-kaggle.txt .venv/installed
+	@$(PY) -m venv --clear .venv-kaggle
+	@echo "Installing the versions of Kaggle's image into .venv-kaggle; the first time this takes some minutes."
+	@.venv-kaggle/bin/python -m pip install -qq --disable-pip-version-check -r requirements-kaggle.txt
 	@touch $@

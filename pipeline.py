@@ -212,6 +212,10 @@ class Pipeline:
         try:
             while waiting or running:
                 while waiting and slots:
+                    if self.over(waiting[0][0]):
+                        self.stopped += [step for step, _ in waiting]
+                        waiting.clear()
+                        break
                     running.append(self.start(*waiting.pop(0), slots.pop(0), jobs))
                 time.sleep(POLL_SECONDS)
                 for job in [job for job in running if self.ended(job)]:
@@ -221,6 +225,15 @@ class Pipeline:
                         waiting.clear()
         finally:
             stop(running)
+
+    def begun(self) -> bool:
+        """Whether a fold is trained or has stopped in time: a later one that finds the time over is no error."""
+        return bool(self.stopped) or any(step.name == "train" for step in self.took)
+
+    def over(self, step: Step) -> bool:
+        """Whether max_hours are over for a fold that has not started; the first one says so itself, as an error."""
+        hours = (time.time() - float(os.environ.get("GOODS_STARTED") or STARTED)) / 3600
+        return step.name == "train" and self.begun() and self.p.max_hours is not None and hours > self.p.max_hours
 
     def due(self, steps: list[Step]) -> list[tuple[Step, str]]:
         """The steps to run, each with its key; the others are unchanged."""
@@ -272,9 +285,11 @@ class Pipeline:
             self.took[step] = duration(seconds)
             print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.p.run_dir)}", flush=True)
             return ""
-        if error == "SystemExit" and (self.p.run_dir / f"fold{step.fold}" / "checkpoint").is_dir():
+        in_time = error == "SystemExit" and (self.p.run_dir / f"fold{step.fold}" / "checkpoint").is_dir()
+        if in_time or (reason.startswith("max_hours") and self.begun()):
             self.stopped.append(step)
-            print(f"{step!s:<13} stopped after {duration(seconds)}, its state saved", flush=True)
+            state = ", its state saved" if in_time else ", before its first step"
+            print(f"{step!s:<13} stopped after {duration(seconds)}{state}", flush=True)
             return ""
         if not error and status == 0:
             reason = f"the notebook ended without writing {shown(missing[0])}"

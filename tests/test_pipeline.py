@@ -280,6 +280,21 @@ def test_bad_input_is_one_line_before_anything_runs(project: Project, arguments:
     assert not (project.root / "outputs").exists()
 
 
+def test_folds_that_find_the_time_over_are_left_for_the_next_call(project: Project) -> None:
+    arguments = ("--set", "n_folds=3", "max_hours=1", "--run", "late", "--jobs", "1", "--steps", "train", "submission")
+    late = project.call(
+        *arguments, GOODS_STARTED="0"
+    )  # the hour is long over, but the first fold is begun all the same
+    assert late.returncode == 0, late.stderr
+    assert project.ran() == ["train 0 3"] and "the same command goes on" in late.stdout
+
+    (project.root / "trouble1").write_text("raise gp.GoodsError('max_hours 1.0 were over before the first step')")
+    again = project.call(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert project.ran() == ["train 1 3", "train 2 3"]
+    assert "train fold 1  stopped" in again.stdout and "before its first step" in again.stdout
+
+
 def test_a_notebook_without_a_parameters_cell_is_refused(project: Project) -> None:
     path = project.root / "notebooks" / "train.ipynb"
     path.write_text(path.read_text().replace('"parameters"', '"parametres"'))

@@ -1,0 +1,266 @@
+"""Writes main.ipynb, the one file that a push to Kaggle sends: the project's modules, notebooks and configs in cells.
+
+    python -m kaggle_kernel.build                          with the parameters it has, or the defaults
+    python -m kaggle_kernel.build --set folds=[0,1]        with other parameters in its parameters cell
+    python -m kaggle_kernel.build --check                  is it what the sources give?
+    python -m kaggle_kernel.build --user me --resume yes   fills in kernel-metadata.json, too
+
+The same sources give the same bytes: what is packed is neither compressed nor dated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import base64
+import hashlib
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from goods_params import ROOT, GoodsError, parse_setting, write_json, write_text
+
+FOLDER = ROOT / "kaggle_kernel"
+NOTEBOOK, METADATA = "main.ipynb", "kernel-metadata.json"
+NO_USER = "YOUR-KAGGLE-USERNAME"
+SLUG = COMPETITION = "goods-classification"
+BACKBONE = "siglip-so400m-patch14-384"
+
+MODULES = ("goods_*.py", "pipeline.py", "kaggle_kernel/in_kernel.py")  # readable, a cell each
+PACKED = ("notebooks/*.ipynb", "params/*.yaml")  # in one cell, as base64
+
+# The parameters cell: its defaults, and what each means.
+PARAMETERS: dict[str, tuple[Any, str]] = {
+    "config": ("params/siglip-so400m-lora.yaml", "a file of params/"),
+    "run": (None, "name of the run; None: the config's"),
+    "folds": (None, "such as [0, 1]; None: all, one a GPU side by side"),
+    "num_epochs": (None, "None: as the config says"),
+    "max_hours": (11.0, "of the session's 12; what is unfinished then is saved, and the next version goes on"),
+    "debug": (False, "a few rows and one epoch, to see that all parts work"),
+    "settings": ({}, 'any other parameters, such as {"dropout": 0.1}'),
+}
+
+TITLE = """# Goods classification: photo, title and description
+
+The whole road in one notebook: look at the data, train the folds side by side on the GPUs there are, put them together,
+write `submission.csv`. Built by `kaggle_kernel/build.py` from the project's files; change those, not the cells below.
+
+Sources: `{digest}`{commit}
+"""
+PLACES = """import base64
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+os.environ.setdefault("GOODS_STARTED", str(time.time()))  # max_hours counts from here
+KAGGLE = Path(os.environ.get("GOODS_KAGGLE_ROOT", "/kaggle"))
+SOURCES = KAGGLE / "temp" / "goods"
+(SOURCES / "kaggle_kernel").mkdir(parents=True, exist_ok=True)"""
+UNPACK = '''PACKED = """
+{packed}
+"""
+MODULES = {names}
+SHA256 = "{digest}"
+
+sources = json.loads(base64.b64decode(PACKED))
+for name, text in sources.items():
+    (SOURCES / name).parent.mkdir(exist_ok=True)
+    (SOURCES / name).write_text(text, encoding="utf-8")
+sources |= {{name: (SOURCES / name).read_text(encoding="utf-8") for name in MODULES}}
+found = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
+assert found == SHA256, "the cells above were changed or did not all run; get main.ipynb back from git"'''
+PREPARE = """sys.path.insert(0, str(SOURCES))
+from kaggle_kernel import in_kernel
+
+given = {"num_epochs": num_epochs, "max_hours": max_hours, "debug": debug, **settings}
+session = in_kernel.prepare(KAGGLE, config, run, folds, **given)"""
+RUN = "in_kernel.run(session)"
+SCORES = "in_kernel.scores(session)"
+HEAD = """submission = KAGGLE / "working" / "submission.csv"
+pd.read_csv(submission, dtype=str).head() if submission.is_file() else "no submission yet: the next version goes on\""""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 The notebook
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_sources(patterns: Sequence[str]) -> dict[str, str]:
+    """{path from the root: text} of the files that match."""
+    paths = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def digest(sources: dict[str, str]) -> str:
+    """A hash over names and texts."""
+    return hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
+
+
+def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
+    """The text of main.ipynb; `commit` is shown in its title."""
+    modules, packed = read_sources(MODULES), read_sources(PACKED)
+    whole = digest(modules | packed)
+    base = base64.b64encode(json.dumps(packed, sort_keys=True).encode()).decode()
+    unpack = UNPACK.format(packed="\n".join(textwrap.wrap(base, 116)), names=_names(list(modules)), digest=whole)
+    title = TITLE.format(digest=whole[:12], commit=f", commit `{commit}`" if commit else "")
+    cells = [
+        _cell("title", title),
+        _cell("parameters", parameters_cell(parameters), "code", ["parameters"]),
+        _cell("places", PLACES, "code"),
+        _cell("modules", "## The modules\n\nWritten outside `/kaggle/working`, so that they are no output."),
+        *(_cell(Path(name).stem, f"%%writefile {{SOURCES}}/{name}\n{text}", "code") for name, text in modules.items()),
+        _cell("unpack-text", "## Notebooks and configs\n\nUnpacked, and all files compared with what was built."),
+        _cell("unpack", unpack, "code"),
+        _cell("prepare-text", "## What is attached\n\nCompetition, weights and an earlier output, wherever they lie."),
+        _cell("prepare", PREPARE, "code"),
+        _cell("run-text", "## The run\n\nEach step is a notebook; the executed ones are in the output."),
+        _cell("run", RUN, "code"),
+        _cell("scores-text", "## The scores, out of fold"),
+        _cell("scores", SCORES, "code"),
+        _cell("head-text", "## The submission"),
+        _cell("head", HEAD, "code"),
+    ]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    notebook = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _cell(name: str, source: str, kind: str = "markdown", tags: Sequence[str] = ()) -> dict[str, Any]:
+    cell = {"cell_type": kind, "id": name.replace("_", "-"), "metadata": {"tags": list(tags)} if tags else {}}
+    # A module's last line break stays: %%writefile writes the cell as it is.
+    text = source if source.startswith("%%") else source.strip("\n")
+    lines = {"source": text.removesuffix("\n").splitlines(keepends=True)}
+    return cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}) | lines
+
+
+def _names(names: list[str]) -> str:
+    return "[\n" + "".join(f'    "{name}",\n' for name in names) + "]"
+
+
+def parameters_cell(parameters: dict[str, Any]) -> str:
+    """The source of the parameters cell: literals only, each with what it means."""
+    return "\n".join(f"{name} = {_literal(parameters[name])}  # {what}" for name, (_, what) in PARAMETERS.items())
+
+
+def _literal(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def read_parameters(text: str) -> dict[str, Any]:
+    """The values in a built notebook's parameters cell. Raises GoodsError when it isn't one."""
+    try:
+        cell = next(cell for cell in json.loads(text)["cells"] if "parameters" in cell["metadata"].get("tags", []))
+        lines = ast.parse("".join(cell["source"])).body
+        found = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+    except (ValueError, KeyError, TypeError, AttributeError, SyntaxError, StopIteration):
+        raise GoodsError(f"{NOTEBOOK} has no cell of parameters, each a literal; build it anew: make kernel") from None
+    if set(found) != set(PARAMETERS):
+        raise GoodsError(f"the parameters in {NOTEBOOK} are {', '.join(found)}, but must be {', '.join(PARAMETERS)}; "
+                         "other ones go into settings, or build it anew: make kernel")  # fmt: skip
+    return found
+
+
+def check(folder: Path = FOLDER) -> dict[str, Any]:
+    """Raises GoodsError when the notebook is missing or not what the sources give; returns its parameters."""
+    path = folder / NOTEBOOK
+    if not path.is_file():
+        raise GoodsError(f"there is no {path}; build it: make kernel")
+    text = path.read_text(encoding="utf-8")
+    parameters = read_parameters(text)
+    if text != make_notebook(parameters):
+        raise GoodsError(f"{path} is not what the project's files give now; build it anew: make kernel")
+    return parameters
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 kernel-metadata.json
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def make_metadata(
+    user: str, competition: str = COMPETITION, model: str = "", weights: str = "", resume: str = "no"
+) -> dict[str, Any]:
+    """What kernel-metadata.json says: two T4s, no internet, private.
+
+    `model` is the backbone as a dataset, owner/name, or as a model, owner/model/framework/variation/version; `weights`
+    a dataset with a run's trained folds. With `resume` "yes" the kernel's own last output is attached.
+    """
+    model = model or f"{user}/{BACKBONE}"
+    datasets = [source for source in (model, weights) if source and source.count("/") == 1]
+    return {
+        "id": f"{user}/{SLUG}",
+        "title": SLUG.replace("-", " ").capitalize(),
+        "code_file": NOTEBOOK,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": "NvidiaTeslaT4",
+        "competition_sources": [competition],
+        "dataset_sources": datasets,
+        "model_sources": [source for source in (model,) if source.count("/") != 1],
+        "kernel_sources": [f"{user}/{SLUG}"] if resume == "yes" else [],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3 Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def set_parameters(texts: Sequence[str]) -> dict[str, Any]:
+    """The notebook's parameters: those it has, or the defaults, and on them the given ones."""
+    path = FOLDER / NOTEBOOK
+    has = read_parameters(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    parameters = {name: default for name, (default, _) in PARAMETERS.items()} | has
+    for name, value in map(parse_setting, texts):
+        if name in PARAMETERS:
+            parameters[name] = value
+        else:
+            parameters["settings"] = parameters["settings"] | {name: value}
+    return parameters
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Builds the notebook, and kernel-metadata.json when a user is named; or checks that it is built."""
+    parser = argparse.ArgumentParser(prog="build.py", description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when main.ipynb is stale")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of the notebook")
+    parser.add_argument("--user", help="your Kaggle user name; kernel-metadata.json is then filled in")
+    parser.add_argument("--competition", help=f"its slug ({COMPETITION})")
+    parser.add_argument("--model", help=f"the backbone: owner/name (USER/{BACKBONE}), or a Kaggle model")
+    parser.add_argument("--weights", help="a dataset with trained folds: owner/name")
+    parser.add_argument("--resume", choices=("yes", "no"), help="attach the kernel's own last output")
+    given = parser.parse_args(arguments)
+    try:
+        if given.check:
+            check()
+            return
+        sources = {name: getattr(given, name) for name in ("competition", "model", "weights", "resume")}
+        sources = {name: value for name, value in sources.items() if value}
+        if sources and not given.user:
+            raise GoodsError(f"whose kernel is it? --{' --'.join(sources)} must come with --user (make: USER=...)")
+        path = write_text(FOLDER / NOTEBOOK, make_notebook(set_parameters(given.set)))
+        print(f"{path.relative_to(ROOT)} built, {path.stat().st_size / 1000:.0f} kB")
+        if given.user:
+            metadata = make_metadata(given.user, **sources)
+            write_json(FOLDER / METADATA, metadata)
+            attached = [source for name in metadata if name.endswith("_sources") for source in metadata[name]]
+            print(f"{(FOLDER / METADATA).relative_to(ROOT)} is for {metadata['id']}, with {', '.join(attached)}")
+    except GoodsError as error:
+        sys.exit(f"build.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

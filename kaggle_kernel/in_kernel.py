@@ -1,0 +1,270 @@
+"""What runs inside the kernel: finds what is attached, runs the pipeline, leaves what is worth keeping."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+import goods_params as gp
+from goods_checkpoint import CURRENT, PREVIOUS, adopt_fold
+from goods_params import GoodsError, Params
+
+MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
+FREE_GB = 2.0  # the least to start with: executed notebooks, predictions and the weights of small models
+NEEDS_MODEL = "make kernel MODEL=owner/dataset, or owner/model/framework/variation/version"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 What is attached
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def find_inputs(root: Path) -> dict[str, list[Path]]:
+    """Folders below `root` by kind: "competition" (train.csv, test.csv), "model" (config.json and weights), "run".
+
+    Mounts have moved between /kaggle/input/<slug> and several levels below it, so files tell, not paths. Each folder
+    is listed once and those of photos are not entered: 100,000 files cost a second or less.
+    """
+    found = defaultdict(list)
+    seen: set[str] = set()
+    waiting = [(root, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in seen:  # one place mounted under two names
+            continue
+        seen.add(real)
+        kind, inner = _look_into(folder)
+        if kind:
+            found[kind].append(folder)
+        elif depth < MOST_DEPTH:
+            waiting += [(folder / name, depth + 1) for name in inner]
+    return {kind: sorted(found[kind]) for kind in ("competition", "model", "run")}
+
+
+def _look_into(folder: Path) -> tuple[str, list[str]]:
+    """The kind of a folder by its marker files (empty when it has none), and its folders that may hold others."""
+    names, inner = set(), []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.lower().endswith((".jpg", ".jpeg", ".png", ".webp")):
+                    names.add(entry.name)
+                    if "image" not in entry.name and not entry.name.startswith(".") and entry.is_dir():
+                        inner.append(entry.name)
+    except OSError:
+        return "", []
+    if {"train.csv", "test.csv"} <= names:
+        return "competition", []
+    if {"params.yaml", "folds.parquet"} <= names:
+        return "run", []
+    if "config.json" in names and any(name.endswith(".safetensors") for name in names):
+        return "model", []
+    return "", inner
+
+
+def the_competition(folders: Sequence[Path], root: Path) -> Path:
+    """The one competition folder. Raises GoodsError when none or several are attached."""
+    if not folders:
+        raise GoodsError(f"no competition is attached: below {root} no folder has both train.csv and test.csv. "
+                         "Add one (Add Input, or make kernel COMPETITION=slug) and accept its rules")  # fmt: skip
+    if len(folders) > 1:
+        raise GoodsError(f"{len(folders)} competitions are attached: {', '.join(map(str, folders))}. Remove all but "
+                         'one, or name one in the parameters cell: settings = {"data_dir": "..."}')  # fmt: skip
+    return folders[0]
+
+
+def the_model(folders: Sequence[Path], name: str, root: Path) -> Path:
+    """The folder with the backbone called `name`: its path, or the name in its config.json, holds all of its words.
+
+    Raises GoodsError when none does, or several do.
+    """
+    words = _words(name)
+    fitting = [folder for folder in folders if words <= _words(f"{folder.relative_to(root)} {_own_name(folder)}")]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise GoodsError(f"the weights of {name} are attached more than once: {', '.join(map(str, fitting))}. "
+                         "Remove all but one")  # fmt: skip
+    attached = f"attached are those of another: {', '.join(map(str, folders))}" if folders else "none are attached"
+    raise GoodsError(f"the config needs the weights of {name}, but {attached}. Attach a dataset or model of that name "
+                     f"({NEEDS_MODEL})")  # fmt: skip
+
+
+def _words(text: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", text.lower())) - {""}
+
+
+def _own_name(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def earlier_run(folders: Sequence[Path], p: Params) -> Path | None:
+    """The attached folder of the run p.run that got furthest, or None."""
+    recorded = {folder: gp.load_recorded(folder / "params.yaml") for folder in folders}
+    own = [folder for folder, was in recorded.items() if (was.get("run"), was.get("debug")) == (p.run, p.debug)]
+    done = {folder: (len(trained_folds(folder)), len(list(folder.glob(f"fold*/{CURRENT}")))) for folder in own}
+    return max(done, key=done.get, default=None)
+
+
+def trained_folds(run_dir: Path) -> list[int]:
+    """The folds of a run that are trained to the end."""
+    files = run_dir.glob("fold*/metrics.json")
+    return sorted(int(f.parent.name.removeprefix("fold")) for f in files if (f.parent / "model.safetensors").is_file())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 Before the run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Session(NamedTuple):
+    """What this session does."""
+
+    p: Params
+    command: list[str]
+    working: Path
+    scratch: Path
+
+
+def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] | None = None, **given: Any) -> Session:
+    """Finds the inputs below kaggle/input and says what will be run; None means "as the config says".
+
+    An attached output of this run is gone on from. In a scoring re-run (KAGGLE_IS_COMPETITION_RERUN) an attached
+    run's trained folds only predict. Raises GoodsError when something needed isn't attached.
+    """
+    inputs, working, scratch = kaggle / "input", kaggle / "working", kaggle / "temp"
+    _check_disk(working)
+    attached = find_inputs(inputs)
+    given = {name: value for name, value in given.items() if value is not None}
+    if "data_dir" not in given:
+        given["data_dir"] = str(the_competition(attached["competition"], inputs))
+    given |= {"outputs_dir": str(working / "outputs")} | ({"run": run} if run else {})
+    p = gp.load_params(config, **given)
+    if "run" not in p.model_fields_set:  # the pipeline's rule, too
+        p = gp.load_params(config, **given, run=Path(config).stem)
+    _link_model(p, attached["model"], inputs)
+    before = earlier_run(attached["run"], p)
+    steps = []
+    if before and scoring_rerun() and trained_folds(before):
+        _adopt_weights(p, before)
+        steps = ["--steps", "ensemble", "submission"]
+        print(f"scoring re-run: the folds {', '.join(map(str, trained_folds(before)))} of {before} predict")
+    elif before:
+        given["resume_from"] = str(before)
+        print(f"going on from {before}")
+    print(f"competition: {p.data_dir}\nmodel: {gp.resolve(p.model_name).resolve()}\nrun: {p.run_dir}")
+    command = [sys.executable, "pipeline.py", "--config", config, "--run", p.run, *steps]
+    if folds is not None and not steps:
+        command += ["--folds", *map(str, folds)]
+    command += ["--set", *(f"{name}={json.dumps(value)}" for name, value in given.items() if name != "run")]
+    return Session(p, command, working, scratch)
+
+
+def scoring_rerun() -> bool:
+    """Whether Kaggle runs the kernel again on the hidden test set."""
+    return os.environ.get("KAGGLE_IS_COMPETITION_RERUN", "").lower() not in ("", "0", "false")
+
+
+def _check_disk(working: Path) -> None:
+    working.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(working).free / 1e9
+    if free < FREE_GB:
+        raise GoodsError(f"{working} has {free:.1f} GB left, and a run needs {FREE_GB:.0f} or more; "
+                         "restart the session, or remove what earlier cells wrote there")  # fmt: skip
+
+
+def _link_model(p: Params, folders: Sequence[Path], root: Path) -> None:
+    """Puts the attached weights where the config expects them, so that a run has the same parameters everywhere."""
+    path = gp.resolve(p.model_name)
+    if path.is_dir() and not path.is_symlink():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(the_model(folders, path.name, root), target_is_directory=True)
+
+
+def _adopt_weights(p: Params, before: Path) -> None:
+    """Copies an attached run's folds to this one without their predictions for a test set that may be another."""
+    gp.open_run(p)
+    shutil.copyfile(before / "folds.parquet", p.run_dir / "folds.parquet")
+    for fold in trained_folds(before):
+        adopt_fold(p.model_copy(update={"fold": fold, "resume_from": str(before)}))
+        (p.run_dir / f"fold{fold}" / "test.parquet").unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3 The run, and what it leaves
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def run(session: Session) -> None:
+    """Runs the pipeline, showing its lines; at its end submission.csv lies at the root of the working folder.
+
+    Caches lie outside of the output. Raises GoodsError with what the pipeline said when a step failed.
+    """
+    cache = session.working / "outputs" / "cache"
+    (session.scratch / "cache").mkdir(parents=True, exist_ok=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.unlink(missing_ok=True)
+    cache.symlink_to(session.scratch / "cache", target_is_directory=True)
+    try:
+        status, lines = _stream(session.command)
+    finally:
+        cache.unlink(missing_ok=True)
+        _tidy(session.p.run_dir)
+    if status:
+        failed = [line for line in lines if " failed: " in line] or lines[-1:]
+        raise GoodsError("; ".join(failed) or f"the pipeline ended with status {status} and said nothing")
+    if (submission := session.p.run_dir / "submission.csv").is_file():
+        shutil.copyfile(submission, session.working / "submission.csv")
+    else:
+        print("to go on, attach this output to the next version: make kernel USER=... RESUME=yes, then make push")
+
+
+def _stream(command: list[str]) -> tuple[int, list[str]]:
+    """Runs a command, showing its lines as they come; returns its exit status and its lines."""
+    path = os.pathsep.join(filter(None, [str(gp.ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, cwd=gp.ROOT, env=environment, text=True, errors="replace", **streams)
+    lines = []
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.strip())
+        return process.wait(), lines
+    finally:
+        if process.poll() is None:  # interrupted: the pipeline stops its steps
+            process.terminate()
+            process.wait()
+
+
+def _tidy(run_dir: Path) -> None:
+    """Removes what nothing will read: the last state but one where the last is whole, and unfinished writings."""
+    for current in run_dir.glob(f"fold*/{CURRENT}"):
+        (current.parents[1] / PREVIOUS).unlink(missing_ok=True)
+    for litter in run_dir.rglob(".*.tmp"):
+        litter.unlink(missing_ok=True)
+
+
+def scores(session: Session) -> pd.DataFrame:
+    """accuracy, macro_f1 and log_loss of the ensemble's outputs over all rows out of fold; empty before the end."""
+    path = session.p.run_dir / "ensemble" / "metrics.json"
+    if not path.is_file():
+        return pd.DataFrame()
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return pd.DataFrame({name: found[name] for name in ("fused", "image", "text")}).T.round(4)

@@ -1,0 +1,331 @@
+"""Between here and Kaggle, by Kaggle's own command line, whose answers are read: it exits 0 when the server refuses.
+
+python -m kaggle_kernel.push push                   checks, then `kaggle kernels push`
+python -m kaggle_kernel.push status                 queued, running, complete, or why it failed
+python -m kaggle_kernel.push output --run NAME      brings the run to outputs/
+python -m kaggle_kernel.push weights --run NAME     the run's trained folds as a private dataset
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from slugify import slugify
+
+import goods_params as gp
+from goods_params import ROOT, GoodsError
+from kaggle_kernel import build
+
+STAGE = ROOT / "build" / "kaggle"
+MOST_BYTES = 1_000_000  # of main.ipynb; Kaggle's own limit is not documented
+SESSION_HOURS, SESSION_GPUS = 12, 2
+MOST_TRAINING_HOURS = 11.5  # what then remains is for saving and for the output
+TIMEOUT = 3600  # of a call of the command line, seconds; outputs can be large
+BOOLEANS = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
+SOURCES = {  # fields of kernel-metadata.json, and what their items look like
+    "competition_sources": (r"[a-z0-9-]+", "the competition's slug"),
+    "dataset_sources": (r"[\w-]+/[\w-]+", "owner/dataset"),
+    "kernel_sources": (r"[\w-]+/[\w-]+", "owner/kernel"),
+    "model_sources": (r"[\w-]+/[\w-]+/\w+/[\w.-]+/\d+", "owner/model/framework/variation/version"),
+}
+FIELDS = {"id", "id_no", "title", "code_file", "language", "kernel_type", "machine_shape", "keywords"}
+FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES}
+# The command line's documentation, without those that are retired; NvidiaTeslaT4 means two of them.
+MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100")
+MACHINES += ("NvidiaRtxPro6000",)
+RUN_FILES = ("params.yaml", "folds.parquet", "labels.json", "environment.json")
+FOLD_FILES = ("model.safetensors", "oof.parquet", "metrics.json", "log.jsonl")
+
+NO_ACCESS = ("Kaggle doesn't let you: accept the competition's rules on its page, and look whether the user name and "
+             "the sources in kernel-metadata.json are right")  # fmt: skip
+NOT_FOUND = "Kaggle has nothing of that name: look at the id and the sources in kernel-metadata.json"
+# What the command line says when a call failed, and what to do about it.
+FAILURES = (
+    ("Authentication required", "Kaggle doesn't know you: make an API token at kaggle.com/settings/api and put it into "
+                                "~/.kaggle/access_token, or say `kaggle auth login`"),
+    ("don't have access", NO_ACCESS),
+    ("resource was not found", NOT_FOUND),
+    ("Cannot access kernel", "there is no such kernel, or it isn't yours: look at the id in kernel-metadata.json, and "
+                             "push first"),
+    ("rate limited", "Kaggle has had too many calls from you: wait some minutes and give the same command again"),
+    ("problem on Kaggle's side", "Kaggle has a problem of its own: give the same command again later"),
+    ("Max retries exceeded", "no connection to Kaggle, or it broke off: look at the network, and give the same command "
+                             "again; whether a version was made is shown by: make kaggle-status"),
+    ("Connection aborted", "the connection to Kaggle broke off: give the same command again"),
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 Before a push
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def preflight(folder: Path) -> list[str]:
+    """Checks all that a push needs; returns what is worth knowing. Raises GoodsError with every problem at once."""
+    metadata = read_metadata(folder)
+    problems, notes = list(metadata_problems(metadata)), []
+    try:
+        parameters = build.check(folder)
+        size = (folder / build.NOTEBOOK).stat().st_size
+        if size > MOST_BYTES:
+            problems.append(f"{build.NOTEBOOK} has {size / 1e6:.1f} MB; one MB is the most that surely goes through")
+        notes = check_plan(parameters)
+    except GoodsError as error:
+        problems.append(str(error))
+    if problems:
+        raise GoodsError("nothing was pushed:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return notes
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """kernel-metadata.json. Raises GoodsError when it can't be read or has no id."""
+    path = folder / build.METADATA
+    try:
+        metadata = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise GoodsError(f"{path} is missing or is not JSON; make it: make kernel USER=your-name") from None
+    if not re.fullmatch(r"[\w-]+/[\w-]+", str(metadata.get("id"))) or build.NO_USER in str(metadata):
+        raise GoodsError(f"{path} has no user name yet; put yours in: make kernel USER=your-name")
+    return metadata
+
+
+def metadata_problems(metadata: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each thing in kernel-metadata.json that the command line or the server would refuse or ignore."""
+    for name in sorted(set(metadata) - FIELDS):
+        yield f"kernel-metadata.json: nobody reads '{name}'; remove it"
+    slug = metadata["id"].split("/")[1]
+    title = str(metadata.get("title", ""))
+    if not 5 <= len(title) <= 50 or slugify(title) != slug:
+        yield f"title '{title}' must have 5 to 50 characters and give the slug {slug}, as in id, not {slugify(title)}"
+    for name, value in (("code_file", build.NOTEBOOK), ("language", "python"), ("kernel_type", "notebook")):
+        if metadata.get(name) != value:
+            yield f"{name} is {metadata.get(name)!r}, but must be {value!r}"
+    for name in BOOLEANS:
+        if not isinstance(metadata.get(name), bool):
+            yield f"{name} is {metadata.get(name)!r}, but must be true or false, without quotes"
+    if metadata.get("enable_gpu") is False:
+        yield "enable_gpu is false: a training would take weeks"
+    if metadata.get("machine_shape") not in MACHINES:
+        yield (f"machine_shape is {metadata.get('machine_shape')!r}, which gives another machine than wanted; "
+               f"the known ones are {', '.join(MACHINES)}")  # fmt: skip
+    for name, (pattern, what) in SOURCES.items():
+        items = metadata.get(name, [])
+        if not isinstance(items, list) or not all(re.fullmatch(pattern, str(item)) for item in items):
+            yield f"{name} is {items!r}, but must be a list of {what}"
+    if len(metadata.get("competition_sources", [])) != 1:
+        yield "competition_sources must name one competition: make kernel USER=... COMPETITION=slug"
+    if not metadata.get("dataset_sources") and not metadata.get("model_sources"):
+        yield "no weights are attached: make kernel USER=... MODEL=owner/dataset"
+
+
+def check_plan(parameters: dict[str, Any]) -> list[str]:
+    """What the run will cost on Kaggle. Raises GoodsError when a parameter is wrong or the run doesn't fit."""
+    names = ("run", "num_epochs", "max_hours", "debug")
+    given = {name: parameters[name] for name in names if parameters[name] is not None}
+    p = gp.load_params(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
+    if outside := [fold for fold in parameters["folds"] or [] if not 0 <= fold < p.n_folds]:
+        raise GoodsError(f"folds {outside} are not among the {p.n_folds} folds of {parameters['config']}")
+    if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
+        raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
+                         f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
+    if not (gp.resolve(p.model_name) / "config.json").is_file():
+        return [f"no plan was made: {gp.resolve(p.model_name) / 'config.json'} is not here"]
+    import goods_plan  # torch takes seconds to load
+
+    plan = goods_plan.plan(p, "T4")
+    if not plan.fits:
+        raise GoodsError(f"the run doesn't fit a T4: {plan.advice}")
+    hours, disk = sum(plan.hours.values()) / SESSION_GPUS, sum(plan.disk.values())
+    if disk > goods_plan.KAGGLE_DISK_GB:
+        raise GoodsError(f"the run would write {disk:.0f} GB, and a session may leave {goods_plan.KAGGLE_DISK_GB}: "
+                         "tune=lora or optimizer=adafactor need less")  # fmt: skip
+    notes = [f"planned: {plan.total_gib:.1f} GiB of a T4, {hours:.1f} hours on two, {disk:.1f} GB"]
+    if hours > p.max_hours:
+        notes.append(
+            f"it will stop after {p.max_hours:g} hours with its state saved; to go on: make kernel USER=... RESUME=yes"
+        )
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 The command line and its answers
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def call_kaggle(*arguments: str) -> str:
+    """What `kaggle ...` says. Raises GoodsError with a sentence when it fails."""
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    program = shutil.which("kaggle", path=here)
+    if program is None:
+        raise GoodsError("Kaggle's command line is not installed: pip install -r requirements-dev.txt")
+    command = [program, "-W", *arguments]
+    streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+    try:
+        done = subprocess.run(command, timeout=TIMEOUT, **streams)
+    except subprocess.TimeoutExpired:
+        raise GoodsError(f"Kaggle has not answered within {TIMEOUT // 60} minutes; give the command again") from None
+    said = f"{done.stdout}\n{done.stderr}".strip()
+    if done.returncode:
+        lines = said.splitlines() or ["nothing"]
+        advice = next((sentence for words, sentence in FAILURES if words in said), "")
+        raise GoodsError(f"{advice} (it said: {lines[0][:200]})" if advice else f"kaggle failed: {lines[-1][:500]}")
+    return said
+
+
+def push_answer(said: str) -> str:
+    """The sentence with the version and where to see it. Raises GoodsError when the push was refused, or in part."""
+    refused = re.findall(
+        r"^The following are not valid (.+?) and could\s+not be added to the kernel: (.*)$", said, re.M
+    )
+    error = re.search(r"Kernel push error: (.*)", said)
+    pushed = re.search(r"^Kernel version .*successfully pushed.*$", said, re.M)
+    if error:
+        raise GoodsError(f"Kaggle refused the push: {error[1]}")
+    if refused:
+        what = "; ".join(f"{kind}: {names}" for kind, names in refused)
+        raise GoodsError(f"Kaggle doesn't know, or you may not use, these {what}. It made a version without them, "
+                         "which will fail: mend kernel-metadata.json, accept the rules, and push again")  # fmt: skip
+    if not pushed:
+        raise GoodsError(f"Kaggle's answer says nothing of a new version: {said[-300:] or 'it is empty'}")
+    return pushed[0]
+
+
+def push(folder: Path) -> str:
+    """Pushes main.ipynb with the commit in its title, after all checks; returns what Kaggle said."""
+    print(*preflight(folder), sep="\n", flush=True)
+    shutil.rmtree(STAGE, ignore_errors=True)
+    notebook = build.make_notebook(build.check(folder), commit())
+    gp.write_text(STAGE / build.NOTEBOOK, notebook)
+    shutil.copyfile(folder / build.METADATA, STAGE / build.METADATA)
+    return push_answer(call_kaggle("kernels", "push", "-p", str(STAGE)))
+
+
+def commit() -> str:
+    """The commit that the sources stand at, with a "+" when they have changed since; empty outside of git."""
+    try:
+        git = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 20}
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head + ("+" if head and changed else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3 After a push
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def status(folder: Path) -> str:
+    """The state of the kernel's last version. Raises GoodsError when it failed."""
+    said = call_kaggle("kernels", "status", read_metadata(folder)["id"])
+    state = re.search(r'has status "(?:\w+\.)?(\w+)"', said)
+    if not state:
+        raise GoodsError(f"Kaggle's answer names no state: {said[-300:]}")
+    if "ERROR" in state[1].upper() or "Failure message" in said:
+        why = re.search(r'Failure message: "(.*)"', said, re.S)
+        raise GoodsError(f"the last version failed: {why[1] if why else state[1]}; its log comes with: "
+                         "make kaggle-output RUN=...")  # fmt: skip
+    return state[1].lower()
+
+
+def fetch_output(folder: Path, run: str) -> str:
+    """Brings outputs/<run> of the kernel's last version to outputs/. Raises GoodsError when it isn't there."""
+    home = ROOT / "outputs" / run
+    if home.exists():
+        raise GoodsError(f"{home} is there already; rename or delete it, so that two runs don't mix")
+    slug = read_metadata(folder)["id"]
+    stage = STAGE.with_name("kaggle-output")
+    shutil.rmtree(stage, ignore_errors=True)
+    call_kaggle("kernels", "output", slug, "-p", str(stage), "--page-size", "200")
+    found = stage / "outputs" / run
+    if not (found / "params.yaml").is_file():
+        there = sorted(path.name for path in (stage / "outputs").glob("*") if path.is_dir())
+        raise GoodsError(f"the output of {slug} has no run '{run}', but {', '.join(there) or 'no runs at all'}; "
+                         f"what it has, the log too, lies in {stage}")  # fmt: skip
+    home.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(found, home)
+    return f"{home.relative_to(ROOT)}: {sum(path.is_file() for path in home.rglob('*'))} files; the log is in {stage}"
+
+
+def send_weights(folder: Path, run: str) -> str:
+    """Makes a private dataset <run>-weights of a run's trained folds, or a version of it; returns what to attach."""
+    run_dir = ROOT / "outputs" / run
+    user = read_metadata(folder)["id"].split("/")[0]
+    stage = pack_weights(run_dir, user)
+    reference = f"{user}/{weights_slug(run)}"
+    exists = True
+    try:
+        call_kaggle("datasets", "status", reference)
+    except GoodsError as error:
+        if not str(error).startswith((NO_ACCESS, NOT_FOUND)):
+            raise
+        exists = False
+    how = ["version", "-m", f"run {run}"] if exists else ["create"]
+    said = call_kaggle("datasets", *how, "-p", str(stage), "-r", "zip", "-q")
+    if "error" in said.lower() or "is being created" not in said:
+        raise GoodsError(f"Kaggle refused the dataset {reference}: {said[-300:] or 'it said nothing'}")
+    return f"{reference} is being made; attach it: make kernel USER={user} WEIGHTS={reference}"
+
+
+def weights_slug(run: str) -> str:
+    """The dataset's name: 6 to 50 characters, as Kaggle wants it."""
+    return f"{slugify(run)[:42]}-weights"
+
+
+def pack_weights(run_dir: Path, user: str) -> Path:
+    """A folder with a run's weights for prediction, its folds, and dataset-metadata.json; hard links where it can."""
+    folds = sorted(path.parent for path in run_dir.glob("fold*/metrics.json"))
+    if not folds or not (run_dir / "params.yaml").is_file():
+        raise GoodsError(f"{run_dir} has no trained fold; train one, or name another run: make kaggle-weights RUN=...")
+    stage = STAGE.with_name("kaggle-weights")
+    shutil.rmtree(stage, ignore_errors=True)
+    files = [run_dir / name for name in RUN_FILES] + [fold / name for fold in folds for name in FOLD_FILES]
+    for file in filter(Path.is_file, files):
+        copy = stage / file.relative_to(run_dir)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, copy)
+        except OSError:  # another disk
+            shutil.copyfile(file, copy)
+    slug = weights_slug(run_dir.name)
+    about = {"id": f"{user}/{slug}", "title": slug, "licenses": [{"name": "unknown"}]}
+    gp.write_json(stage / "dataset-metadata.json", about)
+    return stage
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4 Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pushes the kernel, asks for its state, brings its output, or sends a run's weights."""
+    parser = argparse.ArgumentParser(prog="push.py", description=main.__doc__)
+    parser.add_argument("what", choices=("push", "status", "output", "weights"))
+    parser.add_argument("--run", help="output, weights: name of the run, a folder under outputs/")
+    parser.add_argument("--folder", type=Path, default=build.FOLDER, help="with main.ipynb and kernel-metadata.json")
+    given = parser.parse_args(arguments)
+    if given.what in ("output", "weights") and not given.run:
+        parser.error(f"{given.what} needs --run")
+    work = {"push": push, "status": status}.get(given.what)
+    try:
+        if work:
+            print(work(given.folder))
+        else:
+            print({"output": fetch_output, "weights": send_weights}[given.what](given.folder, given.run))
+    except (GoodsError, OSError) as error:
+        sys.exit(f"push.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
