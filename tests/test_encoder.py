@@ -75,7 +75,9 @@ def test_a_text_encoder_learns_and_writes_the_same_files(make):
         gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
     ensemble = gu.ensemble_folds(p, goods)
     assert gu.outputs_of(ensemble.oof) == ["text"] and len(ensemble.test) == len(goods.test)
-    assert ensemble.scores.loc["oof", ("text", "accuracy")] > 0.1  # twice chance, from random weights and 84 products a fold
+    assert (
+        ensemble.scores.loc["oof", ("text", "accuracy")] > 0.1
+    )  # twice chance, from random weights and 84 products a fold
     assert gu.write_submission(p, goods)["id"].tolist() == goods.test["id"].tolist()
 
 
