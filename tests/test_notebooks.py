@@ -24,7 +24,7 @@ from conftest import Sample
 from goods_params import ROOT, Params
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PICTURES = {"eda": 5, "train": 3, "ensemble": 5, "submission": 1}
+PICTURES = {"eda": 9, "train": 3, "ensemble": 5, "submission": 1}
 MODULES = sorted(path.stem for path in ROOT.glob("goods_*.py"))
 
 
