@@ -68,7 +68,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text), AfterValid
 # Fields that may differ between two calls of one run: where things lie, how fast they go, which part is done now.
 RUNTIME_FIELDS = frozenset(
     "fold skip_folds outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir micro_batch_size "
-    "eval_batch_size gradient_checkpointing num_workers max_hours checkpoint_minutes resume_from".split()
+    "eval_batch_size gradient_checkpointing num_workers max_hours checkpoint_minutes resume_from wandb_mode "
+    "wandb_project".split()
 )
 
 
@@ -161,6 +162,12 @@ class Params(BaseModel):
     max_hours: Float | None = Field(None, gt=0, description="stop in time, with the state saved")
     checkpoint_minutes: Float = Field(15.0, ge=0, description="time between two saved states")
     resume_from: str | None = Field(None, description="another run's folder to go on from; it is only read")
+
+    # tracking
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: as WANDB_MODE says, else online with a key and a network, else offline"
+    )
+    wandb_project: str = Field("goods-classification", description="where wandb files the runs")
 
     @property
     def run_dir(self) -> Path:

@@ -61,6 +61,7 @@ from goods_model import (
 )
 from goods_params import GoodsError, Params, atomic_path, deadline, write_json
 from goods_plan import plan
+from goods_tracking import NoTracker, make_tracker
 
 SCALE_ROWS = 1024  # training products whose frozen embeddings scale the heads' inputs where the backbone is tuned
 WARM_START_BATCH = 256
@@ -144,6 +145,7 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
     task = make_task(p, goods, folds)
     set_seed(p.seed + p.fold)  # only now: whether embeddings came from the cache must not matter
     trainer = Trainer(task, p, accelerator, folder)
+    trainer.tracker = make_tracker(p) if accelerator.is_main_process else NoTracker()
     trainer.run()
     load_trained(task.model, folder / "model.safetensors")  # what is predicted with is what is kept
     alpha = choose_alpha(trainer, folder / "model.safetensors") if p.wise_ft else None
@@ -158,8 +160,19 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
         (folder / "test.parquet").unlink(missing_ok=True)  # it would be from weights that are no more
         write_json(folder / "metrics.json", metrics)
         remove_state(folder)
+        table = prediction_table(pd.read_parquet(folder / "oof.parquet"), goods)
+        trainer.tracker.finish(
+            metrics=metrics, oof=str(folder / "oof.parquet"), classes=goods.classes, errors=worst(table, goods.classes)
+        )
     accelerator.wait_for_everyone()
     return metrics
+
+
+def worst(table: pd.DataFrame, classes: list[str], top: int = 24) -> list[dict[str, Any]]:
+    """The wrong predictions it was surest of: id, image, title, given, predicted (names), probability."""
+    errors = table[table["label"] != table["prediction"]].nlargest(top, "probability")
+    names = {"given": [classes[k] for k in errors["label"]], "predicted": [classes[k] for k in errors["prediction"]]}
+    return errors.assign(**names)[["id", "image", "title", *names, "probability"]].to_dict("records")
 
 
 def make_accelerator(p: Params) -> Accelerator:
@@ -316,6 +329,7 @@ class Trainer:
         self.class_weight = class_weights(task.labels["train"], p).to(accelerator.device)
         self.ema = {name: t.detach().clone() for name, t in trained(task.model).items()} if p.ema_decay else {}
         self.at = Progress(micro_batch_size=p.micro_batch_size or p.batch_size)
+        self.tracker = NoTracker()
         self._restore()
 
     def run(self) -> None:
@@ -335,7 +349,9 @@ class Trainer:
                 began = time.perf_counter()
                 self.model.train()
                 for batch, rows in self._batches():
-                    at.loss_sum += self._step(batch, rows)
+                    loss = self._step(batch, rows)
+                    self.tracker.log({"loss": loss, "rate": self.schedule.get_last_lr()[-1]})
+                    at.loss_sum += loss
                     at.step += 1
                     bar.update()
                     self._save_in_time()
@@ -428,6 +444,7 @@ class Trainer:
                        "valid_loss": scores["log_loss"], "macro_f1": scores["macro_f1"],
                        "accuracy": scores["accuracy"], "learning_rate": self.schedule.get_last_lr()[0],
                        "seconds": round(seconds, 2)})  # fmt: skip
+        self.tracker.log(at.log[-1])
         if accelerator.is_main_process:
             with atomic_path(self.folder / "log.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in at.log), encoding="utf-8")

@@ -23,7 +23,7 @@ os.environ |= {
     "JUPYTER_DATA_DIR": f"{_HOME.name}/jupyter/data",
     "JUPYTER_RUNTIME_DIR": f"{_HOME.name}/jupyter/runtime",
     "HF_HUB_OFFLINE": "1",
-    "WANDB_MODE": "offline",
+    "WANDB_MODE": "disabled",
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
 }

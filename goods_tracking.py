@@ -1,0 +1,190 @@
+"""Tracking with wandb that can never stop, delay or wake a training: wandb lives in a process of its own.
+
+The training puts lines into a queue, a thread writes them to that process's pipe. Whatever happens there (no network, a
+client that raises or hangs, a full disk) is said once, and costs at most WAIT_SECONDS at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from goods_params import ROOT, Params
+
+WAIT_SECONDS = 4.0  # at the end of a fold, for wandb to write what is left
+PROBE_SECONDS = 1.0  # for the answer to: is there a network?
+LINGER_SECONDS = 600  # an upload may go on so long after the training
+MAX_POINTS = 10_000  # of the curves that wandb draws
+PLACES = frozenset("outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir resume_from".split())
+
+
+class NoTracker:
+    """Tracks nothing."""
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Takes metrics of a step or an epoch."""
+
+    def finish(self, **last: Any) -> None:
+        """Takes what is known at the end."""
+
+
+class Tracker(NoTracker):
+    """One wandb run, fed line by line: {"log": ...} while training, then {"finish": ...}."""
+
+    def __init__(self, settings: dict[str, Any], folder: Path) -> None:
+        self.waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve()), json.dumps(settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder, env=environment,
+            text=True, encoding="utf-8", start_new_session=True,  # an interrupt of the training is not wandb's
+        )  # fmt: skip
+        threading.Thread(target=self._write, daemon=True).start()
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Takes metrics of a step or an epoch; returns at once."""
+        self.waiting.put(json.dumps({"log": values}))
+
+    def finish(self, **last: Any) -> None:
+        """Hands over what is known at the end and waits at most WAIT_SECONDS; what went wrong is said once."""
+        self.waiting.put(json.dumps({"finish": last}))
+        self.waiting.put(None)
+        try:
+            status = self.process.wait(WAIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"wandb has not finished after {WAIT_SECONDS:.0f} s; the run goes on without it", flush=True)
+            return
+        if status:
+            said = (self.process.stderr.read().strip().splitlines() or [f"status {status}"])[-1]
+            print(f"wandb failed, the run goes on without it: {said[:200]}", flush=True)
+
+    def _write(self) -> None:
+        try:
+            while (line := self.waiting.get()) is not None:
+                self.process.stdin.write(line + "\n")
+                self.process.stdin.flush()
+            self.process.stdin.close()
+        except (OSError, ValueError):  # it is gone; finish() says so
+            pass
+
+
+def make_tracker(p: Params) -> NoTracker:
+    """The tracker of fold p.fold: a wandb run in the group of p.run, or one that tracks nothing."""
+    mode = pick_mode(p.wandb_mode)
+    if mode == "disabled":
+        return NoTracker()
+    config = p.model_dump(mode="json", exclude=PLACES)  # where things lie on a machine is nobody's business
+    folder = p.run_dir / "wandb"
+    settings = {"project": p.wandb_project, "group": p.run, "name": f"{p.run}-fold{p.fold}", "mode": mode,
+                "config": config, "dir": str(p.run_dir)}  # fmt: skip
+    try:
+        return Tracker(settings, folder)
+    except OSError as error:
+        print(f"wandb failed, the run goes on without it: {error}", flush=True)
+        return NoTracker()
+
+
+def pick_mode(wanted: str) -> str:
+    """online, offline or disabled; auto: as WANDB_MODE says, else online with a key and a network, else offline."""
+    if wanted == "auto":
+        wanted = os.environ.get("WANDB_MODE", "auto")
+    if wanted not in ("auto", "online"):
+        return wanted if wanted in ("offline", "disabled") else "offline"
+    base = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host, port = base.hostname or "api.wandb.ai", base.port or (80 if base.scheme == "http" else 443)
+    return "online" if _has_key(host) and _reachable(host, port) else "offline"
+
+
+def _has_key(host: str) -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _reachable(host: str, port: int) -> bool:
+    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            socket.create_connection((host, port), PROBE_SECONDS).close()
+            answers.put(True)
+        except OSError:
+            answers.put(False)
+
+    threading.Thread(target=ask, daemon=True).start()  # looking up a name has no time limit of its own
+    try:
+        return answers.get(timeout=PROBE_SECONDS)
+    except queue.Empty:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the process of its own
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _serve(settings: dict[str, Any]) -> None:
+    import wandb
+
+    run = wandb.init(**settings, settings=wandb.Settings(
+        console="off", disable_git=True, save_code=False, x_disable_meta=True, x_disable_machine_info=True,
+        x_disable_stats=True))  # fmt: skip
+    for line in sys.stdin:
+        message = json.loads(line)
+        if "log" in message:
+            run.log(message["log"])
+        else:
+            _conclude(wandb, run, **message["finish"])
+    if hasattr(signal, "alarm"):
+        signal.alarm(LINGER_SECONDS)
+    run.finish()
+
+
+def _conclude(wandb: Any, run: Any, metrics: dict, oof: str, classes: list[str], errors: list[dict]) -> None:
+    """Scores, curves, the table of the worst errors with pictures, and the predictions as an artifact."""
+    import numpy as np
+    import pandas as pd
+    from scipy.special import softmax
+
+    run.summary.update(metrics)
+    table = pd.read_parquet(oof)
+    some = table.sample(min(len(table), MAX_POINTS), random_state=0)
+    logits, labels = some.filter(regex=r"^fused_\d+$").to_numpy(), some["label"].to_numpy()
+    probabilities = softmax(logits, axis=1)
+    run.log({
+        "confusion": wandb.plot.confusion_matrix(
+            y_true=labels.tolist(), preds=probabilities.argmax(1).tolist(), class_names=classes),
+        "roc": wandb.plot.roc_curve(labels, probabilities, labels=classes, classes_to_plot=np.unique(labels).tolist()),
+        "pr": wandb.plot.pr_curve(labels, probabilities, labels=classes, classes_to_plot=np.unique(labels).tolist()),
+    })  # fmt: skip
+    columns = ["id", "title", "given", "predicted", "probability"]
+    photos = [  # beside the table: in an offline run's table pictures are but the word "Image"
+        wandb.Image(e["image"], caption=f"{e['id']}: {e['given']} taken for {e['predicted']}")
+        for e in errors
+        if e["image"]
+    ]
+    run.log({
+        "worst_errors": wandb.Table(columns=columns, data=[[e[c] for c in columns] for e in errors]),
+        "worst_photos": photos,
+    })  # fmt: skip
+    artifact = wandb.Artifact(f"{run.name}-predictions", type="predictions")
+    artifact.add_file(oof)
+    run.log_artifact(artifact)
+
+
+if __name__ == "__main__":
+    _serve(json.loads(sys.argv[1]))

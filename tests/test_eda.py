@@ -1,0 +1,169 @@
+"""goods_eda and its figures: what they find where it was put in, and that odd goods don't stop them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Run
+from PIL import Image, ImageDraw, ImageEnhance
+
+matplotlib.use("Agg")
+
+import goods_eda as eda
+import goods_eda_plots as plots
+from goods_data import Goods
+from goods_params import ROOT
+
+DATA, MODEL = os.environ.get("GOODS_REAL_DATA"), os.environ.get("GOODS_REAL_MODEL")
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def title(fig) -> str:
+    return fig.get_suptitle().replace("\n", " ")
+
+
+def goods_of(train: list[dict], test: list[dict], classes: list[str]) -> Goods:
+    """Goods as read_goods makes them, from a few facts a product."""
+    tables = {}
+    for name, rows in (("train", train), ("test", test)):
+        basic = {"title": "", "text": "", "image": "", "description": "", "label": 0}
+        tables[name] = pd.DataFrame([basic | {"id": f"{name}{k}"} | row for k, row in enumerate(rows)])
+    photos = pd.concat([t[["id", "image"]].assign(table=n) for n, t in tables.items()], ignore_index=True)
+    photos["status"] = np.where(photos["image"] == "", "missing", "ok")
+    photos = photos.assign(width=0, height=0, mode="")
+    return Goods(tables["train"], tables["test"].drop(columns="label"), list(range(len(classes))), classes, photos)
+
+
+def drawing(path: Path, seed: int) -> Image.Image:
+    rng, image = np.random.default_rng(seed), Image.new("RGB", (120, 160), "white")
+    for _ in range(12):
+        x, y, w, h = rng.integers(0, 100, 4).tolist()
+        ImageDraw.Draw(image).ellipse((x, y, x + w, y + h), tuple(rng.integers(0, 255, 3).tolist()))
+    image.save(path)
+    return image
+
+
+def test_a_changed_copy_is_found_and_nothing_else(tmp_path: Path) -> None:
+    images = [drawing(tmp_path / f"{k}.png", k) for k in range(12)]
+    small = tmp_path / "small.jpg"
+    ImageEnhance.Brightness(images[3]).enhance(0.8).resize((60, 80)).save(small, quality=60)
+    train = [{"image": str(tmp_path / f"{k}.png"), "label": k % 2, "text": f"thing {k}"} for k in range(12)]
+    goods = goods_of(train, [{"image": str(small), "text": "THING 5"}, {"text": "thing 7", "image": ""}], ["a", "b"])
+    pairs = eda.near_duplicates(goods)
+    photo, text = (pairs[pairs["kind"] == kind] for kind in ("photo", "text"))
+    assert photo[["id_a", "id_b", "across", "label_b"]].to_numpy().tolist() == [["train3", "test0", True, -1]]
+    assert sorted(zip(text["id_a"], text["id_b"], strict=True)) == [("train5", "test0"), ("train7", "test1")]
+    assert title(plots.duplicate_pairs(pairs, ["a", "b"])) == (
+        "1 pair of photos nearly the same, 1 across train and test"
+    )
+
+
+def test_hashes_of_odd_photos(tmp_path: Path) -> None:
+    Image.new("L", (1, 1), 7).save(tmp_path / "dot.png")
+    Image.new("L", (20_000, 300), 90).save(tmp_path / "huge.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
+    names = ["dot.png", "huge.png", "broken.jpg"]
+    hashes = eda.photo_hashes([str(tmp_path / name) for name in names] + [""])
+    assert hashes.shape == (4, 256) and not hashes[2:].any()
+    assert eda.photo_hashes([]).shape == (0, 256)
+
+
+def test_distances_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.random((70, 256)) < 0.5
+    hashes[61] = hashes[4]
+    hashes[61, :9] ^= True
+    monkeypatch.setattr(eda, "HASH_CHUNK", 16)
+    assert [part.tolist() for part in eda._near(hashes, 30)] == [[4], [61], [9]]
+
+
+def test_telling_words_are_those_of_the_class() -> None:
+    texts = ["red boot leather the", "blue boot leather the", "paper book the", "thick book paper the"] * 10
+    words = eda.telling_words(texts, [0, 0, 1, 1] * 10, ["Shoes", "Books"])
+    best = words.groupby("class")["word"].agg(set)
+    assert {"boot", "leather"} <= best["Shoes"] and {"book", "paper"} <= best["Books"]
+    assert "the" not in set(words["word"]) and (words.loc[words["word"] == "boot", "share"] == 1).all()
+    assert eda.telling_words(["", " "], [0, 1], ["a", "b"]).empty
+    assert eda.telling_words(["🎁 שלום", "🎁 مرحبا"] * 20, [0, 1] * 20, ["a", "b"])["word"].tolist() == [
+        "שלום",
+        "مرحبا",
+    ]
+
+
+@pytest.mark.parametrize("differ", [True, False])
+def test_a_shift_is_seen_where_there_is_one(differ: bool) -> None:
+    rng = np.random.default_rng(1)
+    words = np.array("red blue green soft hard wide thin long".split())
+    rows = [{"text": " ".join(rng.choice(words, 4)), "title": "x" * int(rng.integers(3, 9))} for _ in range(300)]
+    test = [row | {"text": row["text"] + " refurbished"} if differ else row for row in rows[200:]]
+    found = eda.train_test_shift(goods_of(rows[:200], test, ["a"]))
+    if differ:
+        assert found.auc > 0.99 and (found.drivers["weight"][:2] > 0).all()
+        assert set(found.drivers["name"][:2]) == {"text_characters", "word: refurbished"}
+        assert title(plots.shift_drivers(*found)).endswith("most by text characters")
+    else:
+        assert 0.4 < found.auc < 0.6
+        assert title(plots.shift_drivers(*found)).startswith("Train and test can't be told apart: AUC .")
+
+
+def test_odd_goods_stop_nothing() -> None:
+    """A test set without photos, one class, hundreds of classes, emoji, right-to-left and empty texts."""
+    texts = ["", "🎁🎁", "שלום עולם", "$x^2$ {0}", "a" * 5000]
+    many = [f"class {k}" for k in range(500)]
+    for classes in (["only"], many):
+        rows = [{"text": text, "title": text, "label": k % len(classes)} for k, text in enumerate(texts * 100)]
+        goods = goods_of(rows, [{"text": "?"}, {"text": ""}], classes)
+        lengths, labels = goods.train["text"].str.len(), goods.train["label"]
+        assert title(plots.duplicate_pairs(eda.near_duplicates(goods), classes)) == "No two photos are nearly the same"
+        assert title(plots.telling_words(eda.telling_words(goods.train["text"], labels, classes)))
+        assert title(plots.lengths_by_class(lengths, labels, classes, 64))
+        assert title(plots.shift_drivers(*eda.train_test_shift(goods)))
+    assert title(plots.shift_drivers(*eda.train_test_shift(goods_of([{}, {}], [{}], ["a"])))).startswith("Too few")
+
+
+def test_empty_cells_and_forms_of_ids(trained: Run) -> None:
+    goods = goods_of([{"description": " "}, {"description": "x", "title": "y"}], [{"title": "z"}], ["a"])
+    assert eda.empty_cells(goods, ["title", "description"]).loc["description"].tolist() == [1, 1, 2]
+    goods.train["id"], goods.test["id"] = ["B00X", "0123"], ["9876"]
+    assert eda.odd_ids(goods)[["train", "test"]].loc["digits, 4 long"].tolist() == [1, 1]
+    assert eda.odd_ids(trained.goods)[["train", "test"]].to_numpy().sum() == 168
+
+
+def test_lengths_by_class_says_who_loses() -> None:
+    fig = plots.lengths_by_class([10, 20, 70, 80], [0, 0, 1, 1], ["short", "long"], 64)
+    assert title(fig) == "long is cut most: 100 % of its texts; short least: 0 %"
+
+
+@pytest.mark.skipif(not (DATA and MODEL), reason="needs GOODS_REAL_DATA and GOODS_REAL_MODEL")
+def test_the_whole_notebook_on_real_products(tmp_path: Path) -> None:
+    """Within 90 seconds it finds the near-duplicate photos and the empty descriptions."""
+    began, out = time.monotonic(), tmp_path / "eda.ipynb"
+    given = {"config": "params/head.yaml", "run": "eda", "data_dir": DATA, "model_name": MODEL, "outputs_dir": tmp_path}
+    command = [sys.executable, "-m", "papermill", "notebooks/eda.ipynb", str(out)]
+    for name, value in given.items():
+        command += ["-p", name, str(value)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stderr[-2000:]
+    text = out.read_text(encoding="utf-8")
+    print(f"eda.ipynb took {seconds:.0f} s")
+    assert seconds < 90
+    found = [int(number) for number in re.search(r"photo +(\d+) +(\d+)\\n", text).groups()]
+    assert found == [24, 8]
+    assert re.search(r"description +6 +0 +6", text)

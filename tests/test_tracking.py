@@ -1,0 +1,149 @@
+"""goods_tracking: what an offline run holds, and that no failure of wandb stops a training or costs it 5 seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+
+import goods_tracking as gt
+import goods_utils as gu
+from goods_params import Params
+
+BLOCK = 32768
+FAILURES = {
+    "raises when imported": "raise RuntimeError('no wandb today')",
+    "hangs when imported": "import time; time.sleep(60)",
+    "raises when begun": "def init(**_): raise OSError(28, 'No space left on device')\nSettings = dict",
+}
+
+
+def params(trained: Run, outputs: Path, **given: Any) -> Params:
+    p = trained.p.model_copy(update={"outputs_dir": str(outputs), "num_epochs": 2, "wandb_mode": "offline"} | given)
+    shutil.copytree(Path(trained.p.outputs_dir) / "cache", outputs / "cache")
+    gu.open_run(p)
+    return p
+
+
+def records(data: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format behind a head of 7 bytes."""
+    at, whole = 7, b""
+    while at + 7 <= len(data):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        size, kind = struct.unpack("<4xHB", data[at : at + 7])
+        if not kind:
+            break
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # full, last
+            yield whole
+            whole = b""
+
+
+def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wandb.proto import wandb_internal_pb2
+
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+    monkeypatch.setattr(gt, "WAIT_SECONDS", 60.0)
+    p = params(trained, tmp_path)
+    metrics = gu.fit_fold(p, trained.goods)
+    (path,) = p.run_dir.glob("wandb/offline-run-*/*.wandb")
+    history, config, kinds = [], {}, set()
+    for data in records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        kinds.add(record.WhichOneof("record_type"))
+        if record.HasField("run"):
+            assert record.run.run_group == "mini" and record.run.display_name == "mini-fold0"
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        for item in record.history.item:
+            history.append((item.key or ".".join(item.nested_key), json.loads(item.value_json)))
+    logged = [value for key, value in history if key == "macro_f1"]
+    assert len(logged) == 2 and max(logged) == pytest.approx(metrics["fused"]["macro_f1"])
+    assert config["num_epochs"] == 2 and "outputs_dir" not in config
+    assert {"loss", "worst_errors"} <= {key.split(".")[0] for key, _ in history} and "artifact" in kinds
+    media = {f.name.split("_table")[0].split("_")[0] for f in path.parent.glob("files/media/table/*.json")}
+    assert {"confusion", "roc", "pr", "worst"} <= media
+    assert list(path.parent.glob("files/media/images/worst_photos*"))
+    secret = b"0123456789abcdef0123456789abcdef01234567"
+    assert not [f for f in p.run_dir.rglob("*") if f.is_file() and secret in f.read_bytes()]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failing_wandb_costs_at_most_five_seconds(
+    failure: str, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "wandb.py").write_text(FAILURES[failure])
+    monkeypatch.setattr(gt, "ROOT", tmp_path)  # first on the path of wandb's process
+    p = params(trained, tmp_path / "outputs")
+    began = time.monotonic()
+    tracker = gt.make_tracker(p)
+    for step in range(5000):
+        tracker.log({"step": step, "loss": 1.0})
+    tracker.finish(metrics={}, oof="", classes=[], errors=[])
+    assert time.monotonic() - began < 5
+    said = capsys.readouterr().out
+    assert (
+        said.count("wandb") == said.count("goes on without it") + said.count("no wandb today") == 1 + ("today" in said)
+    ), said
+    if tracker.process.poll() is None:
+        tracker.process.kill()
+
+
+def test_a_full_disk_or_a_file_in_the_way_stops_nothing(trained: Run, tmp_path: Path, capsys) -> None:
+    p = params(trained, tmp_path)
+    (p.run_dir / "wandb").write_text("in the way")
+    assert gu.fit_fold(p, trained.goods)["fused"]["macro_f1"] > 0
+    assert capsys.readouterr().out.count("the run goes on without it") == 1
+
+
+def test_a_key_without_a_network_is_offline_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        assert gt.pick_mode("auto") == "online"
+        monkeypatch.delenv("WANDB_API_KEY")
+        assert gt.pick_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert gt.pick_mode("online") == gt.pick_mode("auto") == "offline"
+    assert gt.pick_mode("disabled") == "disabled"
+
+
+def test_a_server_that_never_answers_costs_at_most_five_seconds(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The real client, with a key, against a port that takes connections and says nothing."""
+    p = params(trained, tmp_path, wandb_mode="online")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+        began = time.monotonic()
+        tracker = gt.make_tracker(p)
+        assert isinstance(tracker, gt.Tracker)
+        tracker.log({"loss": 1.0})
+        tracker.finish(metrics={}, oof="", classes=[], errors=[])
+        assert time.monotonic() - began < 5
+        assert capsys.readouterr().out.count("goes on without it") == 1
+        if tracker.process.poll() is None:
+            os.killpg(tracker.process.pid, signal.SIGKILL)
+            tracker.process.wait(10)
