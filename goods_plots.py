@@ -563,6 +563,31 @@ def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figur
     return _titled(fig, title)
 
 
+@_styled
+def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str], shown: int = 7) -> Figure:
+    """Places (n, 2) of products on a map, the largest classes in colour; the title says how pure neighbourhoods are.
+
+    labels: (n,) class indices.
+    """
+    labels, points = np.asarray(labels), np.asarray(points)
+    if len(points) < 2:
+        return _nothing("There are too few products for a map")
+    distance = ((points[:, None] - points[None]) ** 2).sum(-1)  # (n, n)
+    np.fill_diagonal(distance, np.inf)
+    alike = float((labels[distance.argmin(1)] == labels).mean())
+    fig = _new(6.0, 4.2)
+    ax, names = fig.subplots(), _names(classes)
+    largest = np.argsort(-np.bincount(labels, minlength=len(classes)), kind="stable")[:shown]
+    rest = ~np.isin(labels, largest)
+    ax.scatter(*points[rest].T, s=5, color=PALE, label="other classes" if rest.any() else None)
+    for k in largest:
+        if (labels == k).any():
+            ax.scatter(*points[labels == k].T, s=5, label=names[k])
+    ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
+    return _titled(fig, f"{_percent(alike)} of the products lie next to one of their own class")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 5 Ensemble and submission
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data
 (tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_plan (what a run will cost),
 goods_checkpoint (the state of an unfinished training), goods_train (scores, training, prediction), goods_linear (the
-text baseline). Here they meet, and what stands on them all is added: ensembling, submission and the command line.
+text baseline), goods_embed (embeddings as files, neighbours). Here they meet, and what stands on them all is added:
+ensembling, submission and the command line.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from goods_data import (
     read_goods,
     report_table,
 )
+from goods_embed import joined, map_points, near_duplicates, neighbours, save_embeddings
 from goods_linear import fit_linear, telling_words
 from goods_model import (
     OUTPUTS,
@@ -99,6 +101,7 @@ __all__ = [
     "fit_linear",
     "frame_logits",
     "inspect_photos",
+    "joined",
     "load_backbone",
     "load_params",
     "load_photo",
@@ -107,6 +110,9 @@ __all__ = [
     "logits_frame",
     "make_folds",
     "make_task",
+    "map_points",
+    "near_duplicates",
+    "neighbours",
     "open_run",
     "outputs_of",
     "pick_device",
@@ -122,6 +128,7 @@ __all__ = [
     "read_params",
     "report_table",
     "resolve",
+    "save_embeddings",
     "save_trained",
     "saved_files",
     "score",

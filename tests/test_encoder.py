@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -184,3 +186,23 @@ def test_real_weights_know_what_is_alike(make, sample):
     p = make(extra_embeddings=str(folder), model_name=str(sample.model))
     cup, mug, guitar = gm.TextEmbedder(p).texts(["a cup for coffee", "coffee mug", "an electric guitar"])
     assert cup @ mug > 0.6 > 0.3 > cup @ guitar
+
+
+# Embeddings as files
+
+
+def test_saved_embeddings_carry_their_ids_and_find_neighbours(make, sample, encoder_dir):
+    p = make(run="embed", model_name=str(sample.model), extra_embeddings=str(encoder_dir), image_size=64)
+    goods = gu.read_goods(p)
+    embeddings = gu.save_embeddings(p, goods)
+    with safe_open(p.run_dir / "embeddings" / "test.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["ids"]) == goods.test["id"].tolist()
+        assert set(file.keys()) == {"image", "text", "extra"}
+        assert torch.equal(file.get_tensor("text"), embeddings["test"]["text"])
+    train = gu.joined(embeddings["train"])
+    near = gu.neighbours(train, 5, goods.train, goods.classes, top=3)
+    assert near["id"].iloc[0] == goods.train["id"].iloc[5] and near["cosine"].is_monotonic_decreasing
+    copies = gu.near_duplicates(train[[7, 3]], train, goods.train.iloc[[7, 3]], goods.train, top=2)
+    assert (copies["test id"] == copies["train id"]).all() and copies["cosine"].min() > 0.999
+    rows, points = gu.map_points(train)
+    assert points.shape == (len(rows), 2) and np.isfinite(points).all()

@@ -409,3 +409,14 @@ def test_a_notebook_shows_each_figure_once_and_keeps_its_own_plots(tmp_path):
     pictures = [sum("image/png" in output.get("data", {}) for output in cell.outputs) for cell in notebook.cells]
     assert pictures == [0, 1, 1, 0, 1, 1]
     assert not [output for cell in notebook.cells for output in cell.outputs if output.output_type == "stream"]
+
+
+def test_the_map_says_how_pure_neighbourhoods_are():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 20)
+    apart = rng.normal(size=(40, 2)) + 100 * labels[:, None]
+    title = gp.embedding_map(apart, labels, ["a", "b"]).get_suptitle()
+    assert title.startswith("100 % of the products lie next to one of their own class")
+    mixed = gp.embedding_map(rng.normal(size=(40, 2)), rng.integers(2, size=40), ["a", "b"]).get_suptitle()
+    assert not mixed.startswith("100 %")
+    assert gp.embedding_map(apart[:1], labels[:1], ["a", "b"]).get_suptitle().startswith("There are too few")
