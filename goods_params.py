@@ -102,7 +102,10 @@ class Params(BaseModel):
     skip_folds: Int = Field(0, ge=0, description="leave out the first so many folds")
 
     # the model
-    kind: Literal["dual", "linear", "text"] = Field("dual", description="dual or text encoder, or linear on TF-IDF")
+    kind: Literal["dual", "text", "linear", "blend"] = Field(
+        "dual", description="dual or text encoder, linear on TF-IDF, or a blend of other runs"
+    )
+    runs: Names = Field((), description="kind blend: the runs that are put together")
     model_name: str = Field(
         "models/siglip-so400m-patch14-384", description="local directory of the dual or text encoder"
     )

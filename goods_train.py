@@ -133,8 +133,9 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
     metrics.json is finished: it is loaded, not trained again. An unfinished one goes on from its checkpoint. Exits with
     status 0 when p.max_hours are over, the state saved.
     """
-    if p.kind == "linear":
-        raise GoodsError("kind linear is trained by notebooks/baseline.ipynb, all folds at once")
+    if p.kind not in ("dual", "text"):
+        where = "baseline.ipynb, all folds at once" if p.kind == "linear" else "ensemble.ipynb"
+        raise GoodsError(f"kind {p.kind} is trained by notebooks/{where}")
     folder = p.run_dir / f"fold{p.fold}"
     folds = read_folds(goods, p)
     adopt_fold(p)

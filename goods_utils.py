@@ -3,8 +3,8 @@
 The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data
 (tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_plan (what a run will cost),
 goods_checkpoint (the state of an unfinished training), goods_train (scores, training, prediction), goods_linear (the
-text baseline), goods_embed (embeddings as files, neighbours). Here they meet, and what stands on them all is added:
-ensembling, submission and the command line.
+text baseline), goods_ensemble (folds and runs together), goods_embed (embeddings as files,
+neighbours). Here they meet, and what stands on them all is added: submission and the command line.
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import log_softmax, logsumexp
 
 from goods_data import (
     Goods,
@@ -37,6 +33,7 @@ from goods_data import (
     report_table,
 )
 from goods_embed import joined, map_points, near_duplicates, neighbours, save_embeddings
+from goods_ensemble import Ensemble, blend_runs, ensemble_folds
 from goods_linear import fit_linear, telling_words
 from goods_model import (
     OUTPUTS,
@@ -94,6 +91,7 @@ __all__ = [
     "Plan",
     "Processor",
     "TensorsDataset",
+    "blend_runs",
     "clean_text",
     "duplicate_groups",
     "ensemble_folds",
@@ -137,102 +135,6 @@ __all__ = [
     "write_submission",
     "write_text",
 ]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 13 Ensembling
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """All folds of a run together.
-
-    oof: id, label, fold and log-probabilities fused_0 ... of each training product whose fold was trained, from the
-    model that didn't see it. test: id and log-probabilities, the mean of the folds' probabilities. scores: accuracy,
-    macro_f1, log_loss by fold and "oof" (rows) and output (upper columns).
-    """
-
-    oof: pd.DataFrame
-    test: pd.DataFrame
-    scores: pd.DataFrame
-    missing: list[int]
-
-
-def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
-    """Mean of the probabilities of all trained folds; writes oof, test, weights and metrics to the run's ensemble/.
-
-    Folds that have not predicted the test set yet do it first, together.
-
-    Raises GoodsError when no fold is trained or a fold's predictions don't fit the run's folds or the test set.
-    """
-    folds = read_folds(goods, p)
-    if p.kind != "linear":  # which has predicted it at once
-        predict_test(p, goods)
-    done = [k for k in range(p.n_folds) if (p.run_dir / f"fold{k}" / "metrics.json").is_file()]
-    if not done:
-        raise GoodsError(f"run '{p.run}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
-    parts = {k: _read_fold(p.run_dir / f"fold{k}", folds[folds["fold"] == k], goods.test["id"]) for k in done}
-    oof = pd.concat([oof for oof, _ in parts.values()])
-    oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
-    outputs = outputs_of(oof)
-    test = {name: [log_softmax(frame_logits(test, name), axis=1) for _, test in parts.values()] for name in outputs}
-    mean = {name: logsumexp(each, axis=0) - np.log(len(each)) for name, each in test.items()}
-    result = Ensemble(
-        oof=pd.concat([oof[["id", "label", "fold"]], _log_probabilities(oof)], axis=1),
-        test=pd.concat([goods.test[["id"]], logits_frame(mean)], axis=1),
-        scores=fold_scores(oof),
-        missing=[k for k in range(p.n_folds) if k not in done],
-    )
-    _write_ensemble(p.run_dir / "ensemble", result, done)
-    return result
-
-
-def _read_fold(folder: Path, expected: pd.DataFrame, test_ids: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
-    frames = []
-    for name, ids, again in (
-        ("oof", expected["id"], f"delete {folder} and train the fold again"),
-        ("test", test_ids, "delete it, and the fold predicts the test set again"),
-    ):
-        path = folder / f"{name}.parquet"
-        try:
-            frame = pd.read_parquet(path)
-        except Exception:  # pyarrow raises anything on damaged bytes
-            raise GoodsError(f"{path} is missing or damaged; {again}") from None
-        if frame["id"].tolist() != ids.tolist():
-            raise GoodsError(f"the ids in {path} are not those of the run's folds and tables; {again}")
-        if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
-            raise GoodsError(f"{path} holds values that are not numbers; {again}")
-        frames.append(frame)
-    return frames[0], frames[1]
-
-
-def _log_probabilities(frame: pd.DataFrame) -> pd.DataFrame:
-    return logits_frame({name: log_softmax(frame_logits(frame, name), axis=1) for name in outputs_of(frame)})
-
-
-def fold_scores(oof: pd.DataFrame) -> pd.DataFrame:
-    """accuracy, macro_f1 and log_loss of each output, by fold and over all rows ("oof")."""
-    parts = {str(k): part for k, part in oof.groupby("fold")} | {"oof": oof}
-    rows = {
-        k: {(name, metric): value for name in outputs_of(oof) for metric, value in _score(part, name).items()}
-        for k, part in parts.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
-
-
-def _score(part: pd.DataFrame, output: str) -> dict[str, float]:
-    return score(part["label"].to_numpy(), frame_logits(part, output))
-
-
-def _write_ensemble(folder: Path, result: Ensemble, done: list[int]) -> None:
-    for name, frame in (("oof", result.oof), ("test", result.test)):
-        with atomic_path(folder / f"{name}.parquet") as temporary:
-            frame.to_parquet(temporary, index=False)
-    write_json(folder / "weights.json", {f"fold{k}": 1 / len(done) for k in done})
-    metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs_of(result.oof)}
-    metrics["folds"] = {k: result.scores.loc[str(k), outputs_of(result.oof)[0]].to_dict() for k in done}
-    write_json(folder / "metrics.json", metrics | {"missing_folds": result.missing})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

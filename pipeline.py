@@ -31,7 +31,12 @@ from goods_params import ROOT, GoodsError, Params
 
 STEPS = ("eda", "train", "baseline", "ensemble", "submission")
 # The steps that a kind of run leaves out; eda counts the tokens of a dual encoder.
-LEFT_OUT = {"dual": ("baseline",), "text": ("eda", "baseline"), "linear": ("eda", "train")}
+LEFT_OUT = {
+    "dual": ("baseline",),
+    "text": ("eda", "baseline"),
+    "linear": ("eda", "train"),
+    "blend": ("eda", "train", "baseline"),
+}
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
@@ -115,6 +120,8 @@ stamp = functools.cache(gp.file_stamp)  # photos are looked at once, not once a 
 def step_key(step: Step, p: Params) -> str:
     """A hash over all that a step's result depends on: parameters, notebook, code, data, and earlier results."""
     upstream = sorted(path for pattern in UPSTREAM.get(step.name, ()) for path in p.run_dir.glob(pattern))
+    for run in p.runs if step.name == "ensemble" else ():
+        upstream += sorted((p.run_dir.parent / run / "ensemble").glob("*.parquet"))
     files = (*sorted(ROOT.glob("goods_*.py")), *upstream)
     parts = [
         step.file,

@@ -1,0 +1,134 @@
+"""Kind blend: runs put together, honestly scored, and refused where they don't fit together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import log_softmax
+
+import goods_ensemble as ge
+import goods_utils as gu
+from goods_params import GoodsError, Params
+
+
+@pytest.fixture
+def blend(trained, tmp_path) -> Params:
+    """A blend of the miniature run and of a linear one, in a folder of the test's own."""
+    outputs = tmp_path / "out"
+    shutil.copytree(trained.p.run_dir, outputs / "mini")
+    gu.ensemble_folds(trained.p.model_copy(update={"outputs_dir": str(outputs)}), trained.goods)
+    given = {"data_dir": trained.p.data_dir, "outputs_dir": str(outputs), "n_folds": 3}
+    words = gu.load_params(None, **given, run="words", kind="linear")
+    gu.open_run(words)
+    gu.fit_linear(words, gu.read_goods(words))
+    gu.ensemble_folds(words, gu.read_goods(words))
+    p = gu.load_params(None, **given, run="blend", kind="blend", runs="mini, words")
+    gu.open_run(p)
+    return p
+
+
+def test_members_of_all_runs_become_one_prediction(blend):
+    goods = gu.read_goods(blend)
+    result = gu.ensemble_folds(blend, goods)
+    assert set(result.members.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
+    weights = json.loads((blend.run_dir / "ensemble" / "weights.json").read_text())
+    assert set(weights) == set(result.members.index) - {"blend"} and min(weights.values()) >= 0
+    assert result.members.loc["blend", "log_loss"] < result.members["log_loss"].drop("blend").min()
+    assert result.scores.loc["oof", ("fused", "macro_f1")] == pytest.approx(result.members.loc["blend", "macro_f1"])
+    assert gu.write_submission(blend, goods)["id"].tolist() == goods.test["id"].tolist()
+
+
+def problem(seed: int = 0, n: int = 600, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,), and log-probabilities (3, n, classes): good, other, and noise that knows nothing."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=n)
+    truth = np.eye(classes)[labels]
+    raw = [
+        2 * truth + rng.normal(size=truth.shape),
+        2 * truth + rng.normal(size=truth.shape),
+        rng.normal(size=truth.shape),
+    ]
+    return labels, np.stack([log_softmax(values, axis=1) for values in raw])
+
+
+def test_weights_take_what_adds_and_drop_what_does_not():
+    labels, members = problem()
+    weights = ge.fit_weights(members, labels)
+    assert weights[2] < 0.1 * weights[:2].min()
+    alone = [gu.score(labels, values)["log_loss"] for values in members]
+    assert gu.score(labels, np.tensordot(weights, members, 1))["log_loss"] < min(alone) - 0.1
+    sharp = ge.fit_weights(members * 5, labels)  # a member that is too sure is cooled
+    np.testing.assert_allclose(sharp, weights / 5, atol=0.02)
+
+
+def test_the_score_of_a_blend_is_from_weights_that_never_saw_the_row(blend):
+    goods = gu.read_goods(blend)
+    before = gu.ensemble_folds(blend, goods).oof
+    folds = gu.read_folds(goods, blend)
+    wrong = np.where(folds["fold"] == 1, (folds["label"] + 1) % 21, folds["label"])
+    for run in ("mini", "words"):  # the labels of fold 1 are lies, everywhere
+        path = blend.run_dir.parent / run / "ensemble" / "oof.parquet"
+        oof = pd.read_parquet(path)
+        oof.merge(folds.assign(label=wrong), on=["id", "fold"], suffixes=("_old", "")).to_parquet(path)
+    folds.assign(label=wrong).to_parquet(blend.run_dir / "folds.parquet")
+    after = gu.ensemble_folds(blend, goods).oof
+    rows = (folds["fold"] == 1).to_numpy()
+    np.testing.assert_allclose(gu.frame_logits(before)[rows], gu.frame_logits(after)[rows], atol=1e-9)
+    assert not np.allclose(gu.frame_logits(before)[~rows], gu.frame_logits(after)[~rows], atol=1e-6)
+
+
+def test_a_gain_has_its_noise():
+    labels, members = problem()
+    blended = np.tensordot([1, 1, 0], members, 1)
+    gain, low, high = ge.paired_gain(labels, blended.argmax(1), members[0].argmax(1))
+    assert low < gain < high and low > 0
+    gain, low, high = ge.paired_gain(labels, members[0].argmax(1), members[1].argmax(1))
+    assert low < 0 < high
+
+
+def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():
+    _, members = problem(n=20_000)
+    rng = np.random.default_rng(1)
+    drawn = np.array([rng.choice(5, p=row) for row in np.exp(members[0])])
+    assert ge.calibration_error(drawn, members[0]) < 0.02
+    assert ge.calibration_error(drawn, members[0] * 4) > 0.1
+    sure = np.full((10, 2), [10.0, -10.0])
+    assert ge.calibration_error(np.repeat([0, 1], 5), sure) == pytest.approx(0.5, abs=1e-6)
+
+
+def change(path, edit) -> None:
+    edit(pd.read_parquet(path)).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("oof", lambda t: t.iloc[3:], r"has no out-of-fold prediction of 3 products"),
+        ("oof", lambda t: t.assign(fold=(t["fold"] + 1) % 3), r"has other folds: product \S+ is in fold \d there and"),
+        ("oof", lambda t: t.assign(label=(t["label"] + 1) % 21), r"has other labels: product"),
+        ("oof", lambda t: t.assign(text_0=np.nan), "holds values that are not numbers"),
+        ("test", lambda t: t.iloc[::-1], r"has predicted another test\.csv"),
+    ],
+)
+def test_runs_that_do_not_fit_are_refused(blend, name, edit, message):
+    change(blend.run_dir.parent / "words" / "ensemble" / f"{name}.parquet", edit)
+    with pytest.raises(GoodsError, match=f"run 'words' .*{message}|run 'words' {message}"):
+        gu.ensemble_folds(blend, gu.read_goods(blend))
+
+
+def test_a_run_that_is_not_there_and_none_at_all(blend):
+    goods = gu.read_goods(blend)
+    with pytest.raises(GoodsError, match=r"there is no readable ensemble in .*nowhere"):
+        gu.ensemble_folds(blend.model_copy(update={"runs": ("words", "nowhere")}), goods)
+    with pytest.raises(GoodsError, match="kind blend needs runs"):
+        gu.ensemble_folds(blend.model_copy(update={"runs": ()}), goods)
+
+
+def test_a_single_member_is_only_calibrated(blend):
+    alone = gu.ensemble_folds(blend.model_copy(update={"runs": ("words",)}), gu.read_goods(blend))
+    table = alone.members
+    assert table.loc["blend", "accuracy"] == table.loc["words/text", "accuracy"]
