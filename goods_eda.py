@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from goods_data import Goods
+from goods_data import Goods, clean_text
+from goods_params import atomic_path
 
 HASH_SIDE = 16  # a hash is so many cosine coefficients a side: 256 bits
 NEAR_BITS = 34  # of 256; changed copies differ in fewer, and strangers of one kind on white hardly in so few
@@ -215,3 +218,16 @@ def odd_ids(goods: Goods, rare: float = 0.02) -> pd.DataFrame:
     found.insert(2, "test", found["size"] - found["train"])
     found["rare"] = found["size"] < rare * len(ids)
     return found.drop(columns="size").sort_values("train", ascending=False, kind="stable").head(10)
+
+
+def split_by_class(goods: Goods, folder: Path) -> pd.DataFrame:
+    """Writes one CSV a class, id and title, for a quick look: <class index>-<class>.csv; returns class, rows, file."""
+    rows = []
+    for k, name in enumerate(goods.classes):
+        table = goods.train.loc[goods.train["label"] == k, ["id", "title"]]
+        short = re.sub(r"[^\w-]+", "-", name)[:60].strip("-")  # a class may be called anything, a file may not
+        file = f"{k:03}-{short}.csv"
+        with atomic_path(folder / file) as temporary:
+            table.assign(title=[clean_text(title) for title in table["title"]]).to_csv(temporary, index=False)
+        rows.append((name, len(table), file))
+    return pd.DataFrame(rows, columns=["class", "rows", "file"])

@@ -57,7 +57,7 @@ def neighbours(
                          "class": [classes[k] for k in frame["label"]], "title": frame["title"].tolist()})  # fmt: skip
 
 
-def near_duplicates(
+def nearest_products(
     test: np.ndarray, train: np.ndarray, test_table: pd.DataFrame, train_table: pd.DataFrame, top: int = 10
 ) -> pd.DataFrame:
     """The test products with the nearest training products, nearest first: cosine, ids and titles of both."""

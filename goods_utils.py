@@ -32,7 +32,7 @@ from goods_data import (
     read_goods,
     report_table,
 )
-from goods_embed import joined, map_points, near_duplicates, neighbours, save_embeddings
+from goods_embed import joined, map_points, nearest_products, neighbours, save_embeddings
 from goods_ensemble import Ensemble, blend_runs, ensemble_folds
 from goods_linear import fit_linear, telling_words
 from goods_model import (
@@ -109,7 +109,7 @@ __all__ = [
     "make_folds",
     "make_task",
     "map_points",
-    "near_duplicates",
+    "nearest_products",
     "neighbours",
     "open_run",
     "outputs_of",

@@ -145,6 +145,14 @@ def test_empty_cells_and_forms_of_ids(trained: Run) -> None:
     assert eda.odd_ids(trained.goods)[["train", "test"]].to_numpy().sum() == 168
 
 
+def test_each_class_has_a_table_of_its_titles(tmp_path: Path) -> None:
+    rows = [{"title": "tea &amp; cake", "label": 0}, {"title": "شاي", "label": 1}, {"title": "bun", "label": 0}]
+    table = eda.split_by_class(goods_of(rows, [{}], ["Food / Drinks", "茶"]), tmp_path)
+    assert table["rows"].tolist() == [2, 1] and table["file"].tolist() == ["000-Food-Drinks.csv", "001-茶.csv"]
+    assert pd.read_csv(tmp_path / table["file"][0])["title"].tolist() == ["tea & cake", "bun"]
+    assert pd.read_csv(tmp_path / table["file"][1])["title"].tolist() == ["شاي"]
+
+
 def test_lengths_by_class_says_who_loses() -> None:
     fig = plots.lengths_by_class([10, 20, 70, 80], [0, 0, 1, 1], ["short", "long"], 64)
     assert title(fig) == "long is cut most: 100 % of its texts; short least: 0 %"

@@ -202,7 +202,7 @@ def test_saved_embeddings_carry_their_ids_and_find_neighbours(make, sample, enco
     train = gu.joined(embeddings["train"])
     near = gu.neighbours(train, 5, goods.train, goods.classes, top=3)
     assert near["id"].iloc[0] == goods.train["id"].iloc[5] and near["cosine"].is_monotonic_decreasing
-    copies = gu.near_duplicates(train[[7, 3]], train, goods.train.iloc[[7, 3]], goods.train, top=2)
+    copies = gu.nearest_products(train[[7, 3]], train, goods.train.iloc[[7, 3]], goods.train, top=2)
     assert (copies["test id"] == copies["train id"]).all() and copies["cosine"].min() > 0.999
     rows, points = gu.map_points(train)
     assert points.shape == (len(rows), 2) and np.isfinite(points).all()
