@@ -166,6 +166,7 @@ def executed(given: dict[str, Any]) -> dict[str, Done]:
             ("ensemble", {}),
             ("submission", {}),
             ("baseline", {"run": "words", "kind": "linear"}),
+            ("embed", {}),
         )
     }
 
