@@ -21,7 +21,7 @@ demo: sample ## the whole road on the embedded sample: eda, five folds, ensemble
 	@$(PY) pipeline.py --config params/demo.yaml --jobs 2
 
 test: lint ## lint, then all tests
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed ## ruff, and notebooks without outputs
 	@$(PY) -m ruff check .

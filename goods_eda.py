@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from goods_data import Goods, clean_text
+from goods_data import Goods, titles_of
 from goods_params import atomic_path
 
 HASH_SIDE = 16  # a hash is so many cosine coefficients a side: 256 bits
@@ -228,6 +228,6 @@ def split_by_class(goods: Goods, folder: Path) -> pd.DataFrame:
         short = re.sub(r"[^\w-]+", "-", name)[:60].strip("-")  # a class may be called anything, a file may not
         file = f"{k:03}-{short}.csv"
         with atomic_path(folder / file) as temporary:
-            table.assign(title=[clean_text(title) for title in table["title"]]).to_csv(temporary, index=False)
+            table.assign(title=titles_of(table)).to_csv(temporary, index=False)
         rows.append((name, len(table), file))
     return pd.DataFrame(rows, columns=["class", "rows", "file"])

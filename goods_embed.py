@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
-from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,6 +41,8 @@ def joined(embeddings: dict[str, Tensor]) -> np.ndarray:
 
 def map_points(vectors: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Rows (m,) of at most MAP_ROWS products, and their places (m, 2) on a t-SNE map (van der Maaten, JMLR 2008)."""
+    from sklearn.manifold import TSNE  # half a second that only the map pays
+
     rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:MAP_ROWS])
     perplexity = min(30, max(1, (len(rows) - 1) // 3))
     return rows, TSNE(random_state=seed, init="pca", perplexity=perplexity).fit_transform(vectors[rows])

@@ -40,6 +40,11 @@ class Ensemble:
     missing: list[int]
     members: pd.DataFrame | None = None  # of a blend: scores, calibration error and weight of each, and of the blend
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """What to look at first: the members of a blend, else the scores by fold."""
+        return self.scores if self.members is None else self.members
+
 
 def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     """Mean of the probabilities of all trained folds; writes oof, test, weights and metrics to the run's ensemble/.
@@ -68,7 +73,7 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
         scores=fold_scores(oof),
         missing=[k for k in range(p.n_folds) if k not in done],
     )
-    _write_ensemble(p.run_dir / "ensemble", result, done)
+    _write_ensemble(p.run_dir / "ensemble", result, {f"fold{k}": 1 / len(done) for k in done})
     return result
 
 
@@ -109,13 +114,16 @@ def _score(part: pd.DataFrame, output: str) -> dict[str, float]:
     return score(part["label"].to_numpy(), frame_logits(part, output))
 
 
-def _write_ensemble(folder: Path, result: Ensemble, done: list[int]) -> None:
+def _write_ensemble(folder: Path, result: Ensemble, weights: dict[str, float]) -> None:
     for name, frame in (("oof", result.oof), ("test", result.test)):
         with atomic_path(folder / f"{name}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
-    write_json(folder / "weights.json", {f"fold{k}": 1 / len(done) for k in done})
-    metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs_of(result.oof)}
-    metrics["folds"] = {k: result.scores.loc[str(k), outputs_of(result.oof)[0]].to_dict() for k in done}
+    write_json(folder / "weights.json", weights)
+    outputs, folds = outputs_of(result.oof), result.scores.index.drop("oof")
+    metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs}
+    metrics["folds"] = {k: result.scores.loc[k, outputs[0]].to_dict() for k in folds}
+    if result.members is not None:
+        metrics["members"] = json.loads(result.members.to_json(orient="index"))
     write_json(folder / "metrics.json", metrics | {"missing_folds": result.missing})
 
 
@@ -158,8 +166,7 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
         missing=[],
         members=member_table(members, weights, labels, blended),
     )
-    _write_ensemble(p.run_dir / "ensemble", result, list(range(p.n_folds)))
-    write_json(p.run_dir / "ensemble" / "weights.json", dict(zip(members, weights.round(4).tolist(), strict=True)))
+    _write_ensemble(p.run_dir / "ensemble", result, dict(zip(members, weights.round(4).tolist(), strict=True)))
     return result
 
 

@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
 
-from goods_data import Goods, clean_text, duplicate_groups, make_folds, read_folds
+from goods_data import Goods, duplicate_groups, make_folds, read_folds, titles_of
 from goods_params import GoodsError, Params, atomic_path, write_json
 from goods_train import score, write_predictions
 
@@ -77,7 +77,7 @@ def _fit_fold(p: Params, fold: int, goods: Goods, folds: pd.DataFrame, groups: n
 
 def columns_of(table: pd.DataFrame) -> pd.DataFrame:
     """What the features are made of: the whole text, and the title once more."""
-    return pd.DataFrame({"text": table["text"].tolist(), "title": [clean_text(title) for title in table["title"]]})
+    return pd.DataFrame({"text": table["text"].tolist(), "title": titles_of(table)})
 
 
 def make_features(texts: pd.DataFrame) -> ColumnTransformer:

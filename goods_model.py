@@ -29,7 +29,6 @@ from goods_params import GoodsError, Params, atomic_path, resolve
 NEVER_TRAINED = ("logit_scale", "logit_bias", "pooler.", "text_model.embeddings.token_embedding",
                  "embeddings.word_embeddings", "embeddings.tok_embeddings")  # fmt: skip
 EXTRA_MAX_LENGTH = 256  # tokens of a text that extra_embeddings reads, as sentence-transformers models were trained
-OUTPUTS = ("fused", "image", "text")  # what a prediction is made from
 CACHE_CHUNK = 1024  # products a file of the embeddings cache; what an interrupted run loses at most
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns after every fork of a DataLoader
@@ -134,13 +133,10 @@ def _check_model_dir(folder: Path, photos: bool = True) -> None:
     needs = {
         "config.json": ["config.json"],
         "weights (*.safetensors)": ["*.safetensors"],
-        **(
-            {"an image processor (preprocessor_config.json)": ["preprocessor_config.json", "processor_config.json"]}
-            if photos
-            else {}
-        ),
         "a tokenizer (tokenizer_config.json)": ["tokenizer_config.json"],
     }
+    if photos:
+        needs["an image processor (preprocessor_config.json)"] = ["preprocessor_config.json", "processor_config.json"]
     missing = [what for what, patterns in needs.items() if not any(any(folder.glob(name)) for name in patterns)]
     if missing:
         raise GoodsError(f"the model directory {folder} lacks {', '.join(missing)}; {_model_advice(folder)}")

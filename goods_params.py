@@ -24,6 +24,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CONFIG = "params/demo.yaml"
+OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
 
 
 class GoodsError(ValueError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from goods_params import ROOT, Params
+from goods_params import OUTPUTS, ROOT, Params
 
 WAIT_SECONDS = 4.0  # at the end of a fold, for wandb to write what is left
 PROBE_SECONDS = 1.0  # for the answer to: is there a network?
@@ -163,7 +163,8 @@ def _conclude(wandb: Any, run: Any, metrics: dict, oof: str, classes: list[str],
     run.summary.update(metrics)
     table = pd.read_parquet(oof)
     some = table.sample(min(len(table), MAX_POINTS), random_state=0)
-    logits, labels = some.filter(regex=r"^fused_\d+$").to_numpy(), some["label"].to_numpy()
+    main = next(name for name in OUTPUTS if f"{name}_0" in some)
+    logits, labels = some.filter(regex=rf"^{main}_\d+$").to_numpy(), some["label"].to_numpy()
     probabilities = softmax(logits, axis=1)
     run.log({
         "confusion": wandb.plot.confusion_matrix(

@@ -34,12 +34,11 @@ from goods_data import (
     PhotoDataset,
     TensorsDataset,
     TokensDataset,
-    clean_text,
     collate,
     read_folds,
+    titles_of,
 )
 from goods_model import (
-    OUTPUTS,
     DualEncoder,
     Embedder,
     GoodsClassifier,
@@ -59,7 +58,7 @@ from goods_model import (
     save_trained,
     set_trainable,
 )
-from goods_params import GoodsError, Params, atomic_path, deadline, write_json
+from goods_params import OUTPUTS, GoodsError, Params, atomic_path, deadline, write_json
 from goods_plan import plan
 from goods_tracking import NoTracker, make_tracker
 
@@ -241,11 +240,6 @@ def make_text_classifier(p: Params) -> TextClassifier:
 def tokens_dataset(encoder: TextEncoder, table: pd.DataFrame, **columns: Tensor) -> TokensDataset:
     """A table's texts as a text encoder takes them."""
     return TokensDataset(encoder.tokenize(table["text"]), encoder.tokenizer.pad_token_id, **columns)
-
-
-def titles_of(table: pd.DataFrame) -> list[str]:
-    """The cleaned titles, which head the further windows of long texts."""
-    return [clean_text(title) for title in table["title"]]
 
 
 def make_classifier(p: Params, train: pd.DataFrame, labels: Tensor) -> GoodsClassifier:

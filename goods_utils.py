@@ -36,7 +36,6 @@ from goods_embed import joined, map_points, nearest_products, neighbours, save_e
 from goods_ensemble import Ensemble, blend_runs, ensemble_folds
 from goods_linear import fit_linear, telling_words
 from goods_model import (
-    OUTPUTS,
     DualEncoder,
     Embedder,
     GoodsClassifier,
@@ -50,6 +49,7 @@ from goods_model import (
     save_trained,
 )
 from goods_params import (
+    OUTPUTS,
     ROOT,
     GoodsError,
     Params,

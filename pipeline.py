@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import goods_params as gp
-from goods_params import ROOT, GoodsError, Params
+from goods_params import OUTPUTS, ROOT, GoodsError, Params
 
 STEPS = ("eda", "train", "baseline", "ensemble", "submission")
 # The steps that a kind of run leaves out; eda counts the tokens of a dual encoder.
@@ -40,7 +40,6 @@ LEFT_OUT = {
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
-OUTPUTS = ("fused", "image", "text")  # of a model, the main one first
 DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 
 # The parameters whose files or folders a step reads, and the files of earlier steps that it goes on from.

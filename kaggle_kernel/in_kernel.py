@@ -156,7 +156,9 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     p = gp.load_params(config, **given)
     if "run" not in p.model_fields_set:  # the pipeline's rule, too
         p = gp.load_params(config, **given, run=Path(config).stem)
-    _link_model(p, attached["model"], inputs)
+    pretrained = p.kind in ("dual", "text")
+    if pretrained:
+        _link_model(p, attached["model"], inputs)
     before = earlier_run(attached["run"], p)
     steps = []
     if before and scoring_rerun() and trained_folds(before):
@@ -166,7 +168,8 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     elif before:
         given["resume_from"] = str(before)
         print(f"going on from {before}")
-    print(f"competition: {p.data_dir}\nmodel: {gp.resolve(p.model_name).resolve()}\nrun: {p.run_dir}")
+    model = gp.resolve(p.model_name).resolve() if pretrained else f"none, kind {p.kind}"
+    print(f"competition: {p.data_dir}\nmodel: {model}\nrun: {p.run_dir}")
     command = [sys.executable, "pipeline.py", "--config", config, "--run", p.run, *steps]
     if folds is not None and not steps:
         command += ["--folds", *map(str, folds)]
@@ -267,4 +270,4 @@ def scores(session: Session) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     found = json.loads(path.read_text(encoding="utf-8"))
-    return pd.DataFrame({name: found[name] for name in ("fused", "image", "text")}).T.round(4)
+    return pd.DataFrame({name: found[name] for name in gp.OUTPUTS if name in found}).T.round(4)

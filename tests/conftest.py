@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pandas as pd
 import pytest
 
 if TYPE_CHECKING:  # imported for real only after the environment is set
@@ -78,3 +80,34 @@ def trained(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> R
     for fold in p.folds:
         gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
     return Run(p, goods)
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, sample: Sample, tmp_path: Path) -> Callable[..., Params]:
+    """Parameters of a small run on the sample, the test module's SMALL first, in a folder of the test's own."""
+    import goods_utils as gu
+
+    def make(**given: Any) -> Params:
+        where = {"data_dir": str(sample.data), "model_name": str(sample.model), "outputs_dir": str(tmp_path / "out")}
+        p = gu.load_params(None, **where | request.module.SMALL | given)
+        gu.open_run(p)
+        return p
+
+    return make
+
+
+def fit(p: Params) -> pd.DataFrame:
+    """Trains fold p.fold; its out-of-fold table."""
+    import goods_utils as gu
+
+    gu.fit_fold(p, gu.read_goods(p))
+    return pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
+
+
+# Files that take minutes; begun last, one worker would finish them alone while the other has nothing left.
+SLOW = ("test_readme", "test_real", "test_notebooks", "test_kaggle", "test_pipeline", "test_tuning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))

@@ -37,6 +37,8 @@ def test_members_of_all_runs_become_one_prediction(blend):
     assert set(result.members.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
     weights = json.loads((blend.run_dir / "ensemble" / "weights.json").read_text())
     assert set(weights) == set(result.members.index) - {"blend"} and min(weights.values()) >= 0
+    metrics = json.loads((blend.run_dir / "ensemble" / "metrics.json").read_text())
+    assert set(metrics["members"]) == set(result.members.index) and metrics["folds"].keys() == {"0", "1", "2"}
     assert result.members.loc["blend", "log_loss"] < result.members["log_loss"].drop("blend").min()
     assert result.scores.loc["oof", ("fused", "macro_f1")] == pytest.approx(result.members.loc["blend", "macro_f1"])
     assert gu.write_submission(blend, goods)["id"].tolist() == goods.test["id"].tolist()

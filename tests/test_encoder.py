@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import fit
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -17,9 +18,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import goods_data as gd
 import goods_model as gm
 import goods_sample
+import goods_tracking
 import goods_train as gt
 import goods_utils as gu
-from goods_params import GoodsError, Params
+from goods_params import GoodsError
 
 SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "batch_size": 16, "eval_batch_size": 32, "num_classes": 21}
 TEXT = {"kind": "text", "tune": "full", "max_text_length": 48, "num_epochs": 2, "learning_rate": 1e-3}
@@ -50,21 +52,9 @@ def encoder_dir(sample, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def make(sample, encoder_dir, tmp_path):
-    """Parameters of a small run on the sample with the miniature encoder, in a folder of the test's own."""
-
-    def make(**given) -> Params:
-        where = {"data_dir": str(sample.data), "model_name": str(encoder_dir), "outputs_dir": str(tmp_path / "out")}
-        p = gu.load_params(None, **where | SMALL | given)
-        gu.open_run(p)
-        return p
-
-    return make
-
-
-def fit(p: Params) -> pd.DataFrame:
-    gu.fit_fold(p, gu.read_goods(p))
-    return pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
+def make(make, encoder_dir):
+    """As conftest's, with the miniature encoder."""
+    return lambda **given: make(**{"model_name": str(encoder_dir)} | given)
 
 
 # Kind text
@@ -149,6 +139,14 @@ def test_parameters_that_do_not_fit(make, given, message):
 def test_a_dual_encoder_is_no_text_encoder(make, sample):
     with pytest.raises(GoodsError, match="holds a SiglipModel; a text encoder"):
         gt.make_text_classifier(make(**TEXT, run="dual").model_copy(update={"model_name": str(sample.model)}))
+
+
+def test_wandb_takes_a_model_without_a_fused_output(make, monkeypatch, capfd):
+    monkeypatch.setattr(goods_tracking, "WAIT_SECONDS", 60.0)
+    p = make(**TEXT, run="tracked", wandb_mode="offline")
+    fit(p)
+    assert list(p.run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert "wandb failed" not in capfd.readouterr().out
 
 
 # A third modality

@@ -12,20 +12,9 @@ from scipy.special import log_softmax
 
 import goods_linear as gl
 import goods_utils as gu
-from goods_params import GoodsError, Params
+from goods_params import GoodsError
 
-
-@pytest.fixture
-def make(sample, tmp_path):
-    """Parameters of a linear run on the sample, in a folder of the test's own."""
-
-    def make(**given) -> Params:
-        where = {"data_dir": str(sample.data), "outputs_dir": str(tmp_path / "out"), "kind": "linear", "n_folds": 3}
-        p = gu.load_params(None, **where | given)
-        gu.open_run(p)
-        return p
-
-    return make
+SMALL = {"kind": "linear", "n_folds": 3}
 
 
 def test_all_folds_are_scored_and_predicted(make):

@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoProcessor, BertConfig, BertModel, CLIPCo
 
 import goods_model as gm
 from goods_data import load_photo
-from goods_params import GoodsError, Params, load_params
+from goods_params import OUTPUTS, GoodsError, Params, load_params
 
 TEXTS = ["Blue Ceramic Cup, hand-made!", "", "a lamp " * 60]  # ordinary, empty, far too long
 
@@ -187,7 +187,7 @@ def test_a_clip_directory_goes_the_same_road(clip: Path, tmp_path: Path) -> None
     p = load_params(model_name=str(clip), image_size=None, max_text_length=16, num_classes=3, hidden_dim=8)
     heads = gm.make_heads({"image": images.repeat(4, 1), "text": texts.repeat(2, 1)[:4]}, p)
     logits = gm.GoodsClassifier(encoder, heads)(pixels, ids[:1])
-    assert {name: tuple(values.shape) for name, values in logits.items()} == dict.fromkeys(gm.OUTPUTS, (1, 3))
+    assert {name: tuple(values.shape) for name, values in logits.items()} == dict.fromkeys(OUTPUTS, (1, 3))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import fit
 
 import goods_checkpoint as gc
 import goods_model as gm
@@ -25,24 +26,6 @@ from goods_params import ROOT, GoodsError, Params
 
 SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
          "num_epochs": 2, "learning_rate": 1e-3, "max_text_length": 64, "fold": 1}  # fmt: skip
-
-
-@pytest.fixture
-def make(sample, tmp_path):
-    """Parameters of a small training on the sample, in a folder of the test's own."""
-
-    def make(**given) -> Params:
-        where = {"data_dir": str(sample.data), "model_name": str(sample.model), "outputs_dir": str(tmp_path / "out")}
-        p = gu.load_params(None, **where | SMALL | given)
-        gu.open_run(p)
-        return p
-
-    return make
-
-
-def fit(p: Params) -> pd.DataFrame:
-    gu.fit_fold(p, gu.read_goods(p))
-    return pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
 
 
 def logits(oof: pd.DataFrame) -> np.ndarray:
