@@ -300,8 +300,9 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
     """The four data paths below `data_dir`, by their markers: the tables' and the photo folders' usual names."""
     base = resolve(p.data_dir)
     if not base.is_dir():
-        hint = "; the embedded sample is made by: python goods_sample.py" if "sample" in base.name else ""
-        raise GoodsError(f"data_dir {base} is not a folder{hint}")
+        made = "the embedded sample is made by: python goods_sample.py"
+        hint = made if "sample" in base.name else "name the folder that holds train.csv, test.csv and the photos"
+        raise GoodsError(f"data_dir {base} is not a folder; {hint}")
     # Tables in the folder itself are a whole: a test.csv of another competition below it must not fill a gap.
     place = "" if any((base / f"{part}.csv").is_file() for part in ("train", "test")) else "*/"
     found = {}

@@ -8,6 +8,7 @@ Class and product names may hold anything: `$`, emoji, scripts the fonts lack. N
 from __future__ import annotations
 
 import functools
+import html
 import re
 import textwrap
 import unicodedata
@@ -96,8 +97,8 @@ def _drawable() -> frozenset[int]:
 
 
 def _clean(value: object) -> str:
-    """One line without control characters, each run of characters that no font here can draw as one box."""
-    text = unicodedata.normalize("NFC", " ".join(str(value).split()))
+    """One line, HTML entities read, without control characters; each run of characters that no font here can draw as one box."""
+    text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
     kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
     return re.sub("□+", "□", "".join(c if ord(c) in _drawable() else "□" for c in kept))
 

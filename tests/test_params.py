@@ -379,7 +379,7 @@ def test_without_data_dir_the_paths_stand_as_given():
 
 
 def test_data_dir_must_be_a_folder(tmp_path):
-    with pytest.raises(GoodsError, match=r"data_dir .*nowhere is not a folder"):
+    with pytest.raises(GoodsError, match=r"data_dir .*nowhere is not a folder; name the folder that holds train\.csv"):
         load_params(data_dir=str(tmp_path / "nowhere"))
     with pytest.raises(GoodsError, match=r"is made by: python goods_sample\.py"):
         load_params(data_dir=str(tmp_path / "sample"))

@@ -420,3 +420,7 @@ def test_the_map_says_how_pure_neighbourhoods_are():
     mixed = gp.embedding_map(rng.normal(size=(40, 2)), rng.integers(2, size=40), ["a", "b"]).get_suptitle()
     assert not mixed.startswith("100 %")
     assert gp.embedding_map(apart[:1], labels[:1], ["a", "b"]).get_suptitle().startswith("There are too few")
+
+
+def test_titles_are_shown_as_people_read_them():
+    assert gp._short("Men &amp; Women") == "Men & Women"
