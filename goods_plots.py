@@ -97,7 +97,7 @@ def _drawable() -> frozenset[int]:
 
 
 def _clean(value: object) -> str:
-    """One line, HTML entities read, without control characters; each run of characters that no font here can draw as one box."""
+    """One line, entities read, without control characters; what no font here can draw as one box a run."""
     text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
     kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
     return re.sub("□+", "□", "".join(c if ord(c) in _drawable() else "□" for c in kept))

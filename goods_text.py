@@ -256,18 +256,21 @@ class ChatAPI:
         Raises GoodsError when MAX_FAILURES in a row fail, or all do; what was answered is kept.
         """
         failed: dict[str, str] = {}
-        in_a_row = 0
+        place = {text: i for i, text in enumerate(texts)}
+        row: list[int] = []  # places of the texts that failed with no answer to a later one since
         enough = MAX_FAILURES if self.proven else min(MAX_FAILURES, len(texts))
         pool = ThreadPoolExecutor(self.p.llm_concurrency)
         try:
             for text, error in self._results(pool, texts, keep, until):
                 if error is None:
-                    self.proven, in_a_row, enough = True, 0, MAX_FAILURES
+                    self.proven, enough = True, MAX_FAILURES
+                    # A late answer to what was asked before they failed says nothing about the endpoint now.
+                    row = [later for later in row if later > place[text]]
                     continue
                 failed[text] = str(error)
-                in_a_row += not error.of_text
-                if in_a_row >= enough:
-                    raise GoodsError(f"{self._where()} failed {in_a_row} times in a row, at last with: {error}. "
+                row += [] if error.of_text else [place[text]]
+                if len(row) >= enough:
+                    raise GoodsError(f"{self._where()} failed {len(row)} times in a row, at last with: {error}. "
                                      "What was answered is kept, and the same command goes on from there")  # fmt: skip
         finally:
             pool.shutdown(cancel_futures=True)  # requests in flight end first, and their answers are kept
