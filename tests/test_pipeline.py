@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -226,9 +227,12 @@ def test_an_end_without_an_error_is_a_failure_too(project: Project, trouble: str
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_step_ends_its_children_and_is_run_again(project: Project, way: int) -> None:
     (project.root / "trouble0").write_text("import os; (gp.ROOT / 'pid').write_text(str(os.getpid())); time.sleep(60)")
+    # As in a terminal: tests begun in the background hand on an ignored SIGINT.
+    foreground = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     called = subprocess.Popen(
-        project.command("--steps", "train", "--folds", "0"), cwd=project.root, stderr=subprocess.PIPE
-    )
+        project.command("--steps", "train", "--folds", "0"),
+        cwd=project.root, stderr=subprocess.PIPE, preexec_fn=foreground,
+    )  # fmt: skip
     pid = project.root / "pid"
     assert until(lambda: pid.exists() and pid.read_text())
     called.send_signal(way)
