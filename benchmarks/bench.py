@@ -16,18 +16,39 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import nbformat
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
+from transformers import AutoModel, PretrainedConfig, SiglipConfig
 
 import goods_sample
 import goods_utils as gu
-from goods_params import ROOT, environment, write_json, write_text
+from goods_data import TensorsDataset
+from goods_model import (
+    DualEncoder,
+    GoodsClassifier,
+    GoodsHeads,
+    Processor,
+    checkpoint_activations,
+    halve_frozen,
+    set_trainable,
+)
+from goods_params import ROOT, GoodsError, environment, write_json, write_text
+from goods_plan import find_gpu, measure_footprint
+from goods_train import Task, Trainer, make_accelerator, predict
 
 HERE = Path(__file__).resolve().parent
+CAP_GIB = 15  # of GPU memory, as a T4 has it
+SO400M = SiglipConfig(
+    text_config={"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16},
+    vision_config={"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+                   "image_size": 384, "patch_size": 14},
+)  # fmt: skip
 
 
 def best_seconds(call: Callable[[], Any], runs: int = 5) -> float:
@@ -104,9 +125,9 @@ def bench_input(folder: Path) -> list[dict[str, Any]]:
 
 
 def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
-    """Products a second in training, by tune mode, against head; and K folds' test prediction against one's."""
-    rows, speed = [], {}
-    for tune in ("head", "last", "lora", "full"):
+    """Products a second in training and evaluation, by tune mode, against full; and K folds' test prediction."""
+    speed, predicted = {}, []
+    for tune in ("full", "head", "last", "lora"):
         p = gu.load_params("params/demo.yaml", **where, run=tune, tune=tune, last_blocks=1, num_epochs=2, n_folds=5)
         gu.open_run(p)
         goods = gu.read_goods(p)
@@ -114,15 +135,14 @@ def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
         for k in p.folds:
             gu.fit_fold(p.model_copy(update={"fold": k}), goods)
         logs = gu.read_logs(p.run_dir)
-        speed[tune] = len(goods.train) * 0.8 / logs.groupby("fold")["seconds"].min().min()
-        rows.append(row(f"training, tune {tune}", speed[tune], "products/s", "full", None))
-        one = predict_seconds(p, goods, [0])
-        five = predict_seconds(p, goods, list(p.folds))
-        rows.append(row(f"test prediction of 5 folds, tune {tune}", five, "s", "one fold", five / one))
-    for line in rows:
-        if line["what"].startswith("training"):
-            line["ratio"] = round(line["value"] / speed["full"], 2)
-    return rows
+        one, five = (predict_seconds(p, goods, folds) for folds in ([0], list(p.folds)))
+        speed["training", tune] = len(goods.train) * 0.8 / logs["seconds"].min()
+        speed["evaluation", tune] = len(goods.test) / one
+        predicted.append(row(f"test prediction of 5 folds, tune {tune}", five, "s", "one fold", five / one))
+    return [
+        row(f"{what}, tune {tune}", value, "products/s", "full", value / speed[what, "full"])
+        for (what, tune), value in sorted(speed.items(), reverse=True)
+    ] + predicted
 
 
 def predict_seconds(p: gu.Params, goods: gu.Goods, folds: list[int]) -> float:
@@ -146,10 +166,95 @@ def bench_overhead() -> list[dict[str, Any]]:
     torch_only = best_seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, transformers"], **run), 3)
     ours = best_seconds(lambda: subprocess.run([sys.executable, "-c", "import goods_utils"], **run), 3)
     params = best_seconds(lambda: subprocess.run([sys.executable, "-c", "import goods_params"], **run), 3)
+    with tempfile.TemporaryDirectory() as folder:
+        cell = nbformat.v4.new_code_cell("import goods_utils")
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), f"{folder}/one.ipynb")
+        command = [
+            sys.executable,
+            "-m",
+            "papermill",
+            f"{folder}/one.ipynb",
+            f"{folder}/done.ipynb",
+            "--log-level",
+            "ERROR",
+        ]
+        papermill = best_seconds(lambda: subprocess.run(command, **run), 3)
     return [
         row("import goods_params (pipeline.py)", params, "s", "bare Python", params / bare),
         row("import goods_utils", ours, "s", "torch, transformers", ours / torch_only),
+        row("papermill with a notebook that imports it", papermill, "s", "the import", papermill / ours),
     ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The real model on a GPU
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def bench_cuda(folder: Path, config: PretrainedConfig = SO400M, steps: int = 12) -> list[dict[str, Any]]:
+    """SigLIP so400m of random weights in the project's own loop, by tune mode, within a T4's memory.
+
+    Products a second, model FLOPs utilisation (of the card's dense peak, work done twice by gradient checkpointing not
+    counted), and the peak of memory against the planned one.
+    """
+    torch.cuda.set_per_process_memory_fraction(
+        min(1, CAP_GIB * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    )
+    card, rows = find_gpu(), []
+    for tune in ("head", "last", "lora", "full"):
+        file = "full" if tune == "last" else tune
+        p = gu.load_params(f"params/siglip-so400m-{file}.yaml", outputs_dir=str(folder), run=f"cuda-{tune}", tune=tune,
+                           num_epochs=1, warm_start_epochs=0, checkpoint_minutes=1e6)  # fmt: skip
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            speed, micro = random_training(p, config, steps)
+        except (torch.OutOfMemoryError, GoodsError) as error:
+            rows.append(row(f"{tune}: {type(error).__name__} within {CAP_GIB} GiB", float("nan"), ""))
+            continue
+        measured, precision = torch.cuda.max_memory_allocated() / 2**30, gu.pick_precision(p.mixed_precision)
+        footprint = measure_footprint(config, p.model_copy(update={"micro_batch_size": micro}), precision)
+        planned = footprint.allocated(p) / 2**30
+        kind = "forward" if tune == "head" else "training"
+        once = {name: n for name, n in footprint.flops.items() if name != "training, recomputed"}
+        done = sum(n for name, n in once.items() if name.startswith(kind)) * speed
+        rows.append(row(f"so400m {kind}, {tune}, {precision}", speed, "products/s"))
+        if card.tflops_16:
+            share = done / (card.tflops_16 * 1e12)
+            rows.append(row(f"so400m model FLOPs, {tune}", done / 1e12, "TFLOP/s", f"the {card.name}'s peak", share))
+        rows.append(row(f"so400m peak memory, {tune}", measured, "GiB", "the plan's", measured / planned))
+    return rows
+
+
+def random_training(p: gu.Params, config: PretrainedConfig, steps: int) -> tuple[float, int]:
+    """Products a second of the steps after the first epoch, and the micro batch size; with tune head, of embedding."""
+    torch.manual_seed(0)
+    backbone = AutoModel.from_config(config)
+    set_trainable(backbone, p)
+    if p.gradient_checkpointing:
+        checkpoint_activations(backbone)
+    encoder = DualEncoder(backbone, Processor(SimpleNamespace(pad_token_id=0), (0.5,) * 3, (0.5,) * 3), p)
+    model = GoodsClassifier(encoder, GoodsHeads(config.vision_config.hidden_size, config.text_config.hidden_size, p))
+    halve_frozen(model, gu.pick_precision(p.mixed_precision))
+    batch = p.eval_batch_size if p.tune == "head" else p.batch_size
+    rows, size = steps * batch, encoder.image_size
+    columns = {
+        "pixels": torch.randint(256, (rows, 3, size, size), dtype=torch.uint8),
+        "input_ids": torch.randint(2, config.text_config.vocab_size, (rows, p.text_windows, p.max_text_length)),
+        "label": torch.arange(rows) % p.num_classes,
+    }
+    accelerator, data = make_accelerator(p), TensorsDataset(**columns)
+    if p.tune == "head":
+        predict(model, data, p, accelerator)
+        began = time.perf_counter()
+        predict(model, data, p, accelerator)
+        return rows / (time.perf_counter() - began), p.eval_batch_size
+    labels = columns["label"].numpy()
+    p = p.model_copy(update={"num_epochs": 2})
+    task = Task(model, data, data, np.arange(rows).astype(str), {"train": labels, "valid": labels})
+    trainer = Trainer(task, p, accelerator, p.run_dir / "fold0")
+    trainer.run()
+    return rows / trainer.at.log[-1]["seconds"], min(trainer.at.micro_batch_size, p.batch_size)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,6 +273,8 @@ def main() -> None:
         goods_sample.make_model(model, goods_sample.read_texts(data), seed=0)
         where = {"data_dir": str(data), "model_name": str(model), "outputs_dir": str(folder / "outputs")}
         rows = [*bench_input(folder), *bench_modes(where), *bench_overhead()]
+        if torch.cuda.is_available():
+            rows += bench_cuda(folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows.append(row("peak memory of this process", peak, "GiB"))
     write_json(HERE / "results.json", {"environment": environment(), "rows": rows})
