@@ -391,6 +391,13 @@ def duplicate_groups(texts: Sequence[str], shas: Sequence[str]) -> np.ndarray:
     return connected_components(graph, directed=False)[1][:n]
 
 
+def product_groups(train: pd.DataFrame) -> np.ndarray:
+    """duplicate_groups of a table by the texts it came with: other text_columns must not move a product's fold."""
+    columns = list(Params.model_fields["text_columns"].default)
+    own = all(name in train for name in columns)
+    return duplicate_groups(join_texts(train[columns]) if own else train["text"], train["sha"])
+
+
 def make_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[int], n_folds: int, seed: int) -> np.ndarray:
     """(n,) validation fold of each product: stratified by label, groups whole, the same for any order of the rows.
 
@@ -420,8 +427,7 @@ def read_folds(goods: Goods, p: Params) -> pd.DataFrame:
     path = p.run_dir / "folds.parquet"
     if not path.is_file():
         train = goods.train
-        groups = duplicate_groups(train["text"], train["sha"])
-        folds = make_folds(train["id"], train["label"], groups, p.n_folds, p.seed)
+        folds = make_folds(train["id"], train["label"], product_groups(train), p.n_folds, p.seed)
         with atomic_path(path) as temporary:
             train[["id", "label"]].assign(fold=folds).to_parquet(temporary, index=False)
     return pd.read_parquet(path)

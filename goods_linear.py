@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
 
-from goods_data import Goods, duplicate_groups, make_folds, read_folds, titles_of
+from goods_data import Goods, make_folds, product_groups, read_folds, titles_of
 from goods_params import GoodsError, Params, atomic_path, write_json
 from goods_train import score, write_predictions
 
@@ -37,7 +37,7 @@ def fit_linear(p: Params, goods: Goods) -> pd.DataFrame:
     if p.kind != "linear":
         raise GoodsError(f"this config's kind is {p.kind}, which notebooks/train.ipynb trains; take params/linear.yaml")
     folds = read_folds(goods, p)
-    groups = duplicate_groups(goods.train["text"], goods.train["sha"])
+    groups = product_groups(goods.train)
     due = [k for k in p.folds if not _finished(p.run_dir / f"fold{k}")]
     jobs = max(1, min(len(due), os.cpu_count() or 1))
     Parallel(n_jobs=jobs)(delayed(_fit_fold)(p, k, goods, folds, groups) for k in due)

@@ -104,6 +104,19 @@ def fit(p: Params) -> pd.DataFrame:
     return pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
 
 
+def fit_in_stretches(p: Params) -> int:
+    """Trains fold p.fold by the same call again and again, each stopped by max_hours; how often it was stopped."""
+    stops = 0
+    while not (p.run_dir / f"fold{p.fold}" / "metrics.json").is_file():
+        with pytest.raises(SystemExit) as over:
+            fit(p)
+            raise SystemExit(0)  # finished
+        assert over.value.code == 0
+        stops += 1
+        assert stops < 60
+    return stops
+
+
 # Files that take minutes; begun last, one worker would finish them alone while the other has nothing left.
 SLOW = ("test_readme", "test_real", "test_notebooks", "test_kaggle", "test_pipeline", "test_tuning")
 

@@ -618,6 +618,14 @@ def test_duplicate_groups_goes_by_position_not_by_index():
     assert gd.duplicate_groups(texts, shas)[0] == gd.duplicate_groups(texts, shas)[2]
 
 
+def test_chosen_columns_do_not_move_a_products_fold():
+    table = pd.DataFrame({"title": ["cup", "cup", "mug"], "description": ["red", "red", "red"], "sha": ["x", "y", "z"]})
+    short = table.assign(text=["drinking vessel"] * 3)
+    assert gd.product_groups(short).tolist() == gd.product_groups(table.assign(text=["a", "b", "c"])).tolist()
+    assert len(set(gd.product_groups(short))) == 2
+    assert len(set(gd.product_groups(short.drop(columns="description")))) == 1  # other tables: by what is read
+
+
 @st.composite
 def catalogues(draw, of_one_class: bool = False) -> tuple[list[str], np.ndarray, np.ndarray, int]:
     """ids, labels, groups, n_folds; with `of_one_class`, all of a group has the same label."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import fit
+from conftest import fit, fit_in_stretches
 from safetensors import safe_open
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -121,6 +121,16 @@ def test_buckets_hold_texts_of_like_length_and_every_row_once():
 
 def test_the_same_seed_gives_the_same_predictions(make):
     pd.testing.assert_frame_equal(fit(make(**TEXT, run="a")), fit(make(**TEXT, run="b")))
+
+
+def test_stopping_in_time_again_and_again_changes_nothing(make):
+    recipe = TEXT | {"num_epochs": 12}
+    whole = make(**recipe, run="whole")
+    fit(whole)
+    stopped = make(**recipe, run="stopped", max_hours=0.3 / 3600)
+    assert fit_in_stretches(stopped) > 1
+    files = [p.run_dir / "fold1" / "oof.parquet" for p in (whole, stopped)]
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 @pytest.mark.parametrize(
