@@ -9,19 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
-from scipy.special import log_softmax, logsumexp, softmax
-from sklearn.metrics import f1_score
+from scipy.special import log_softmax, logsumexp
 
+from goods_blend import METHODS, Blend, added_by, blend, method_table
 from goods_data import Goods, read_folds
+from goods_metrics import calibration_error, frame_logits, logits_frame, macro_f1, outputs_of, score
 from goods_params import GoodsError, Params, atomic_path, resolve, write_json
-from goods_train import frame_logits, logits_frame, outputs_of, predict_test, score
-
-RESAMPLES = 400  # of the rows, for the interval of a gain
-
+from goods_train import predict_test
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 13 Ensembling
+# 15 Folds together
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -38,12 +35,33 @@ class Ensemble:
     test: pd.DataFrame
     scores: pd.DataFrame
     missing: list[int]
-    members: pd.DataFrame | None = None  # of a blend: scores, calibration error and weight of each, and of the blend
+    blend: Blend | None = None
+    members: dict[str, np.ndarray] | None = None  # of a blend: log-probabilities (n, num_classes)
 
     @property
+    def labels(self) -> np.ndarray:
+        """(n,) class indices of oof's rows."""
+        return self.oof["label"].to_numpy()
+
     def table(self) -> pd.DataFrame:
         """What to look at first: the members of a blend, else the scores by fold."""
-        return self.scores if self.members is None else self.members
+        if self.blend is None:
+            return self.scores
+        return member_table(self.members, self.blend.combiner.weights, self.blend.oof, self.labels)
+
+    def best_member(self) -> np.ndarray:
+        """(n, num_classes) logits of the member with the best macro-F1."""
+        return max(self.members.values(), key=lambda values: macro_f1(self.labels, values.argmax(1)))
+
+    def methods(self) -> pd.DataFrame | None:
+        """Of a blend: what each way to combine its members is worth, against the best member."""
+        if self.blend is None:
+            return None
+        return method_table(self.blend, self.labels, self.oof["fold"].to_numpy(), self.best_member())
+
+    def added(self) -> pd.DataFrame | None:
+        """Of a blend: what each member adds to the others."""
+        return None if self.blend is None else added_by(self.members, self.labels, self.oof["fold"].to_numpy())
 
 
 def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
@@ -122,134 +140,103 @@ def _write_ensemble(folder: Path, result: Ensemble, weights: dict[str, float]) -
     outputs, folds = outputs_of(result.oof), result.scores.index.drop("oof")
     metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs}
     metrics["folds"] = {k: result.scores.loc[k, outputs[0]].to_dict() for k in folds}
-    if result.members is not None:
-        metrics["members"] = json.loads(result.members.to_json(orient="index"))
+    if result.blend is not None:
+        tables = {"members": result.table(), "methods": result.methods(), "added": result.added()}
+        metrics |= {name: json.loads(table.to_json(orient="index")) for name, table in tables.items()}
+        metrics |= {"method": result.blend.method, "picked": {str(k): m for k, m in result.blend.picked.items()}}
     write_json(folder / "metrics.json", metrics | {"missing_folds": result.missing})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 14 Blending runs
+# 16 Runs together
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def blend_runs(p: Params, goods: Goods) -> Ensemble:
-    """A weighted mean of the log-probabilities of all members of p.runs; writes ensemble/ as ensemble_folds does.
+    """All members of p.runs as one prediction (goods_blend); writes ensemble/ as ensemble_folds does.
 
-    A member is one output of a run. The weights are not negative and make the log-loss least, so that a member that
-    adds nothing drops out, and their sum sets the temperature. Out of fold, each fold is predicted with weights that
-    were fitted without it; the test set with those of all rows.
+    A member is one output of a run. Out of fold, each fold is predicted by a method that was chosen, fitted and
+    calibrated without it; the test set by the method that all rows choose.
 
     Raises GoodsError when a run is missing or unfinished, or has other products, folds or labels.
     """
     if not p.runs:
         raise GoodsError("kind blend needs runs, such as runs=linear,head: the runs to put together")
     folds = read_folds(goods, p)
-    members: dict[str, np.ndarray] = {}  # (n, num_classes)
+    members: dict[str, np.ndarray] = {}  # (n, num_classes) log-probabilities, nan where there are none
     tests: dict[str, np.ndarray] = {}
     for run in p.runs:
-        oof, test = _read_run(resolve(p.outputs_dir) / run, folds, goods)
+        oof, test = _read_run(resolve(p.outputs_dir) / run, folds, goods, p.allow_missing_folds)
         for output in outputs_of(oof):
-            members[f"{run}/{output}"], tests[f"{run}/{output}"] = frame_logits(oof, output), frame_logits(test, output)
+            for part, table in ((members, oof), (tests, test)):
+                part[f"{run}/{output}"] = log_softmax(frame_logits(table, output), axis=1)
+    stacked = np.stack(list(members.values()))  # (members, n, num_classes)
+    known = np.isfinite(stacked).all((0, 2))
+    if not known.any():
+        raise GoodsError("no product is predicted out of fold by all runs; train the same folds in each")
+    stacked, folds = stacked[:, known], folds[known].reset_index(drop=True)
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
-    stacked = np.stack([log_softmax(values, axis=1) for values in members.values()])  # (members, n, num_classes)
-    blended = np.zeros_like(stacked[0])
-    for k in np.unique(fold):
-        weights = fit_weights(stacked[:, fold != k], labels[fold != k])
-        blended[fold == k] = np.tensordot(weights, stacked[:, fold == k], 1)
-    weights = fit_weights(stacked, labels)
-    on_test = np.tensordot(weights, np.stack([log_softmax(values, axis=1) for values in tests.values()]), 1)
-    oof = pd.concat([folds, logits_frame({"fused": log_softmax(blended, axis=1)})], axis=1)
+    made = blend(stacked, labels, fold, tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,))
+    oof = pd.concat([folds, logits_frame({"fused": log_softmax(made.oof, axis=1)})], axis=1)
+    on_test = log_softmax(made.predict(np.stack(list(tests.values()))), axis=1)
     result = Ensemble(
         oof=oof,
-        test=pd.concat([goods.test[["id"]], logits_frame({"fused": log_softmax(on_test, axis=1)})], axis=1),
+        test=pd.concat([goods.test[["id"]], logits_frame({"fused": on_test})], axis=1),
         scores=fold_scores(oof),
-        missing=[],
-        members=member_table(members, weights, labels, blended),
+        missing=[k for k in range(p.n_folds) if k not in fold],
+        blend=made,
+        members=dict(zip(members, stacked, strict=True)),
     )
-    _write_ensemble(p.run_dir / "ensemble", result, dict(zip(members, weights.round(4).tolist(), strict=True)))
+    _write_ensemble(
+        p.run_dir / "ensemble", result, dict(zip(members, made.combiner.weights.round(4).tolist(), strict=True))
+    )
     return result
 
 
-def _read_run(run_dir: Path, folds: pd.DataFrame, goods: Goods) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The ensemble tables of a run, oof and test, checked against this run's products, folds and labels."""
+def _read_run(run_dir: Path, folds: pd.DataFrame, goods: Goods, incomplete: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The ensemble tables of a run, oof and test, checked against this run's products, folds and labels.
+
+    With `incomplete`, products that the run has no out-of-fold prediction of have nan.
+    """
+    name = run_dir.name
     try:
-        oof, test = (pd.read_parquet(run_dir / "ensemble" / f"{name}.parquet") for name in ("oof", "test"))
+        oof, test = (pd.read_parquet(run_dir / "ensemble" / f"{part}.parquet") for part in ("oof", "test"))
         labels = json.loads((run_dir / "labels.json").read_text(encoding="utf-8"))["labels"]
     except Exception:  # pyarrow raises anything on damaged bytes
         raise GoodsError(f"there is no readable ensemble in {run_dir}; run that run's pipeline first") from None
+    if oof["id"].duplicated().any():
+        raise GoodsError(f"run '{name}' predicts product {oof['id'][oof['id'].duplicated()].iloc[0]} more than once; "
+                         "run its pipeline again")  # fmt: skip
+    for frame in (oof, test):
+        if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
+            raise GoodsError(f"run '{name}' holds values that are not numbers; run its pipeline again")
+    if labels != goods.labels or frame_logits(oof).shape[1] != len(labels):
+        raise GoodsError(f"run '{name}' has other labels than train.csv; run its pipeline again")
     oof = folds[["id"]].merge(oof, on="id", how="left")
-    if oof["label"].isna().any():
-        lost = oof.loc[oof["label"].isna(), "id"].tolist()
-        raise GoodsError(f"run '{run_dir.name}' has no out-of-fold prediction of {len(lost)} products ({lost[0]} ...); "
-                         "train all of its folds, on the same train.csv")  # fmt: skip
+    lost = oof["label"].isna().to_numpy()
+    if lost.any() and not incomplete:
+        raise GoodsError(f"run '{name}' has no out-of-fold prediction of {lost.sum()} products "
+                         f"({oof['id'][lost].iloc[0]} ...); train all of its folds, on the same train.csv, or set "
+                         "allow_missing_folds")  # fmt: skip
     for column in ("label", "fold"):
-        other = np.flatnonzero(oof[column].to_numpy() != folds[column].to_numpy())
+        other = np.flatnonzero((oof[column].to_numpy() != folds[column].to_numpy()) & ~lost)
         if len(other):
             i = other[0]
-            raise GoodsError(f"run '{run_dir.name}' has other {column}s: product {folds['id'][i]} is in {column} "
+            raise GoodsError(f"run '{name}' has other {column}s: product {folds['id'][i]} is in {column} "
                              f"{int(oof[column][i])} there and {folds[column][i]} here; take the same seed, n_folds "
                              "and tables for all runs")  # fmt: skip
     if test["id"].tolist() != goods.test["id"].tolist():
-        raise GoodsError(f"run '{run_dir.name}' has predicted another test.csv; run its pipeline again")
-    if labels != goods.labels:
-        raise GoodsError(f"run '{run_dir.name}' has other labels than train.csv; run its pipeline again")
-    for frame in (oof, test):
-        if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
-            raise GoodsError(f"run '{run_dir.name}' holds values that are not numbers; run its pipeline again")
+        raise GoodsError(f"run '{name}' has predicted another test.csv; run its pipeline again")
     return oof, test
 
 
-def fit_weights(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(members,) weights >= 0 of (members, n, num_classes) at which the log-loss of their weighted sum is least."""
-    rows = np.arange(len(labels))
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        log_p = log_softmax(np.tensordot(weights, log_probabilities, 1), axis=1)
-        error = np.exp(log_p)
-        error[rows, labels] -= 1  # (n, num_classes), the gradient by the summed logits
-        gradient = np.tensordot(log_probabilities, error, 2) / len(labels)
-        return float(-log_p[rows, labels].mean()), gradient
-
-    members = len(log_probabilities)
-    start = np.full(members, 1 / members)
-    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * members).x
-
-
 def member_table(
-    members: dict[str, np.ndarray], weights: np.ndarray, labels: np.ndarray, blended: np.ndarray
+    members: dict[str, np.ndarray], weights: np.ndarray, oof: np.ndarray, labels: np.ndarray
 ) -> pd.DataFrame:
-    """accuracy, macro_f1, log_loss, calibration_error and weight of each member, best first, and of the blend.
-
-    gain: the blend's macro-F1 over the member's, with its 95 % interval from paired resamples of the rows; an interval
-    that holds 0 is noise.
-    """
+    """accuracy, macro_f1, log_loss, calibration_error and weight of each member, best first, and of the blend."""
     rows = {}
     for (name, values), weight in zip(members.items(), weights, strict=True):
         rows[name] = score(labels, values) | {"calibration_error": calibration_error(labels, values), "weight": weight}
-    table = pd.DataFrame.from_dict(rows, orient="index").sort_values("macro_f1", ascending=False)
-    gains = {name: paired_gain(labels, blended.argmax(1), members[name].argmax(1)) for name in table.index}
-    table = table.join(pd.DataFrame.from_dict(gains, orient="index", columns=["gain", "gain_low", "gain_high"]))
-    table.loc["blend"] = score(labels, blended) | {"calibration_error": calibration_error(labels, blended)}
+    table = pd.DataFrame.from_dict(rows, orient="index").sort_values("macro_f1", ascending=False, kind="stable")
+    table.loc["blend"] = score(labels, oof) | {"calibration_error": calibration_error(labels, oof)}
     return table.rename_axis("member")
-
-
-def calibration_error(labels: np.ndarray, logits: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al., arXiv 1706.04599): mean gap of confidence and accuracy, in equal bins."""
-    probabilities = softmax(logits, axis=1)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def paired_gain(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
-    """Macro-F1 of ours less that of theirs, and its 95 % interval over resamples of the rows."""
-
-    def gain(rows: np.ndarray) -> float:
-        a, b = (f1_score(labels[rows], of[rows], average="macro", zero_division=0) for of in (ours, theirs))
-        return float(a - b)
-
-    rng = np.random.default_rng(0)
-    drawn = [gain(rng.integers(len(labels), size=len(labels))) for _ in range(RESAMPLES)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return gain(np.arange(len(labels))), float(low), float(high)

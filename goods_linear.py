@@ -11,17 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_matrix
-from scipy.special import log_softmax
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
 
 from goods_data import Goods, make_folds, product_groups, read_folds, titles_of
+from goods_metrics import fit_temperature, macro_f1, score, write_predictions
 from goods_params import GoodsError, Params, atomic_path, write_json
-from goods_train import score, write_predictions
 
 COSTS = (0.3, 1.0, 3.0)  # of the support vector machine, chosen inside each training part
 INNER_FOLDS = 3
@@ -118,20 +115,9 @@ def tune(x: csr_matrix, labels: np.ndarray, inner: np.ndarray, p: Params) -> tup
         for k in range(INNER_FOLDS):
             machine = make_machine(cost, p).fit(x[inner != k], labels[inner != k])
             held_out[inner == k] = decisions(machine, x[inner == k], p.num_classes)
-        macro_f1 = f1_score(labels, held_out.argmax(1), average="macro", zero_division=0)
-        found.append((macro_f1, cost, held_out))
+        found.append((macro_f1(labels, held_out.argmax(1)), cost, held_out))
     _, cost, held_out = max(found, key=lambda item: item[0])
     return cost, fit_temperature(held_out, labels)
-
-
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The divisor of (n, num_classes) logits at which their log-loss is least (Guo et al., arXiv 1706.04599)."""
-
-    def log_loss(log_temperature: float) -> float:
-        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
-        return float(-scaled[np.arange(len(labels)), labels].mean())
-
-    return float(np.exp(minimize_scalar(log_loss, bounds=(-5, 5), method="bounded").x))
 
 
 def words_of(machine: LinearSVC, features: ColumnTransformer) -> pd.DataFrame:

@@ -107,6 +107,10 @@ class Params(BaseModel):
         "dual", description="dual or text encoder, linear on TF-IDF, or a blend of other runs"
     )
     runs: Names = Field((), description="kind blend: the runs that are put together")
+    blend_method: Literal[
+        "auto", "mean", "logits", "temperatures", "weights", "greedy", "f1_weights", "bias", "stacking"
+    ] = Field("auto", description="kind blend: how; auto: what scores best out of fold, nested")
+    allow_missing_folds: bool = Field(False, description="kind blend: leave out products that a run has not predicted")
     model_name: str = Field(
         "models/siglip-so400m-patch14-384", description="local directory of the dual or text encoder"
     )

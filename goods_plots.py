@@ -7,266 +7,77 @@ Class and product names may hold anything: `$`, emoji, scripts the fonts lack. N
 
 from __future__ import annotations
 
-import functools
-import html
-import re
-import textwrap
-import unicodedata
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib import font_manager
-from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, MultipleLocator, NullFormatter, PercentFormatter
-from PIL import Image
+from matplotlib.ticker import MultipleLocator, NullFormatter, PercentFormatter
+
+from goods_drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    GREY_MODES,
+    LABEL_BOX,
+    MAX_GRID_CLASSES,
+    MAX_ROWS,
+    MODALITIES,
+    ORANGE,
+    PALE,
+    VERMILION,
+    class_bars,
+    confusion_of,
+    count,
+    counts_of,
+    digits,
+    draw_bars,
+    height_of,
+    mistaken,
+    name_rows,
+    names_of,
+    new_figure,
+    nothing,
+    percent,
+    photo_axes,
+    short,
+    span,
+    styled,
+    titled,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 1 Style
-# ---------------------------------------------------------------------------------------------------------------------
-
-# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
-BLACK, GREY, PALE = "#000000", "#6E6E6E", "#E4E4E4"
-MODALITIES = {"fused": (BLUE, "o"), "image": (ORANGE, "s"), "text": (GREEN, "^")}
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
-MAX_ROWS = 40  # class names on one figure; of more classes both ends or the largest are drawn, and the axis says so
-MAX_GRID_CLASSES = 24
-LABEL_BOX = {"facecolor": "w", "edgecolor": "none", "pad": 0.8}
-
-# DejaVu Sans comes with matplotlib but has no Chinese, Japanese or Korean: add the first of these that is installed.
-_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
-_CJK = "Noto Sans CJK SC,Noto Sans CJK JP,Source Han Sans SC,WenQuanYi Micro Hei,Microsoft YaHei,PingFang SC,SimHei"
-FONTS = ["DejaVu Sans", *[name for name in _CJK.split(",") if name in _INSTALLED][:1]]
-
-STYLE = {
-    "font.family": FONTS, "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "legend.fontsize": 8, "legend.frameon": False, "figure.titlesize": 10.5, "figure.dpi": 110, "text.usetex": False,
-    "figure.facecolor": "w", "axes.facecolor": "w", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": False, "grid.color": PALE, "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4.5,
-    "axes.prop_cycle": plt.cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK]),
-}  # fmt: skip
-
-
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a figure function under our style, and leave pyplot and rcParams as they were."""
-
-    @functools.wraps(draw)
-    def styled(*args, **kwargs) -> Figure:
-        # The first figure of a session loads the backend, which sets rcParams of its own (IPython's turns interactive
-        # on); inside rc_context they would be undone, and the user's own plots would stay hidden.
-        plt.close(plt.figure())
-        with plt.rc_context(STYLE):
-            fig = draw(*args, **kwargs)
-            fig.draw_without_rendering()  # ticks are made at the first drawing: have that while the style holds
-        return fig
-
-    return styled
-
-
-def _new(width: float = 6.0, height: float = 3.5, layout: str | None = "constrained") -> Figure:
-    fig = plt.figure(figsize=(width, height), layout=layout)
-    plt.close(fig)
-    return fig
-
-
-def _titled(fig: Figure, finding: str) -> Figure:
-    width, height = fig.get_size_inches()
-    top = {} if fig.get_layout_engine() else {"y": 1 - 0.08 / height}  # a given y takes the title out of the layout
-    text = textwrap.fill(finding.replace(" %", "\xa0%"), int(width * 13)).replace("\xa0", " ")  # no line begins with %
-    fig.suptitle(text, x=0.08 / width, ha="left", va="top", **top)
-    return fig
-
-
-def _nothing(reason: str) -> Figure:
-    ax = _new(height=1.4).subplots()  # a Figure without axes would be no picture to IPython
-    ax.set_axis_off()
-    ax.text(0.5, 0.5, "nothing to show", ha="center", va="center", color=GREY)
-    return _titled(ax.figure, reason)
-
-
-@functools.cache
-def _drawable() -> frozenset[int]:
-    """Code points that our fonts can draw."""
-    paths = [font_manager.findfont(font_manager.FontProperties(family=name)) for name in FONTS]
-    return frozenset(code for path in paths for code in font_manager.get_font(path).get_charmap())
-
-
-def _clean(value: object) -> str:
-    """One line, entities read, without control characters; what no font here can draw as one box a run."""
-    text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
-    kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
-    return re.sub("□+", "□", "".join(c if ord(c) in _drawable() else "□" for c in kept))
-
-
-def _short(value: object, width: int = 28, lines: int = 1) -> str:
-    """A name to put into a figure: cleaned, cut with an ellipsis, in at most `lines` lines, `$` kept from mathtext."""
-    text = _clean(value)
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)  # these take the room of two letters
-    width = max(2, width * len(text) // max(1, len(text) + wide))
-    rows = textwrap.wrap(text, width, max_lines=lines, placeholder="…") if lines > 1 else [text]
-    rows = [row if len(row) <= width else row[: width - 1].rstrip() + "…" for row in rows]
-    return "\n".join(rows).replace("$", r"\$")
-
-
-def _names(classes: Sequence[str], width: int = 28) -> list[str]:
-    # A name of which only boxes are left says nothing: its index does.
-    said = [any(c.isalnum() for c in _clean(name)) for name in classes]
-    return [_short(name, width) if said[index] else f"class {index}" for index, name in enumerate(classes)]
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def _percent(share: float) -> str:
-    points = 100 * float(share)
-    if 0 < points < 0.1 or 99.9 < points < 100:
-        return "<0.1 %" if points < 1 else ">99.9 %"
-    return (f"{points:.0f}" if 10 <= points <= 90 else f"{points:.1f}".removesuffix(".0")) + " %"
-
-
-def _score(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
-
-
-def _span(values: Sequence[float], form: Callable[[float], str]) -> str:
-    low, high = form(min(values)), form(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 Counts, rows of names, photos
+# 1 The goods
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _counts(labels: Sequence[int], classes: Sequence[str]) -> np.ndarray:
-    labels = np.asarray(labels, dtype=int)
-    if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {len(classes)} class names")
-    return np.bincount(labels, minlength=len(classes))
-
-
-def _confusion(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str]) -> np.ndarray:
-    """Number of products by given class (rows) and predicted class (columns)."""
-    if len(labels) != len(predictions):
-        raise ValueError(f"{len(labels):,} labels but {len(predictions):,} predictions")
-    table = np.zeros((len(classes), len(classes)), dtype=int)
-    if _counts(labels, classes).sum() and _counts(predictions, classes).sum():
-        np.add.at(table, (np.asarray(labels, dtype=int), np.asarray(predictions, dtype=int)), 1)
-    return table
-
-
-def _mistaken(confusion: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (given, predicted) of different classes that occur, most frequent first."""
-    errors = confusion - np.diag(np.diag(confusion))
-    order = np.argsort(-errors, axis=None, kind="stable")[: np.count_nonzero(errors)]
-    return [divmod(int(cell), len(errors)) for cell in order]
-
-
-def _height(rows: int) -> float:
-    return max(1.9, 1.2 + 0.2 * rows)
-
-
-def _rows(ax: Axes, names: Sequence[str], what: str) -> None:
-    """Names down the y axis, the first on top."""
-    ax.set_yticks(range(len(names)), names)
-    ax.set(ylabel=what, ylim=(len(names) - 0.4, -0.6))
-    ax.tick_params(axis="y", length=0)
-
-
-def _bars(ax: Axes, values: np.ndarray, texts: Sequence[str], color: str = BLUE) -> None:
-    bars = ax.barh(range(len(values)), values, height=0.72, color=color)
-    ax.bar_label(bars, labels=texts, padding=3, fontsize=7.5, bbox=LABEL_BOX)
-    ax.set_xlim(0, max(float(max(values)), 1e-9) * (1.04 + 0.016 * max(map(len, texts))))
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-
-
-def _class_bars(
-    names: list[str], order: np.ndarray, values: np.ndarray, form: Callable[[float], str], first: str, last: str
-) -> tuple[Axes, np.ndarray]:
-    """A bar a class in the given order, of too many only the `first` and the `last`; returns the classes drawn too."""
-    half, shown, what = MAX_ROWS // 2, order, "class"
-    if len(order) > MAX_ROWS:
-        shown = np.concatenate([order[:half], order[-half:]])
-        what = f"{half} {first} and {half} {last} of {len(order)} classes"
-    ax = _new(height=_height(len(shown))).subplots()
-    _bars(ax, values[shown], [form(value) for value in values[shown]])
-    _rows(ax, [names[index] for index in shown], what)
-    if len(order) > MAX_ROWS:
-        ax.axhline(half - 0.5, color=GREY, linestyle=":", linewidth=1)
-    return ax, shown
-
-
-def _photo(path: str, side: int) -> np.ndarray | None:
-    """The photo centred on a white square, (side, side, 3) uint8; None if there is none or it cannot be read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of huge pictures and odd metadata: nothing that a look needs to know
-            with Image.open(path) as image:
-                image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size
-                scale = side / max(image.size)
-                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-                small = image.convert("RGBA").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    except Exception:  # Pillow raises anything on broken files, and no photo is worth losing the figure
-        return None
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2), small)
-    return np.asarray(square)
-
-
-def _photo_axes(
-    fig: Figure, corner: tuple[float, float], side: float, path: str, below: str, gap: str = "no photo"
-) -> Axes:
-    """A photo `side` inches wide, its corner so many inches right and down of the figure's; a grey box for no photo."""
-    (left, top), (width, height) = corner, fig.get_size_inches()
-    ax = fig.add_axes((left / width, 1 - (top + side) / height, side / width, side / height), xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    pixels = _photo(path, int(side * fig.dpi)) if isinstance(path, str) and path else None
-    if pixels is None:
-        ax.set_facecolor(PALE)
-        ax.text(0.5, 0.5, gap, ha="center", va="center", color=GREY, transform=ax.transAxes)
-    else:
-        ax.imshow(pixels)
-    ax.set_xlabel(below, fontsize=6.5, loc="left", labelpad=2, color=GREY)
-    return ax
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 3 The goods
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@_styled
+@styled
 def class_balance(labels: Sequence[int], classes: list[str]) -> Figure:
     """Products a class, most frequent first.
 
     labels: (n,) class indices into `classes`. Of more than 40 classes the 20 most and the 20 least frequent.
     """
-    counts = _counts(labels, classes)
+    counts = counts_of(labels, classes)
     if not counts.sum():
-        return _nothing("There are no products to count")
-    names, order, empty = _names(classes), np.argsort(-counts, kind="stable"), int((counts == 0).sum())
+        return nothing("There are no products to count")
+    names, order, empty = names_of(classes), np.argsort(-counts, kind="stable"), int((counts == 0).sum())
     most, top, low = names[order[0]], counts.max(), counts.min()
     if top == counts.sum():
-        title = f"All products are {most} ({_count(top, 'product')})"
+        title = f"All products are {most} ({count(top, 'product')})"
     elif empty:
         title = f"{empty} of {len(classes)} classes without a product; {most} has the most ({top:,})"
     elif top <= 1.1 * low:
-        title = f"The {len(classes)} classes are balanced: {_span((low, top), '{:,}'.format)} products each"
+        title = f"The {len(classes)} classes are balanced: {span((low, top), '{:,}'.format)} products each"
     else:
         title = f"{most} is {top / low:.1f} times as frequent as {names[order[-1]]} ({top:,} vs {low:,} products)"
-    ax, _ = _class_bars(names, order, counts, "{:,}".format, "most", "least frequent")
+    ax, _ = class_bars(names, order, counts, "{:,}".format, "most", "least frequent")
     ax.set_xlabel("products")
-    return _titled(ax.figure, title)
+    return titled(ax.figure, title)
 
 
-@_styled
+@styled
 def text_lengths(lengths: Sequence[int], limit: int, unit: str = "tokens") -> Figure:
     """Histogram of text lengths with the limit beyond which texts are cut.
 
@@ -274,13 +85,13 @@ def text_lengths(lengths: Sequence[int], limit: int, unit: str = "tokens") -> Fi
     """
     lengths = np.asarray(lengths, dtype=int)
     if not lengths.size:
-        return _nothing("There are no texts to measure")
+        return nothing("There are no texts to measure")
     longest, end = int(lengths.max()), max(limit * 1.25, float(np.quantile(lengths, 0.995)) + 1)
     step = max(1, round(end / 40))
     first = limit + 0.5 - step * np.ceil((limit + 0.5) / step)  # so that the limit falls between two bars
     edges = np.arange(first, end + step, step)
     heights, _ = np.histogram(np.minimum(lengths, edges[-1]), edges)
-    ax = _new().subplots()
+    ax = new_figure().subplots()
     colors = np.where(edges[:-1] > limit, VERMILION, BLUE)
     ax.bar(edges[:-1], heights, width=step, align="edge", color=colors, edgecolor="white", linewidth=0.4)
     ax.axvline(limit + 0.5, color=BLACK, linestyle="--", linewidth=1.2)
@@ -290,11 +101,11 @@ def text_lengths(lengths: Sequence[int], limit: int, unit: str = "tokens") -> Fi
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.yaxis.set_major_formatter("{x:,.0f}")
     share = (lengths > limit).mean()
-    who = f"{_percent(share)} of texts are" if share else "No text is"
-    return _titled(ax.figure, f"{who} cut at {limit:,} {unit} (median {np.median(lengths):,.0f}, longest {longest:,})")
+    who = f"{percent(share)} of texts are" if share else "No text is"
+    return titled(ax.figure, f"{who} cut at {limit:,} {unit} (median {np.median(lengths):,.0f}, longest {longest:,})")
 
 
-@_styled
+@styled
 def photo_sizes(photos: pd.DataFrame) -> Figure:
     """Width against height of the photos, larger dots for more of them, and how many there are of each Pillow mode.
 
@@ -302,22 +113,22 @@ def photo_sizes(photos: pd.DataFrame) -> Figure:
     """
     sized = photos[(photos["width"] > 0) & (photos["height"] > 0)]
     if sized.empty:
-        return _nothing("There are no photos to measure")
+        return nothing("There are no photos to measure")
     total, modes = len(sized), sized["mode"].astype(str).value_counts()
     sizes = sized.groupby(["width", "height"]).size().sort_values(ascending=False)
     points = np.array(sizes.index.to_list(), dtype=float)  # (sizes, 2)
     (width, height), low, high = points[0], points.min(), points.max()
     common = f"{width:,.0f} x {height:,.0f} px"
     if len(sizes) == 1:
-        title = f"All photos are {common} ({_count(total, 'photo')})"
+        title = f"All photos are {common} ({count(total, 'photo')})"
     elif sizes.iloc[0] >= 0.2 * total:
-        title = f"{_percent(sizes.iloc[0] / total)} of {total:,} photos are {common}"
+        title = f"{percent(sizes.iloc[0] / total)} of {total:,} photos are {common}"
     else:
         title = f"Sides of the {total:,} photos run from {low:,.0f} to {high:,.0f} px"
     grey = modes[modes.index.isin(GREY_MODES)].sum() / total
-    colour = f"all {_short(modes.index[0])}" if len(modes) == 1 else f"{_percent(grey)} are greyscale"
+    colour = f"all {short(modes.index[0])}" if len(modes) == 1 else f"{percent(grey)} are greyscale"
 
-    fig = _new(7, 3.3)
+    fig = new_figure(7, 3.3)
     left, right = fig.subplots(1, 2)
     left.axline((low, low), (2 * low, 2 * low), color=GREY, linewidth=0.8, linestyle=":")
     left.scatter(*points.T, s=14 + 160 * np.sqrt(sizes / total), color=BLUE, alpha=0.45, linewidth=0)
@@ -331,22 +142,22 @@ def photo_sizes(photos: pd.DataFrame) -> Figure:
         axis.set_major_formatter("{x:,.0f}")
         axis.set_minor_formatter(NullFormatter())
     shown = modes.head(8)
-    _bars(right, shown.to_numpy(), [f"{count:,} ({_percent(count / total)})" for count in shown])
-    _rows(right, [_short(mode) for mode in shown.index], "Pillow mode")
+    draw_bars(right, shown.to_numpy(), [f"{count:,} ({percent(count / total)})" for count in shown])
+    name_rows(right, [short(mode) for mode in shown.index], "Pillow mode")
     right.set(xlabel="photos", ylim=(max(len(shown), 6) - 0.4, -0.6))
-    return _titled(fig, f"{title}; {colour}")
+    return titled(fig, f"{title}; {colour}")
 
 
-@_styled
+@styled
 def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, seed: int = 0) -> Figure:
     """Photos and titles of a few random products a class.
 
     train: id, title, label (class index), image (path, or "" for none). Of more than 24 classes the most frequent 24.
     """
-    counts = _counts(train["label"], classes)
+    counts = counts_of(train["label"], classes)
     if not counts.sum() or per_class < 1:
-        return _nothing("There are no products to look at")
-    names, chosen, which = _names(classes, 36), np.arange(len(classes)), _count(len(classes), "class", "classes")
+        return nothing("There are no products to look at")
+    names, chosen, which = names_of(classes, 36), np.arange(len(classes)), count(len(classes), "class", "classes")
     if len(classes) > MAX_GRID_CLASSES:
         chosen = np.argsort(-counts, kind="stable")[:MAX_GRID_CLASSES]
         which = f"the {MAX_GRID_CLASSES} most frequent of {len(classes)} classes"
@@ -354,77 +165,77 @@ def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, see
     block = per_class * (side + gap) + gap  # one class: its photos in a row under its name
     across = min(max(1, int(10 // block)), -(-len(chosen) // 4))
     down = -(-len(chosen) // across)
-    fig = _new(max(6.0, across * block + gap), 0.45 + down * row, layout=None)
+    fig = new_figure(max(6.0, across * block + gap), 0.45 + down * row, layout=None)
     labels, missing, drawn = train["label"].to_numpy(), 0, 0
     for place, index in enumerate(chosen):
         left, top, axes = gap + place // down * block, 0.72 + place % down * row, []
         rows = np.random.default_rng([seed, int(index)]).permutation(np.flatnonzero(labels == index))[:per_class]
         for product in train.iloc[rows].itertuples():
-            corner, caption = (left + len(axes) * (side + gap), top), _short(product.title, 17, lines=2)
-            axes.append(_photo_axes(fig, corner, side, product.image, caption))
+            corner, caption = (left + len(axes) * (side + gap), top), short(product.title, 17, lines=2)
+            axes.append(photo_axes(fig, corner, side, product.image, caption))
         missing, drawn = missing + sum(not ax.images for ax in axes), drawn + len(axes)
-        first = axes[0] if axes else _photo_axes(fig, (left, top), side, "", "", "no product")
+        first = axes[0] if axes else photo_axes(fig, (left, top), side, "", "", "no product")
         first.set_title(f"{names[index]} ({counts[index]:,})", loc="left", fontsize=8, weight="bold", pad=4)
     photos = f"{missing} without a photo" if missing else "all with a photo"
-    return _titled(fig, f"{_count(drawn, 'product')} of {which}: {photos}")
+    return titled(fig, f"{count(drawn, 'product')} of {which}: {photos}")
 
 
-@_styled
+@styled
 def fold_balance(folds: Sequence[int], labels: Sequence[int], classes: list[str]) -> Figure:
     """How far the share of each class in a fold is from its share in all folds, in percentage points.
 
     folds, labels: (n,) fold number and class index a product. Of more than 40 classes the 40 furthest off.
     """
-    counts = _counts(labels, classes)
+    counts = counts_of(labels, classes)
     if not counts.sum():
-        return _nothing("There are no products in the folds")
-    names, folds, labels = _names(classes), np.asarray(folds), np.asarray(labels)
+        return nothing("There are no products in the folds")
+    names, folds, labels = names_of(classes), np.asarray(folds), np.asarray(labels)
     numbers = np.unique(folds)
-    table = np.stack([_counts(labels[folds == number], classes) for number in numbers], axis=1)  # (classes, folds)
+    table = np.stack([counts_of(labels[folds == number], classes) for number in numbers], axis=1)  # (classes, folds)
     shares, overall = table / table.sum(axis=0), counts / counts.sum()
     points = 100 * (shares - overall[:, None])
     worst, fold = np.unravel_index(np.abs(points).argmax(), points.shape)
-    title = f"Every class has the same share in {_count(len(numbers), 'fold')}"
+    title = f"Every class has the same share in {count(len(numbers), 'fold')}"
     if abs(points[worst, fold]) >= 0.05:
         title = (
             f"Class shares differ by at most {abs(points[worst, fold]):.1f} points: {names[worst]} is "
-            f"{_percent(shares[worst, fold])} of fold {numbers[fold]}, {_percent(overall[worst])} of all"
+            f"{percent(shares[worst, fold])} of fold {numbers[fold]}, {percent(overall[worst])} of all"
         )
     absent = int(((table == 0).any(axis=1) & (counts > 0)).sum())
-    title += f"; {_count(absent, 'class', 'classes')} missing from a fold" if absent else ""
+    title += f"; {count(absent, 'class', 'classes')} missing from a fold" if absent else ""
     shown = np.sort(np.argsort(-np.abs(points).max(axis=1), kind="stable")[:MAX_ROWS])
-    fig = _new(max(6.0, 2.5 + 0.5 * len(numbers)), max(3.0, _height(len(shown)) + 0.4))
+    fig = new_figure(max(6.0, 2.5 + 0.5 * len(numbers)), max(3.0, height_of(len(shown)) + 0.4))
     ax, limit = fig.subplots(), max(np.abs(points).max(), 0.5)
     picture = ax.imshow(points[shown], cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
     for (i, j), value in np.ndenumerate(points[shown] if len(numbers) <= 12 else np.empty((0, 0))):
         color = "white" if abs(value) > 0.7 * limit else BLACK
         ax.text(j, i, f"{value:+.1f}" if abs(value) >= 0.05 else "0", ha="center", va="center", fontsize=7, color=color)
     what = "class" if len(shown) == len(classes) else f"{MAX_ROWS} of {len(classes)} classes, those furthest off"
-    _rows(ax, [names[index] for index in shown], what)
+    name_rows(ax, [names[index] for index in shown], what)
     ax.set_xticks(range(len(numbers)), [f"{n}\n({size:,})" for n, size in zip(numbers, table.sum(axis=0), strict=True)])
     ax.set(xlabel="fold (products)", ylim=(len(shown) - 0.5, -0.5))
     ax.spines[:].set_visible(False)
     fig.colorbar(picture, ax=ax, label="share in fold minus overall (points)", pad=0.02)
-    return _titled(fig, title)
+    return titled(fig, title)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 4 Training and errors
+# 2 Training and errors
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def learning_curves(logs: pd.DataFrame) -> Figure:
     """Losses and macro-F1 by epoch, one colour a fold.
 
     logs: one row an epoch with fold, epoch (from 1), train_loss, valid_loss, macro_f1.
     """
     if logs.empty or logs["macro_f1"].isna().all():
-        return _nothing("No epoch has been logged")
+        return nothing("No epoch has been logged")
     logs = logs.dropna(subset=["macro_f1"]).sort_values(["fold", "epoch"])
     best, last = logs.loc[logs.groupby("fold")["macro_f1"].idxmax()], int(logs["epoch"].max())
-    many, epochs = len(best) > 1, _span(best["epoch"].tolist(), "{:.0f}".format)
-    fig = _new(7.5)
+    many, epochs = len(best) > 1, span(best["epoch"].tolist(), "{:.0f}".format)
+    fig = new_figure(7.5)
     left, right = fig.subplots(1, 2)
     for fold, log in logs.groupby("fold"):
         marker = "o" if len(log) <= 15 else ""
@@ -444,10 +255,10 @@ def learning_curves(logs: pd.DataFrame) -> Figure:
         if ax is right or len(best) <= 10:
             ax.legend()
     reached = f"at epoch{'s' * (' ' in epochs)} {epochs} of {last}{f' ({len(best)} folds)' * many}"
-    return _titled(fig, f"Best macro-F1 {_span(best['macro_f1'].tolist(), _score)} {reached}")
+    return titled(fig, f"Best macro-F1 {span(best['macro_f1'].tolist(), digits)} {reached}")
 
 
-@_styled
+@styled
 def confusion_matrix(
     labels: Sequence[int], predictions: Sequence[int], classes: list[str], normalise: bool = True
 ) -> Figure:
@@ -456,19 +267,19 @@ def confusion_matrix(
     labels, predictions: (n,) class indices. With `normalise` a row is in per cent of its class, and a class without
     products is a grey row. Cells have numbers up to 25 classes, the axes every name up to 100.
     """
-    confusion = _confusion(labels, predictions, classes)
+    confusion = confusion_of(labels, predictions, classes)
     if not confusion.sum():
-        return _nothing("There are no predictions to compare")
-    names, size, support = _names(classes, 22), len(classes), confusion.sum(axis=1, keepdims=True)
-    title = f"No mistakes: {_count(len(labels), 'prediction')}, all right"
-    for given, taken in _mistaken(confusion)[:1]:
+        return nothing("There are no predictions to compare")
+    names, size, support = names_of(classes, 22), len(classes), confusion.sum(axis=1, keepdims=True)
+    title = f"No mistakes: {count(len(labels), 'prediction')}, all right"
+    for given, taken in mistaken(confusion)[:1]:
         often = f"{confusion[given, taken]:,} of {support[given, 0]:,}"
         title = f"{names[given]} is most often taken for {names[taken]} ({often})"
     values = np.ma.array(confusion, dtype=float)
     if normalise:
         values = np.ma.array(100 * confusion / np.maximum(support, 1), mask=np.repeat(support == 0, size, axis=1))
     inches = min(max(0.27 * size, 2.2), 8.5)
-    fig, font = _new(inches + 2.6, inches + 2.0), max(4.8, min(7.5, 0.8 * 72 * inches / size))
+    fig, font = new_figure(inches + 2.6, inches + 2.0), max(4.8, min(7.5, 0.8 * 72 * inches / size))
     ax = fig.subplots()
     # on a square root scale the few errors can be seen beside the many hits
     picture = ax.imshow(values, cmap=plt.get_cmap("Blues").with_extremes(bad=PALE), norm=PowerNorm(0.5, 0))
@@ -483,63 +294,63 @@ def confusion_matrix(
     ax.set(xlabel="predicted class", ylabel="given class")
     label = "% of the given class (root scale)" if normalise else "products (root scale)"
     fig.colorbar(picture, ax=ax, label=label, shrink=0.6, pad=0.02)
-    return _titled(fig, title)
+    return titled(fig, title)
 
 
-@_styled
+@styled
 def class_f1(labels: Sequence[int], predictions: Sequence[int], classes: list[str]) -> Figure:
     """F1 of every class, the hardest first, and the number of products it has.
 
     labels, predictions: (n,) class indices. Classes neither given nor predicted are left out, as in scikit-learn's
     macro average. Of more than 40 classes the 20 hardest and the 20 easiest.
     """
-    confusion = _confusion(labels, predictions, classes)
+    confusion = confusion_of(labels, predictions, classes)
     if not confusion.sum():
-        return _nothing("There are no predictions to score")
-    names, support, both = _names(classes), confusion.sum(axis=1), confusion.sum(axis=1) + confusion.sum(axis=0)
+        return nothing("There are no predictions to score")
+    names, support, both = names_of(classes), confusion.sum(axis=1), confusion.sum(axis=1) + confusion.sum(axis=0)
     scores = 2 * np.diag(confusion) / np.maximum(both, 1)
     present = np.flatnonzero(both)
     order, macro = present[np.argsort(scores[present], kind="stable")], scores[present].mean()
     worst = next(index for index in order if support[index])
-    title = f"Hardest is {names[worst]}: F1 {_score(scores[worst])} with {_count(support[worst], 'product')}"
-    title += f"; macro-F1 {_score(macro)}" if len(present) > 1 else ""
+    title = f"Hardest is {names[worst]}: F1 {digits(scores[worst])} with {count(support[worst], 'product')}"
+    title += f"; macro-F1 {digits(macro)}" if len(present) > 1 else ""
     if scores[worst] == 1:
-        title = f"Every class has F1 1.000 ({_count(len(labels), 'product')})"
-    ax, shown = _class_bars(names, order, scores, _score, "hardest", "easiest")
+        title = f"Every class has F1 1.000 ({count(len(labels), 'product')})"
+    ax, shown = class_bars(names, order, scores, digits, "hardest", "easiest")
     for row, index in enumerate(shown):
         ax.text(1.25, row, f"{support[index]:,}", ha="right", va="center", fontsize=7.5, color=GREY)
     ax.set(xlim=(0, 1.25), xticks=np.arange(0, 1.1, 0.2))
     ax.axvline(macro, color=GREY, linestyle="--", linewidth=1, zorder=0.5)
     ax.xaxis.set_major_formatter("{x:.1f}")
     left_out = len(classes) - len(present)
-    without = f"\n{_count(left_out, 'class', 'classes')} without products left out" if left_out else ""
+    without = f"\n{count(left_out, 'class', 'classes')} without products left out" if left_out else ""
     ax.set_xlabel(f"F1 (dashed: macro-F1), number of products at the right{without}")
-    return _titled(ax.figure, title)
+    return titled(ax.figure, title)
 
 
-@_styled
+@styled
 def confused_pairs(labels: Sequence[int], predictions: Sequence[int], classes: list[str], top: int = 10) -> Figure:
     """The pairs of classes most often mistaken, given → predicted, by number of products.
 
     labels, predictions: (n,) class indices.
     """
-    confusion = _confusion(labels, predictions, classes)
-    names, support, shown = _names(classes, 24), confusion.sum(axis=1), _mistaken(confusion)[:top]
+    confusion = confusion_of(labels, predictions, classes)
+    names, support, shown = names_of(classes, 24), confusion.sum(axis=1), mistaken(confusion)[:top]
     if not shown:
-        return _nothing("There are no mistakes" if confusion.sum() else "There are no predictions to compare")
+        return nothing("There are no mistakes" if confusion.sum() else "There are no predictions to compare")
     values, errors = np.array([confusion[pair] for pair in shown]), int(confusion.sum() - np.trace(confusion))
-    texts = [f"{confusion[a, b]:,} of {support[a]:,} ({_percent(confusion[a, b] / support[a])})" for a, b in shown]
+    texts = [f"{confusion[a, b]:,} of {support[a]:,} ({percent(confusion[a, b] / support[a])})" for a, b in shown]
     pairs = [f"{names[a]} → {names[b]}" for a, b in shown]
-    ax = _new(7, _height(len(shown))).subplots()
-    _bars(ax, values, texts, VERMILION)
-    _rows(ax, pairs, "given → predicted")
+    ax = new_figure(7, height_of(len(shown))).subplots()
+    draw_bars(ax, values, texts, VERMILION)
+    name_rows(ax, pairs, "given → predicted")
     ax.set(xlabel="products mistaken", ylim=(max(len(shown), 3) - 0.4, -0.6))
-    share = f"{_count(len(shown), 'pair')} {'holds' if len(shown) == 1 else 'hold'} {_percent(values.sum() / errors)}"
+    share = f"{count(len(shown), 'pair')} {'holds' if len(shown) == 1 else 'hold'} {percent(values.sum() / errors)}"
     leads = f"{pairs[0]} leads ({values[0]:,} of {support[shown[0][0]]:,})"
-    return _titled(ax.figure, f"{share} of {_count(errors, 'error')}; {leads}")
+    return titled(ax.figure, f"{share} of {count(errors, 'error')}; {leads}")
 
 
-@_styled
+@styled
 def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figure:
     """Photos of the wrong predictions the model was surest of, with the given and the predicted class.
 
@@ -548,23 +359,23 @@ def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figur
     """
     errors = frame[frame["label"] != frame["prediction"]].sort_values("probability", ascending=False, kind="stable")
     if errors.empty or top < 1:
-        return _nothing("There are no mistakes" if len(frame) else "There are no predictions to compare")
-    names, shown = _names(classes, 21), errors.head(top)
+        return nothing("There are no mistakes" if len(frame) else "There are no predictions to compare")
+    names, shown = names_of(classes, 21), errors.head(top)
     across, side, gap, row = 4, 1.75, 0.2, 2.6
-    fig = _new(across * (side + gap) + gap, 0.45 + -(-len(shown) // across) * row, layout=None)
+    fig = new_figure(across * (side + gap) + gap, 0.45 + -(-len(shown) // across) * row, layout=None)
     for place, error in enumerate(shown.itertuples()):
         corner = (gap + place % across * (side + gap), 0.85 + place // across * row)
-        ax = _photo_axes(fig, corner, side, error.image, _short(error.title, 36, lines=2) or _short(error.id))
-        given, taken, sure = names[error.label], names[error.prediction], _percent(error.probability)
+        ax = photo_axes(fig, corner, side, error.image, short(error.title, 36, lines=2) or short(error.id))
+        given, taken, sure = names[error.label], names[error.prediction], percent(error.probability)
         ax.text(0, 1.12, f"given: {given}", color=BLUE, fontsize=7.5, transform=ax.transAxes)
         ax.text(0, 1.03, f"predicted: {taken}", color=VERMILION, fontsize=7.5, transform=ax.transAxes)
         ax.text(0.98, 0.03, sure, color=VERMILION, fontsize=7.5, ha="right", bbox=LABEL_BOX, transform=ax.transAxes)
         if place == 0:
-            title = f"Surest of {_count(len(errors), 'error')}: {given} taken for {taken} at {sure}"
-    return _titled(fig, title)
+            title = f"Surest of {count(len(errors), 'error')}: {given} taken for {taken} at {sure}"
+    return titled(fig, title)
 
 
-@_styled
+@styled
 def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str], shown: int = 7) -> Figure:
     """Places (n, 2) of products on a map, the largest classes in colour; the title says how pure neighbourhoods are.
 
@@ -572,12 +383,12 @@ def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str],
     """
     labels, points = np.asarray(labels), np.asarray(points)
     if len(points) < 2:
-        return _nothing("There are too few products for a map")
+        return nothing("There are too few products for a map")
     distance = ((points[:, None] - points[None]) ** 2).sum(-1)  # (n, n)
     np.fill_diagonal(distance, np.inf)
     alike = float((labels[distance.argmin(1)] == labels).mean())
-    fig = _new(6.0, 4.2)
-    ax, names = fig.subplots(), _names(classes)
+    fig = new_figure(6.0, 4.2)
+    ax, names = fig.subplots(), names_of(classes)
     largest = np.argsort(-np.bincount(labels, minlength=len(classes)), kind="stable")[:shown]
     rest = ~np.isin(labels, largest)
     ax.scatter(*points[rest].T, s=5, color=PALE, label="other classes" if rest.any() else None)
@@ -586,15 +397,15 @@ def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str],
             ax.scatter(*points[labels == k].T, s=5, label=names[k])
     ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
-    return _titled(fig, f"{_percent(alike)} of the products lie next to one of their own class")
+    return titled(fig, f"{percent(alike)} of the products lie next to one of their own class")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 5 Ensemble and submission
+# 3 Ensemble and submission
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@_styled
+@styled
 def modality_scores(scores: pd.DataFrame, metric: str = "macro-F1") -> Figure:
     """Score of the fused, the image and the text prediction, by fold.
 
@@ -603,58 +414,58 @@ def modality_scores(scores: pd.DataFrame, metric: str = "macro-F1") -> Figure:
     """
     scores = scores[[name for name in MODALITIES if name in scores]].astype(float).dropna(axis=1, how="all")
     if scores.empty:
-        return _nothing("There are no scores to compare")
+        return nothing("There are no scores to compare")
     rows = [str(name) for name in scores.index]
     pooled = scores[[row == "oof" for row in rows]].dropna(axis=1)
     level = (scores if pooled.empty else pooled).mean().sort_values(ascending=False, kind="stable")
     folds = f"mean of {len(rows)} folds" if len(rows) > 1 else f"fold {rows[0]}"
     where = folds if pooled.empty else "out of fold"
-    ahead = " and of ".join(f"{name} by {_score(level.iloc[0] - level[name])}" for name in level.index[1:])
-    ax = _new(max(6.0, 1.6 + 0.75 * len(rows))).subplots()
+    ahead = " and of ".join(f"{name} by {digits(level.iloc[0] - level[name])}" for name in level.index[1:])
+    ax = new_figure(max(6.0, 1.6 + 0.75 * len(rows))).subplots()
     for number, name in enumerate(scores):
         color, marker = MODALITIES[name]
         places = np.arange(len(rows)) + 0.2 * (number - (scores.shape[1] - 1) / 2)
-        label = f"{name} ({_score(level[name])})" if name in level else name
+        label = f"{name} ({digits(level[name])})" if name in level else name
         ax.plot(places, scores[name], marker, color=color, markersize=7, label=label)
         for place, value in zip(places, scores[name], strict=True):
             if len(rows) <= 8 and np.isfinite(value):
-                ax.annotate(_score(value), (place, value), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+                ax.annotate(digits(value), (place, value), (0, 6), textcoords="offset points", ha="center", fontsize=7)
     ax.set_xticks(range(len(rows)), [row if row == "oof" else f"fold {row}" for row in rows])
     ax.set(xlim=(-0.6, len(rows) - 0.4), ylabel=metric)
     ax.margins(y=0.15)
     ax.grid(True, axis="y")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title=where)
-    title = f"{level.index[0].capitalize()} leads with {metric} {_score(level.iloc[0])} ({where})"
-    return _titled(ax.figure, f"{title}, ahead of {ahead}" if ahead else title)
+    title = f"{level.index[0].capitalize()} leads with {metric} {digits(level.iloc[0])} ({where})"
+    return titled(ax.figure, f"{title}, ahead of {ahead}" if ahead else title)
 
 
-@_styled
+@styled
 def prediction_balance(train_labels: Sequence[int], test_predictions: Sequence[int], classes: list[str]) -> Figure:
     """Share of each class in train against its share among the test predictions.
 
     train_labels: (n,), test_predictions: (m,) class indices. Of more than 40 classes the 40 that shift most.
     """
-    train, test = _counts(train_labels, classes), _counts(test_predictions, classes)
+    train, test = counts_of(train_labels, classes), counts_of(test_predictions, classes)
     if not train.sum() or not test.sum():
-        return _nothing("There are no predictions to compare with train")
-    names, before, after = _names(classes), train / train.sum(), test / test.sum()
+        return nothing("There are no predictions to compare with train")
+    names, before, after = names_of(classes), train / train.sum(), test / test.sum()
     shift = np.abs(after - before)
     worst = int(shift.argmax())
-    shares = f"{_percent(before[worst])} of train, {_percent(after[worst])} of the test predictions"
+    shares = f"{percent(before[worst])} of train, {percent(after[worst])} of the test predictions"
     title = f"{names[worst]} shifts most: {shares}" if shift[worst] >= 0.0005 else "Class shares are those of train"
     never = int(((test == 0) & (train > 0)).sum())
-    title += f"; {_count(never, 'class', 'classes')} never predicted" if never else ""
+    title += f"; {count(never, 'class', 'classes')} never predicted" if never else ""
     chosen = np.argsort(-shift, kind="stable")[:MAX_ROWS]
     shown = chosen[np.argsort(-before[chosen], kind="stable")]
-    ax, rows = _new(height=_height(len(shown)) + 0.3).subplots(), np.arange(len(shown))
+    ax, rows = new_figure(height=height_of(len(shown)) + 0.3).subplots(), np.arange(len(shown))
     ax.hlines(rows, before[shown], after[shown], color=GREY, linewidth=1.2)
     ax.plot(before[shown], rows, "o", color=BLUE, markersize=6, label="train")
     ax.plot(after[shown], rows, "D", color=VERMILION, markersize=4.5, label="test predictions")
     what = "class" if len(shown) == len(classes) else f"{MAX_ROWS} of {len(classes)} classes, those that shift most"
-    _rows(ax, [names[index] for index in shown], what)
+    name_rows(ax, [names[index] for index in shown], what)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     ax.grid(True, axis="x")
     ax.set_xlabel(f"share of products ({train.sum():,} in train, {test.sum():,} in test)")
     ax.legend()
-    return _titled(ax.figure, title)
+    return titled(ax.figure, title)

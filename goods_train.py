@@ -1,4 +1,4 @@
-"""Scores, the training of one fold, and its predictions."""
+"""The training of one fold, and its predictions."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
-from scipy.special import log_softmax
-from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -38,6 +36,7 @@ from goods_data import (
     read_folds,
     titles_of,
 )
+from goods_metrics import main_of, prediction_table, score, write_predictions
 from goods_model import (
     DualEncoder,
     Embedder,
@@ -58,7 +57,7 @@ from goods_model import (
     save_trained,
     set_trainable,
 )
-from goods_params import OUTPUTS, GoodsError, Params, atomic_path, deadline, write_json
+from goods_params import GoodsError, Params, atomic_path, deadline, write_json
 from goods_plan import plan
 from goods_tracking import NoTracker, make_tracker
 
@@ -66,47 +65,6 @@ SCALE_ROWS = 1024  # training products whose frozen embeddings scale the heads' 
 WARM_START_BATCH = 256
 WISE_FT_ALPHAS = (0.25, 0.5, 0.75)  # besides 1, the tuned weights as they are
 TEST_CHUNK_BYTES = 4 * 2**30  # decoded photos of the test set held in memory at once
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 10 Metrics
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def score(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """accuracy, macro_f1 (over the classes that occur) and log_loss of (n, num_classes) logits for (n,) labels."""
-    labels, predictions = np.asarray(labels), logits.argmax(1)
-    return {
-        "accuracy": float(accuracy_score(labels, predictions)),
-        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
-        "log_loss": float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()),
-    }
-
-
-def logits_frame(logits: dict[str, np.ndarray]) -> pd.DataFrame:
-    """{"fused": (n, num_classes), ...} as columns fused_0 ... fused_{K-1}, image_0 ..."""
-    columns = {f"{name}_{k}": values[:, k] for name, values in logits.items() for k in range(values.shape[1])}
-    return pd.DataFrame(columns)
-
-
-def outputs_of(frame: pd.DataFrame) -> list[str]:
-    """The outputs that a prediction table has, the main one first: fused where there is one."""
-    return [name for name in OUTPUTS if f"{name}_0" in frame]
-
-
-def frame_logits(frame: pd.DataFrame, output: str | None = None) -> np.ndarray:
-    """(n, num_classes) logits of one output, by default the main one, from a prediction table's columns."""
-    output = output or outputs_of(frame)[0]
-    return frame.filter(regex=rf"^{output}_\d+$").to_numpy(dtype=np.float64)
-
-
-def prediction_table(frame: pd.DataFrame, goods: Goods, output: str | None = None) -> pd.DataFrame:
-    """Out-of-fold rows with their product: id, title, text, image, label, prediction (class indices), probability."""
-    logits = frame_logits(frame, output)
-    table = frame[["id", "label"]].assign(
-        prediction=logits.argmax(1), probability=np.exp(log_softmax(logits, axis=1)).max(1)
-    )
-    return table.merge(goods.train[["id", "title", "text", "image"]], on="id", validate="1:1")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -511,11 +469,6 @@ class Trainer:
         print(f"fold {self.p.fold} goes on after step {self.at.step} of epoch {self.at.epoch}", flush=True)
 
 
-def main_of(outputs: dict[str, Any]) -> Any:
-    """Of a model's outputs the main one, which comes first: fused where there is one."""
-    return next(iter(outputs.values()))
-
-
 def bucketed(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
     """The order with texts of like length side by side, so that batches hold little padding: sorted within stretches of
     50 batches, and the batches shuffled again."""
@@ -728,9 +681,3 @@ def _decoded(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
         batches = [part[at : at + p.eval_batch_size] for at in range(0, len(part), p.eval_batch_size)]
         read = list(tqdm(make_loader(dataset, p, batch_sampler=batches), desc="reading the test set", leave=False))
         yield TensorsDataset(**{name: torch.cat([batch[name] for batch in read]) for name in read[0]})
-
-
-def write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:
-    """Writes a prediction table: the columns of `head`, then logits_frame's."""
-    with atomic_path(path) as temporary:
-        pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1).to_parquet(temporary, index=False)

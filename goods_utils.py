@@ -1,10 +1,11 @@
 """What every notebook imports: `import goods_utils as gu`.
 
 The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data
-(tables, texts, folds, photos), goods_model (backbone, heads, embeddings), goods_plan (what a run will cost),
-goods_checkpoint (the state of an unfinished training), goods_train (scores, training, prediction), goods_linear (the
-text baseline), goods_ensemble (folds and runs together), goods_embed (embeddings as files,
-neighbours). Here they meet, and what stands on them all is added: submission and the command line.
+(tables, texts, folds, photos), goods_metrics (scores and prediction tables), goods_model (backbone, heads, embeddings),
+goods_plan (what a run will cost), goods_checkpoint (the state of an unfinished training), goods_train (training,
+prediction), goods_linear (the text baseline), goods_blend (members made one), goods_ensemble (folds and runs together),
+goods_embed (embeddings as files, neighbours). Here they meet, and what stands on them all is added: submission and the
+command line.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from goods_data import (
 from goods_embed import joined, map_points, nearest_products, neighbours, save_embeddings
 from goods_ensemble import Ensemble, blend_runs, ensemble_folds
 from goods_linear import fit_linear, telling_words
+from goods_metrics import frame_logits, logits_frame, outputs_of, prediction_table, score
 from goods_model import (
     DualEncoder,
     Embedder,
@@ -65,15 +67,10 @@ from goods_params import (
 from goods_plan import Plan, plan
 from goods_train import (
     fit_fold,
-    frame_logits,
-    logits_frame,
     make_task,
-    outputs_of,
     predict,
     predict_test,
-    prediction_table,
     read_logs,
-    score,
 )
 
 __all__ = [
@@ -138,7 +135,7 @@ __all__ = [
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 15 Submission
+# 17 Submission
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -179,7 +176,7 @@ def saved_files(p: Params, *patterns: str) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 16 Command line
+# 18 Command line
 # ---------------------------------------------------------------------------------------------------------------------
 
 

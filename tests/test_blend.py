@@ -11,6 +11,7 @@ import pytest
 from scipy.special import log_softmax
 
 import goods_ensemble as ge
+import goods_metrics as gm
 import goods_utils as gu
 from goods_params import GoodsError, Params
 
@@ -86,9 +87,9 @@ def test_the_score_of_a_blend_is_from_weights_that_never_saw_the_row(blend):
 def test_a_gain_has_its_noise():
     labels, members = problem()
     blended = np.tensordot([1, 1, 0], members, 1)
-    gain, low, high = ge.paired_gain(labels, blended.argmax(1), members[0].argmax(1))
+    gain, low, high = gm.paired_gain(labels, blended.argmax(1), members[0].argmax(1))
     assert low < gain < high and low > 0
-    gain, low, high = ge.paired_gain(labels, members[0].argmax(1), members[1].argmax(1))
+    gain, low, high = gm.paired_gain(labels, members[0].argmax(1), members[1].argmax(1))
     assert low < 0 < high
 
 
@@ -96,10 +97,10 @@ def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():
     _, members = problem(n=20_000)
     rng = np.random.default_rng(1)
     drawn = np.array([rng.choice(5, p=row) for row in np.exp(members[0])])
-    assert ge.calibration_error(drawn, members[0]) < 0.02
-    assert ge.calibration_error(drawn, members[0] * 4) > 0.1
+    assert gm.calibration_error(drawn, members[0]) < 0.02
+    assert gm.calibration_error(drawn, members[0] * 4) > 0.1
     sure = np.full((10, 2), [10.0, -10.0])
-    assert ge.calibration_error(np.repeat([0, 1], 5), sure) == pytest.approx(0.5, abs=1e-6)
+    assert gm.calibration_error(np.repeat([0, 1], 5), sure) == pytest.approx(0.5, abs=1e-6)
 
 
 def change(path, edit) -> None:

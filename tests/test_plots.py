@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+import goods_drawing as gd
 import goods_plots as gp
 
 CLASSES = ["Books", "Baby", "Beauty", "All Beauty"]
@@ -360,15 +361,15 @@ def test_any_photo(tmp_path):
     fig = gp.sample_grid(frame, ["Books"], per_class=len(frame))
     assert title(fig) == f"{len(frame)} products of 1 class: 4 without a photo"
     check_drawn(fig, tmp_path / "grid.png")
-    assert gp._photo(str(tmp_path / "tiny.png"), 8).tolist() == [[[255, 0, 0]] * 8] * 8
+    assert gd.read_photo(str(tmp_path / "tiny.png"), 8).tolist() == [[[255, 0, 0]] * 8] * 8
 
 
 def test_a_picture_larger_than_pillow_allows_is_no_photo(tmp_path, monkeypatch):
     Image.new("RGB", (60, 60)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert gp._photo(str(tmp_path / "bomb.png"), 8) is None
+    assert gd.read_photo(str(tmp_path / "bomb.png"), 8) is None
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # here Pillow only warns
-    assert gp._photo(str(tmp_path / "bomb.png"), 8).shape == (8, 8, 3)
+    assert gd.read_photo(str(tmp_path / "bomb.png"), 8).shape == (8, 8, 3)
 
 
 def test_the_style_holds_whatever_the_caller_set():
@@ -423,4 +424,4 @@ def test_the_map_says_how_pure_neighbourhoods_are():
 
 
 def test_titles_are_shown_as_people_read_them():
-    assert gp._short("Men &amp; Women") == "Men & Women"
+    assert gd.short("Men &amp; Women") == "Men & Women"

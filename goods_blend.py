@@ -1,0 +1,313 @@
+"""Predictions of many members made one: ways to combine them, each scored on rows that its fit never saw."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from os import cpu_count
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from scipy.optimize import minimize
+from scipy.special import log_softmax, logsumexp
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from goods_metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
+
+GREEDY_PICKS = 20
+BIASES = np.linspace(-1, 1, 9)  # tried for each class, in turn
+COSTS = (1e-4, 1e-3, 1e-2)  # of the stacked regression: scikit-learn's C, one over the strength of L2
+INNER_PARTS = 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 13 Ways to combine members
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Combiner:
+    """What a method has learned: `predict` makes (members, n, num_classes) log-probabilities (n, num_classes) logits;
+    `weights` (members,) say how much each member counts."""
+
+    weights: np.ndarray
+    predict: Callable[[np.ndarray], np.ndarray]
+
+
+def mean_of_probabilities(members: np.ndarray, _: np.ndarray) -> Combiner:
+    """Each counts alike."""
+    return Combiner(np.full(len(members), 1 / len(members)), partial(_mix, np.full(len(members), 1 / len(members))))
+
+
+def mean_of_logits(members: np.ndarray, _: np.ndarray) -> Combiner:
+    """Each counts alike, on the log scale: a member that is sure something is not so is heard."""
+    return _weighted(np.full(len(members), 1 / len(members)))
+
+
+def mean_at_temperature(members: np.ndarray, labels: np.ndarray) -> Combiner:
+    """Each is calibrated by a temperature of its own, then the mean of probabilities."""
+    cool = np.array([1 / fit_temperature(member, labels) for member in members])
+    return Combiner(cool / cool.sum(), partial(_mean_cooled, cool))
+
+
+def greedy_selection(members: np.ndarray, labels: np.ndarray) -> Combiner:
+    """Member after member is added, each as often as it helps macro-F1 (Caruana et al., ICML 2004)."""
+    probabilities, total = np.exp(members), np.zeros_like(members[0])
+    counts, best, kept = np.zeros(len(members)), -1.0, np.zeros(len(members))
+    for _ in range(GREEDY_PICKS):
+        scores = [macro_f1(labels, (total + each).argmax(1)) for each in probabilities]
+        pick = int(np.argmax(scores))
+        counts[pick] += 1
+        total += probabilities[pick]
+        if scores[pick] > best:
+            best, kept = scores[pick], counts / counts.sum()
+    return Combiner(kept, partial(_mix, kept))
+
+
+def weights_by_log_loss(members: np.ndarray, labels: np.ndarray) -> Combiner:
+    """A weighted sum of log-probabilities, as fit_weights finds it."""
+    return _weighted(fit_weights(members, labels))
+
+
+def weights_by_macro_f1(members: np.ndarray, labels: np.ndarray) -> Combiner:
+    """The same sum, its weights moved one by one as long as macro-F1 rises."""
+    weights = fit_weights(members, labels)
+    logits = np.tensordot(weights, members, 1)
+    best, step = macro_f1(labels, logits.argmax(1)), 0.4 * weights.max()
+    while step > 0.05 * weights.max():
+        better = False
+        for member, sign in ((m, s) for m in range(len(members)) for s in (1, -1)):
+            change = max(sign * step, -weights[member])
+            scored = macro_f1(labels, (logits + change * members[member]).argmax(1))
+            if change and scored > best:
+                best, better = scored, True
+                weights[member] += change
+                logits = logits + change * members[member]
+        step = step if better else step / 2
+    return _weighted(weights / fit_temperature(logits, labels))
+
+
+def stacking(members: np.ndarray, labels: np.ndarray) -> Combiner:
+    """Multinomial logistic regression on all members' log-probabilities, its L2 chosen by cross-validation."""
+    warnings.simplefilter("ignore", ConvergenceWarning)  # its steps are few on purpose
+    x = _side_by_side(members)
+    part = np.arange(len(labels)) % INNER_PARTS
+    losses = []
+    for cost in COSTS:
+        held_out = np.zeros_like(members[0])
+        for i in range(INNER_PARTS):
+            machine = _regression(cost).fit(x[part != i], labels[part != i])
+            held_out[part == i] = _regressed(machine, members.shape[2], members[:, part == i])
+        losses.append(score(labels, held_out)["log_loss"])
+    machine = _regression(COSTS[int(np.argmin(losses))]).fit(x, labels)
+    size = np.abs(machine.coef_).reshape(len(machine.coef_), len(members), -1).mean((0, 2))
+    return Combiner(size / size.sum(), partial(_regressed, machine, members.shape[2]))
+
+
+def class_bias(members: np.ndarray, labels: np.ndarray) -> Combiner:
+    """weights_by_log_loss, and for each class a constant on its log-probability, chosen in turn for macro-F1."""
+    weights = fit_weights(members, labels)
+    logits = log_softmax(np.tensordot(weights, members, 1), axis=1)
+    bias = np.zeros(members.shape[2])
+    for k in np.argsort(np.bincount(labels, minlength=len(bias)), kind="stable"):  # the rarest first
+        tried = [logits + bias + value * (np.arange(len(bias)) == k) for value in BIASES]
+        scores = np.array([macro_f1(labels, each.argmax(1)) for each in tried])
+        best = np.flatnonzero(scores == scores.max())
+        bias[k] = BIASES[best[np.abs(BIASES[best]).argmin()]]
+    return Combiner(weights, partial(_biased, weights, bias))
+
+
+# From the simplest on: of two that score alike, the first is taken.
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray], Combiner]] = {
+    "mean": mean_of_probabilities,
+    "logits": mean_of_logits,
+    "temperatures": mean_at_temperature,
+    "weights": weights_by_log_loss,
+    "greedy": greedy_selection,
+    "f1_weights": weights_by_macro_f1,
+    "bias": class_bias,
+    "stacking": stacking,
+}
+
+
+def fit_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(members,) weights >= 0 of (members, n, num_classes) log-probabilities whose weighted sum has the least log-loss.
+
+    A member that adds nothing drops out, and the weights' sum sets the temperature.
+    """
+    rows = np.arange(len(labels))
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        log_p = log_softmax(np.tensordot(weights, members, 1), axis=1)
+        error = np.exp(log_p)
+        error[rows, labels] -= 1  # (n, num_classes), the gradient by the summed logits
+        return float(-log_p[rows, labels].mean()), np.tensordot(members, error, 2) / len(labels)
+
+    start = np.full(len(members), 1 / len(members))
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(members)).x
+
+
+def _weighted(weights: np.ndarray) -> Combiner:
+    return Combiner(weights, partial(_summed, weights))
+
+
+def _summed(weights: np.ndarray, members: np.ndarray) -> np.ndarray:
+    return np.tensordot(weights, members, 1)
+
+
+def _mix(weights: np.ndarray, members: np.ndarray) -> np.ndarray:
+    used = weights > 0
+    return logsumexp(members[used], axis=0, b=weights[used, None, None])
+
+
+def _mean_cooled(cool: np.ndarray, members: np.ndarray) -> np.ndarray:
+    each = log_softmax(members * cool[:, None, None], axis=2)
+    return logsumexp(each, axis=0) - np.log(len(each))
+
+
+def _biased(weights: np.ndarray, bias: np.ndarray, members: np.ndarray) -> np.ndarray:
+    return log_softmax(np.tensordot(weights, members, 1), axis=1) + bias
+
+
+def _side_by_side(members: np.ndarray) -> np.ndarray:
+    return np.moveaxis(members, 0, 1).reshape(members.shape[1], -1)  # (n, members x num_classes)
+
+
+def _regression(cost: float) -> LogisticRegression:
+    return LogisticRegression(C=cost, max_iter=60)
+
+
+def _regressed(machine: LogisticRegression, num_classes: int, members: np.ndarray) -> np.ndarray:
+    known = machine.predict_log_proba(_side_by_side(members))
+    full = np.full((len(known), num_classes), known.min(initial=-20) - 1)  # a class that it never saw is the last
+    full[:, machine.classes_] = known
+    return full
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 14 Blending, honestly scored
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Members put together.
+
+    oof: (n, num_classes) logits of each row, by the method that the other folds chose, fitted and calibrated on them.
+    methods: the same for each method alone. combiner and temperature: the chosen method on all rows, for the test set.
+    """
+
+    method: str
+    combiner: Combiner
+    temperature: float
+    oof: np.ndarray
+    methods: dict[str, np.ndarray]
+    uncalibrated: np.ndarray  # oof before its temperature
+    picked: dict[int, str]  # the method that scored each fold
+
+    def predict(self, members: np.ndarray) -> np.ndarray:
+        """(n, num_classes) calibrated logits of (members, n, num_classes) log-probabilities."""
+        return self.combiner.predict(members) / self.temperature
+
+
+def blend(members: np.ndarray, labels: np.ndarray, folds: np.ndarray, methods: Sequence[str] = tuple(METHODS)) -> Blend:
+    """Nested cross-validation of the methods over the folds that the members were trained on.
+
+    members: (members, n, num_classes) out-of-fold log-probabilities. For each fold, a method is chosen by macro-F1 and
+    its temperature fitted on predictions of the other folds by fits that saw neither; then it is fitted on all of the
+    others. With fewer than three folds there is nothing to choose on, and it takes the first method.
+    """
+    parts = np.unique(folds).tolist()
+    pairs = list(combinations(parts, 2)) if len(parts) > 2 else []
+    left_out = [(), *((k,) for k in parts), *pairs]
+    tasks = [(name, out) for name in methods for out in left_out]
+    jobs = max(1, min(cpu_count() or 1, len(tasks) // 8))
+    fitted = dict(zip(tasks, Parallel(n_jobs=jobs)(
+        delayed(METHODS[name])(members[:, ~np.isin(folds, out)], labels[~np.isin(folds, out)]) for name, out in tasks
+    ), strict=True))  # fmt: skip
+
+    def predicted(name: str, out: tuple[int, ...], k: int) -> np.ndarray:
+        return fitted[name, out].predict(members[:, folds == k])
+
+    def inner(name: str, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Labels and logits of all folds but k, each by a fit that saw neither it nor k."""
+        for j in parts if pairs else ():
+            if j != k:
+                yield labels[folds == j], predicted(name, tuple(sorted((j, k))), j)
+
+    raw = {name: np.zeros_like(members[0]) for name in methods}
+    calibrated = {name: np.zeros_like(members[0]) for name in methods}
+    oof, uncalibrated, picked = np.zeros_like(members[0]), np.zeros_like(members[0]), {}
+    for k in parts:
+        seen = {name: [np.concatenate(each) for each in zip(*inner(name, k), strict=True)] for name in methods}
+        for name in methods:
+            raw[name][folds == k] = logits = predicted(name, (k,), k)
+            calibrated[name][folds == k] = logits / (fit_temperature(seen[name][1], seen[name][0]) if pairs else 1)
+        picked[k] = _best({name: macro_f1(s[0], s[1].argmax(1)) if s else 0.0 for name, s in seen.items()})
+        oof[folds == k] = calibrated[picked[k]][folds == k]
+        uncalibrated[folds == k] = raw[picked[k]][folds == k]
+    method = _best({name: macro_f1(labels, raw[name].argmax(1)) if pairs else 0.0 for name in methods})
+    temperature = fit_temperature(raw[method], labels)
+    return Blend(method, fitted[method, ()], temperature, oof, calibrated, uncalibrated, picked)
+
+
+def _best(scores: dict[str, float]) -> str:
+    return max(scores, key=lambda name: scores[name])  # the first of equals
+
+
+def method_table(made: Blend, labels: np.ndarray, folds: np.ndarray, best_member: np.ndarray) -> pd.DataFrame:
+    """accuracy, macro_f1, its spread over the folds, log_loss and calibration_error of each method and of the choice.
+
+    gain: macro-F1 over that of the best member, (n, num_classes) logits, with its 95 % interval; `noise` where the
+    interval holds 0.
+    """
+    rows = {
+        name: row_of(labels, folds, logits, best_member)
+        for name, logits in (*made.methods.items(), ("chosen", made.oof))
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def row_of(labels: np.ndarray, folds: np.ndarray, logits: np.ndarray, against: np.ndarray) -> dict[str, float | bool]:
+    """One line of method_table: logits against others."""
+    spread = np.std([macro_f1(labels[folds == k], logits[folds == k].argmax(1)) for k in np.unique(folds)])
+    gain, low, high = paired_gain(labels, logits.argmax(1), against.argmax(1))
+    found = score(labels, logits)
+    return {
+        "accuracy": found["accuracy"], "macro_f1": found["macro_f1"], "spread": float(spread),
+        "log_loss": found["log_loss"], "calibration_error": calibration_error(labels, logits),
+        "gain": gain, "gain_low": low, "gain_high": high, "noise": bool(low <= 0 <= high),
+    }  # fmt: skip
+
+
+def added_by(members: dict[str, np.ndarray], labels: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
+    """What each member adds: macro-F1 and log-loss of the blend without it, and the gain by it with its interval.
+
+    The last line is for all that see the photo, against the texts alone. All by weights_by_log_loss.
+    """
+    whole = _nested_weights(list(members.values()), labels, folds)
+    texts = [name for name in members if name.endswith("/text")]
+    without = {name: [other for other in members if other != name] for name in members} if len(members) > 1 else {}
+    without |= {"all but texts": texts} if 0 < len(texts) < len(members) else {}
+    rows = {}
+    for name, others in without.items():
+        less = _nested_weights([members[other] for other in others], labels, folds)
+        row = row_of(labels, folds, whole, less)
+        rows[name] = {f"{metric}_without": score(labels, less)[metric] for metric in ("macro_f1", "log_loss")}
+        rows[name] |= {key: row[key] for key in ("gain", "gain_low", "gain_high", "noise")}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("member")
+
+
+def _nested_weights(members: list[np.ndarray], labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    stacked = np.stack(members)
+    oof = np.zeros_like(stacked[0])
+    for k in np.unique(folds):
+        oof[folds == k] = weights_by_log_loss(stacked[:, folds != k], labels[folds != k]).predict(
+            stacked[:, folds == k]
+        )
+    return oof

@@ -1,0 +1,230 @@
+"""What all figures share: the style, titles and counts as words, rows of names, photos."""
+
+from __future__ import annotations
+
+import functools
+import html
+import re
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 1 Style
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+BLACK, GREY, PALE = "#000000", "#6E6E6E", "#E4E4E4"
+MODALITIES = {"fused": (BLUE, "o"), "image": (ORANGE, "s"), "text": (GREEN, "^")}
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
+MAX_ROWS = 40  # class names on one figure; of more classes both ends or the largest are drawn, and the axis says so
+MAX_GRID_CLASSES = 24
+LABEL_BOX = {"facecolor": "w", "edgecolor": "none", "pad": 0.8}
+
+# DejaVu Sans comes with matplotlib but has no Chinese, Japanese or Korean: add the first of these that is installed.
+_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
+_CJK = "Noto Sans CJK SC,Noto Sans CJK JP,Source Han Sans SC,WenQuanYi Micro Hei,Microsoft YaHei,PingFang SC,SimHei"
+FONTS = ["DejaVu Sans", *[name for name in _CJK.split(",") if name in _INSTALLED][:1]]
+
+STYLE = {
+    "font.family": FONTS, "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "legend.fontsize": 8, "legend.frameon": False, "figure.titlesize": 10.5, "figure.dpi": 110, "text.usetex": False,
+    "figure.facecolor": "w", "axes.facecolor": "w", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": False, "grid.color": PALE, "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4.5,
+    "axes.prop_cycle": plt.cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK]),
+}  # fmt: skip
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Run a figure function under our style, and leave pyplot and rcParams as they were."""
+
+    @functools.wraps(draw)
+    def styled(*args, **kwargs) -> Figure:
+        # The first figure of a session loads the backend, which sets rcParams of its own (IPython's turns interactive
+        # on); inside rc_context they would be undone, and the user's own plots would stay hidden.
+        plt.close(plt.figure())
+        with plt.rc_context(STYLE):
+            fig = draw(*args, **kwargs)
+            fig.draw_without_rendering()  # ticks are made at the first drawing: have that while the style holds
+        return fig
+
+    return styled
+
+
+def new_figure(width: float = 6.0, height: float = 3.5, layout: str | None = "constrained") -> Figure:
+    fig = plt.figure(figsize=(width, height), layout=layout)
+    plt.close(fig)
+    return fig
+
+
+def titled(fig: Figure, finding: str) -> Figure:
+    width, height = fig.get_size_inches()
+    top = {} if fig.get_layout_engine() else {"y": 1 - 0.08 / height}  # a given y takes the title out of the layout
+    text = textwrap.fill(finding.replace(" %", "\xa0%"), int(width * 13)).replace("\xa0", " ")  # no line begins with %
+    fig.suptitle(text, x=0.08 / width, ha="left", va="top", **top)
+    return fig
+
+
+def nothing(reason: str) -> Figure:
+    ax = new_figure(height=1.4).subplots()  # a Figure without axes would be no picture to IPython
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, "nothing to show", ha="center", va="center", color=GREY)
+    return titled(ax.figure, reason)
+
+
+@functools.cache
+def drawable() -> frozenset[int]:
+    """Code points that our fonts can draw."""
+    paths = [font_manager.findfont(font_manager.FontProperties(family=name)) for name in FONTS]
+    return frozenset(code for path in paths for code in font_manager.get_font(path).get_charmap())
+
+
+def clean(value: object) -> str:
+    """One line, entities read, without control characters; what no font here can draw as one box a run."""
+    text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
+    kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
+    return re.sub("□+", "□", "".join(c if ord(c) in drawable() else "□" for c in kept))
+
+
+def short(value: object, width: int = 28, lines: int = 1) -> str:
+    """A name to put into a figure: cleaned, cut with an ellipsis, in at most `lines` lines, `$` kept from mathtext."""
+    text = clean(value)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)  # these take the room of two letters
+    width = max(2, width * len(text) // max(1, len(text) + wide))
+    rows = textwrap.wrap(text, width, max_lines=lines, placeholder="…") if lines > 1 else [text]
+    rows = [row if len(row) <= width else row[: width - 1].rstrip() + "…" for row in rows]
+    return "\n".join(rows).replace("$", r"\$")
+
+
+def names_of(classes: Sequence[str], width: int = 28) -> list[str]:
+    # A name of which only boxes are left says nothing: its index does.
+    said = [any(c.isalnum() for c in clean(name)) for name in classes]
+    return [short(name, width) if said[index] else f"class {index}" for index, name in enumerate(classes)]
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def percent(share: float) -> str:
+    points = 100 * float(share)
+    if 0 < points < 0.1 or 99.9 < points < 100:
+        return "<0.1 %" if points < 1 else ">99.9 %"
+    return (f"{points:.0f}" if 10 <= points <= 90 else f"{points:.1f}".removesuffix(".0")) + " %"
+
+
+def digits(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def span(values: Sequence[float], form: Callable[[float], str]) -> str:
+    low, high = form(min(values)), form(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 2 Counts, rows of names, photos
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def counts_of(labels: Sequence[int], classes: Sequence[str]) -> np.ndarray:
+    labels = np.asarray(labels, dtype=int)
+    if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {len(classes)} class names")
+    return np.bincount(labels, minlength=len(classes))
+
+
+def confusion_of(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str]) -> np.ndarray:
+    """Number of products by given class (rows) and predicted class (columns)."""
+    if len(labels) != len(predictions):
+        raise ValueError(f"{len(labels):,} labels but {len(predictions):,} predictions")
+    table = np.zeros((len(classes), len(classes)), dtype=int)
+    if counts_of(labels, classes).sum() and counts_of(predictions, classes).sum():
+        np.add.at(table, (np.asarray(labels, dtype=int), np.asarray(predictions, dtype=int)), 1)
+    return table
+
+
+def mistaken(confusion: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (given, predicted) of different classes that occur, most frequent first."""
+    errors = confusion - np.diag(np.diag(confusion))
+    order = np.argsort(-errors, axis=None, kind="stable")[: np.count_nonzero(errors)]
+    return [divmod(int(cell), len(errors)) for cell in order]
+
+
+def height_of(rows: int) -> float:
+    return max(1.9, 1.2 + 0.2 * rows)
+
+
+def name_rows(ax: Axes, names: Sequence[str], what: str) -> None:
+    """Names down the y axis, the first on top."""
+    ax.set_yticks(range(len(names)), names)
+    ax.set(ylabel=what, ylim=(len(names) - 0.4, -0.6))
+    ax.tick_params(axis="y", length=0)
+
+
+def draw_bars(ax: Axes, values: np.ndarray, texts: Sequence[str], color: str = BLUE) -> None:
+    bars = ax.barh(range(len(values)), values, height=0.72, color=color)
+    ax.bar_label(bars, labels=texts, padding=3, fontsize=7.5, bbox=LABEL_BOX)
+    ax.set_xlim(0, max(float(max(values)), 1e-9) * (1.04 + 0.016 * max(map(len, texts))))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def class_bars(
+    names: list[str], order: np.ndarray, values: np.ndarray, form: Callable[[float], str], first: str, last: str
+) -> tuple[Axes, np.ndarray]:
+    """A bar a class in the given order, of too many only the `first` and the `last`; returns the classes drawn too."""
+    half, shown, what = MAX_ROWS // 2, order, "class"
+    if len(order) > MAX_ROWS:
+        shown = np.concatenate([order[:half], order[-half:]])
+        what = f"{half} {first} and {half} {last} of {len(order)} classes"
+    ax = new_figure(height=height_of(len(shown))).subplots()
+    draw_bars(ax, values[shown], [form(value) for value in values[shown]])
+    name_rows(ax, [names[index] for index in shown], what)
+    if len(order) > MAX_ROWS:
+        ax.axhline(half - 0.5, color=GREY, linestyle=":", linewidth=1)
+    return ax, shown
+
+
+def read_photo(path: str, side: int) -> np.ndarray | None:
+    """The photo centred on a white square, (side, side, 3) uint8; None if there is none or it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of huge pictures and odd metadata: nothing that a look needs to know
+            with Image.open(path) as image:
+                image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size
+                scale = side / max(image.size)
+                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+                small = image.convert("RGBA").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    except Exception:  # Pillow raises anything on broken files, and no photo is worth losing the figure
+        return None
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2), small)
+    return np.asarray(square)
+
+
+def photo_axes(
+    fig: Figure, corner: tuple[float, float], side: float, path: str, below: str, gap: str = "no photo"
+) -> Axes:
+    """A photo `side` inches wide, its corner so many inches right and down of the figure's; a grey box for no photo."""
+    (left, top), (width, height) = corner, fig.get_size_inches()
+    ax = fig.add_axes((left / width, 1 - (top + side) / height, side / width, side / height), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    pixels = read_photo(path, int(side * fig.dpi)) if isinstance(path, str) and path else None
+    if pixels is None:
+        ax.set_facecolor(PALE)
+        ax.text(0.5, 0.5, gap, ha="center", va="center", color=GREY, transform=ax.transAxes)
+    else:
+        ax.imshow(pixels)
+    ax.set_xlabel(below, fontsize=6.5, loc="left", labelpad=2, color=GREY)
+    return ax
