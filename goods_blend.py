@@ -14,7 +14,6 @@ import pandas as pd
 from joblib import Parallel, delayed
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from goods_metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
@@ -23,6 +22,7 @@ GREEDY_PICKS = 20
 BIASES = np.linspace(-1, 1, 9)  # tried for each class, in turn
 COSTS = (1e-4, 1e-3, 1e-2)  # of the stacked regression: scikit-learn's C, one over the strength of L2
 INNER_PARTS = 3
+PARALLEL_SIZE = 100_000  # log-probabilities from which on it pays to start processes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def weights_by_macro_f1(members: np.ndarray, labels: np.ndarray) -> Combiner:
 
 def stacking(members: np.ndarray, labels: np.ndarray) -> Combiner:
     """Multinomial logistic regression on all members' log-probabilities, its L2 chosen by cross-validation."""
-    warnings.simplefilter("ignore", ConvergenceWarning)  # its steps are few on purpose
+    warnings.filterwarnings("ignore", module="sklearn")  # few steps on purpose, and few rows of a class
     x = _side_by_side(members)
     part = np.arange(len(labels)) % INNER_PARTS
     losses = []
@@ -226,7 +226,7 @@ def blend(members: np.ndarray, labels: np.ndarray, folds: np.ndarray, methods: S
     pairs = list(combinations(parts, 2)) if len(parts) > 2 else []
     left_out = [(), *((k,) for k in parts), *pairs]
     tasks = [(name, out) for name in methods for out in left_out]
-    jobs = max(1, min(cpu_count() or 1, len(tasks) // 8))
+    jobs = cpu_count() if members.size > PARALLEL_SIZE else 1
     fitted = dict(zip(tasks, Parallel(n_jobs=jobs)(
         delayed(METHODS[name])(members[:, ~np.isin(folds, out)], labels[~np.isin(folds, out)]) for name, out in tasks
     ), strict=True))  # fmt: skip

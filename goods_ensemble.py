@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax, logsumexp
 
-from goods_blend import METHODS, Blend, added_by, blend, method_table
+from goods_blend import METHODS, added_by, blend, method_table
 from goods_data import Goods, read_folds
-from goods_metrics import calibration_error, frame_logits, logits_frame, macro_f1, outputs_of, score
+from goods_metrics import calibrated, calibration_error, frame_logits, logits_frame, macro_f1, outputs_of, score
 from goods_params import GoodsError, Params, atomic_path, resolve, write_json
 from goods_train import predict_test
 
@@ -26,42 +26,23 @@ from goods_train import predict_test
 class Ensemble:
     """All folds of a run together.
 
-    oof: id, label, fold and log-probabilities fused_0 ... of each training product whose fold was trained, from the
-    model that didn't see it. test: id and log-probabilities, the mean of the folds' probabilities. scores: accuracy,
-    macro_f1, log_loss by fold and "oof" (rows) and output (upper columns).
+    oof: id, label, fold and calibrated log-probabilities fused_0 ... of each training product whose fold was trained,
+    from the model that didn't see it. test: id and calibrated log-probabilities. scores: accuracy, macro_f1, log_loss
+    by fold and "oof" (rows) and output (upper columns). uncalibrated: (n, num_classes) logits of oof's main output, as
+    they were before. tables: of a blend, its "members", the "methods" to combine them, what each member has "added".
     """
 
     oof: pd.DataFrame
     test: pd.DataFrame
     scores: pd.DataFrame
     missing: list[int]
-    blend: Blend | None = None
-    members: dict[str, np.ndarray] | None = None  # of a blend: log-probabilities (n, num_classes)
+    uncalibrated: np.ndarray
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
-    def labels(self) -> np.ndarray:
-        """(n,) class indices of oof's rows."""
-        return self.oof["label"].to_numpy()
-
     def table(self) -> pd.DataFrame:
         """What to look at first: the members of a blend, else the scores by fold."""
-        if self.blend is None:
-            return self.scores
-        return member_table(self.members, self.blend.combiner.weights, self.blend.oof, self.labels)
-
-    def best_member(self) -> np.ndarray:
-        """(n, num_classes) logits of the member with the best macro-F1."""
-        return max(self.members.values(), key=lambda values: macro_f1(self.labels, values.argmax(1)))
-
-    def methods(self) -> pd.DataFrame | None:
-        """Of a blend: what each way to combine its members is worth, against the best member."""
-        if self.blend is None:
-            return None
-        return method_table(self.blend, self.labels, self.oof["fold"].to_numpy(), self.best_member())
-
-    def added(self) -> pd.DataFrame | None:
-        """Of a blend: what each member adds to the others."""
-        return None if self.blend is None else added_by(self.members, self.labels, self.oof["fold"].to_numpy())
+        return self.tables.get("members", self.scores)
 
 
 def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
@@ -82,14 +63,21 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     parts = {k: _read_fold(p.run_dir / f"fold{k}", folds[folds["fold"] == k], goods.test["id"]) for k in done}
     oof = pd.concat([oof for oof, _ in parts.values()])
     oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
-    outputs = outputs_of(oof)
-    test = {name: [log_softmax(frame_logits(test, name), axis=1) for _, test in parts.values()] for name in outputs}
-    mean = {name: logsumexp(each, axis=0) - np.log(len(each)) for name, each in test.items()}
+    labels, fold, outputs = oof["label"].to_numpy(), oof["fold"].to_numpy(), outputs_of(oof)
+    logits = {name: frame_logits(oof, name) for name in outputs}
+    scaled, test = {}, {}
+    for name in outputs:
+        values, temperature = calibrated(logits[name], labels, fold)
+        scaled[name] = log_softmax(values, axis=1)
+        each = [log_softmax(frame_logits(table, name) / temperature, axis=1) for _, table in parts.values()]
+        test[name] = logsumexp(each, axis=0) - np.log(len(each))
+    oof = pd.concat([oof[["id", "label", "fold"]], logits_frame(scaled)], axis=1)
     result = Ensemble(
-        oof=pd.concat([oof[["id", "label", "fold"]], _log_probabilities(oof)], axis=1),
-        test=pd.concat([goods.test[["id"]], logits_frame(mean)], axis=1),
+        oof=oof,
+        test=pd.concat([goods.test[["id"]], logits_frame(test)], axis=1),
         scores=fold_scores(oof),
         missing=[k for k in range(p.n_folds) if k not in done],
+        uncalibrated=logits[outputs[0]],
     )
     _write_ensemble(p.run_dir / "ensemble", result, {f"fold{k}": 1 / len(done) for k in done})
     return result
@@ -114,10 +102,6 @@ def _read_fold(folder: Path, expected: pd.DataFrame, test_ids: pd.Series) -> tup
     return frames[0], frames[1]
 
 
-def _log_probabilities(frame: pd.DataFrame) -> pd.DataFrame:
-    return logits_frame({name: log_softmax(frame_logits(frame, name), axis=1) for name in outputs_of(frame)})
-
-
 def fold_scores(oof: pd.DataFrame) -> pd.DataFrame:
     """accuracy, macro_f1 and log_loss of each output, by fold and over all rows ("oof")."""
     parts = {str(k): part for k, part in oof.groupby("fold")} | {"oof": oof}
@@ -132,7 +116,7 @@ def _score(part: pd.DataFrame, output: str) -> dict[str, float]:
     return score(part["label"].to_numpy(), frame_logits(part, output))
 
 
-def _write_ensemble(folder: Path, result: Ensemble, weights: dict[str, float]) -> None:
+def _write_ensemble(folder: Path, result: Ensemble, weights: dict[str, float], **more: Any) -> None:
     for name, frame in (("oof", result.oof), ("test", result.test)):
         with atomic_path(folder / f"{name}.parquet") as temporary:
             frame.to_parquet(temporary, index=False)
@@ -140,11 +124,8 @@ def _write_ensemble(folder: Path, result: Ensemble, weights: dict[str, float]) -
     outputs, folds = outputs_of(result.oof), result.scores.index.drop("oof")
     metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs}
     metrics["folds"] = {k: result.scores.loc[k, outputs[0]].to_dict() for k in folds}
-    if result.blend is not None:
-        tables = {"members": result.table(), "methods": result.methods(), "added": result.added()}
-        metrics |= {name: json.loads(table.to_json(orient="index")) for name, table in tables.items()}
-        metrics |= {"method": result.blend.method, "picked": {str(k): m for k, m in result.blend.picked.items()}}
-    write_json(folder / "metrics.json", metrics | {"missing_folds": result.missing})
+    metrics |= {name: json.loads(table.to_json(orient="index")) for name, table in result.tables.items()}
+    write_json(folder / "metrics.json", metrics | {"missing_folds": result.missing} | more)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,17 +160,23 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
     made = blend(stacked, labels, fold, tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,))
     oof = pd.concat([folds, logits_frame({"fused": log_softmax(made.oof, axis=1)})], axis=1)
     on_test = log_softmax(made.predict(np.stack(list(tests.values()))), axis=1)
+    best = max(stacked, key=lambda values: macro_f1(labels, values.argmax(1)))
+    named = dict(zip(members, stacked, strict=True))
     result = Ensemble(
         oof=oof,
         test=pd.concat([goods.test[["id"]], logits_frame({"fused": on_test})], axis=1),
         scores=fold_scores(oof),
         missing=[k for k in range(p.n_folds) if k not in fold],
-        blend=made,
-        members=dict(zip(members, stacked, strict=True)),
+        uncalibrated=made.uncalibrated,
+        tables={
+            "members": member_table(named, made.combiner.weights, made.oof, labels),
+            "methods": method_table(made, labels, fold, best),
+            "added": added_by(named, labels, fold),
+        },
     )
-    _write_ensemble(
-        p.run_dir / "ensemble", result, dict(zip(members, made.combiner.weights.round(4).tolist(), strict=True))
-    )
+    weights = dict(zip(members, made.combiner.weights.round(4).tolist(), strict=True))
+    picked = {str(k): name for k, name in made.picked.items()}
+    _write_ensemble(p.run_dir / "ensemble", result, weights, method=made.method, picked=picked)
     return result
 
 

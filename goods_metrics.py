@@ -69,6 +69,16 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(log_loss, bounds=(-5, 5), method="bounded").x))
 
 
+def calibrated(logits: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, float]:
+    """(n, num_classes) logits, each fold's at the temperature of the other folds, and the temperature of all rows."""
+    if len(np.unique(folds)) < 2:  # nothing to learn a temperature from that isn't scored
+        return logits, 1.0
+    scaled = np.zeros_like(logits)
+    for k in np.unique(folds):
+        scaled[folds == k] = logits[folds == k] / fit_temperature(logits[folds != k], labels[folds != k])
+    return scaled, fit_temperature(logits, labels)
+
+
 # Prediction tables ---------------------------------------------------------------------------------------------------
 
 

@@ -15,10 +15,13 @@ import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, NullFormatter, PercentFormatter
+from scipy.special import softmax
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
 from goods_drawing import (
     BLACK,
     BLUE,
+    GREEN,
     GREY,
     GREY_MODES,
     LABEL_BOX,
@@ -27,6 +30,8 @@ from goods_drawing import (
     MODALITIES,
     ORANGE,
     PALE,
+    PURPLE,
+    SKY,
     VERMILION,
     class_bars,
     confusion_of,
@@ -259,6 +264,30 @@ def learning_curves(logs: pd.DataFrame) -> Figure:
 
 
 @styled
+def rates_and_gradients(logs: pd.DataFrame) -> Figure:
+    """Learning rate at the end of each epoch, and the mean norm of its gradients before they are clipped.
+
+    logs: one row an epoch with fold, epoch (from 1), learning_rate, gradient_norm.
+    """
+    if logs.empty or "gradient_norm" not in logs or logs["gradient_norm"].isna().all():
+        return nothing("No gradients have been logged")
+    fig = new_figure(7.5, 3.0)
+    left, right = fig.subplots(1, 2)
+    for fold, log in logs.sort_values(["fold", "epoch"]).groupby("fold"):
+        left.plot(log["epoch"], log["learning_rate"], marker="o", label=f"fold {fold}")
+        right.plot(log["epoch"], log["gradient_norm"], marker="o")
+    left.set(xlabel="epoch", ylabel="learning rate at its end")
+    right.set(xlabel="epoch", ylabel="mean gradient norm")
+    for ax in (left, right):
+        ax.grid(True, axis="y")
+    if logs["fold"].nunique() <= 10:
+        left.legend()
+    worst = logs.loc[logs["gradient_norm"].idxmax()]
+    return titled(fig, f"Gradients are largest in epoch {worst['epoch']:.0f}: norm {worst['gradient_norm']:.2g}, "
+                       f"at the end {logs.sort_values('epoch')['gradient_norm'].iloc[-1]:.2g}")  # fmt: skip
+
+
+@styled
 def confusion_matrix(
     labels: Sequence[int], predictions: Sequence[int], classes: list[str], normalise: bool = True
 ) -> Figure:
@@ -437,6 +466,103 @@ def modality_scores(scores: pd.DataFrame, metric: str = "macro-F1") -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title=where)
     title = f"{level.index[0].capitalize()} leads with {metric} {digits(level.iloc[0])} ({where})"
     return titled(ax.figure, f"{title}, ahead of {ahead}" if ahead else title)
+
+
+@styled
+def curves(labels: Sequence[int], logits: np.ndarray, classes: list[str], shown: int = 3) -> Figure:
+    """ROC and precision-recall curves, each class against the rest: micro, macro, and the best and worst classes.
+
+    labels: (n,) class indices, logits: (n, num_classes).
+    """
+    labels, probabilities = np.asarray(labels), softmax(logits, axis=1)
+    present = [k for k in np.unique(labels) if (labels != k).any()]
+    if not present:
+        return nothing("There are fewer than two classes to tell apart")
+    names = names_of(classes)
+    hits = {k: labels == k for k in present}
+    area = {k: average_precision_score(hits[k], probabilities[:, k]) for k in present}
+    ranked = sorted(present, key=lambda k: -area[k])
+    best, worst = ranked[:shown], [k for k in ranked[-shown:] if k not in ranked[:shown]]
+    fig = new_figure(8.0, 3.9)
+    left, right = fig.subplots(1, 2)
+    drawn = [("micro", np.stack([hits[k] for k in present], 1).ravel(), probabilities[:, present].ravel(), BLACK, "-")]
+    for kinds, colors, line in ((best, (BLUE, GREEN, SKY), "-"), (worst, (VERMILION, ORANGE, PURPLE), "--")):
+        drawn += [
+            (names[k], hits[k], probabilities[:, k], color, line) for k, color in zip(kinds, colors, strict=False)
+        ]
+    for name, hit, sure, color, line in drawn:
+        false, true, _ = roc_curve(hit, sure)
+        precision, recall, _ = precision_recall_curve(hit, sure)
+        left.plot(false, true, line, color=color)
+        right.plot(recall, precision, line, color=color, label=f"{name} ({digits(average_precision_score(hit, sure))})")
+    at = np.linspace(0, 1, 200)
+    roc = [roc_curve(hits[k], probabilities[:, k])[:2] for k in present]
+    left.plot(at, np.mean([np.interp(at, false, true) for false, true in roc], axis=0), ":", color=BLACK)
+    pr = [precision_recall_curve(hits[k], probabilities[:, k])[:2] for k in present]
+    mean = np.mean([np.interp(at, recall[::-1], precision[::-1]) for precision, recall in pr], axis=0)
+    macro = float(np.mean(list(area.values())))
+    right.plot(at, mean, ":", color=BLACK, label=f"macro ({digits(macro)})")
+    left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
+    right.set(xlabel="recall", ylabel="precision", title="precision-recall", ylim=(0, 1.02))
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="average precision")
+    return titled(fig, f"Average precision {digits(macro)} over the classes; "
+                       f"{names[ranked[-1]]} is found worst ({digits(area[ranked[-1]])})")  # fmt: skip
+
+
+@styled
+def reliability(labels: Sequence[int], outputs: dict[str, np.ndarray], bins: int = 15) -> Figure:
+    """How often a prediction is right against how sure it was; on the diagonal the probabilities can be believed.
+
+    labels: (n,); outputs: (n, num_classes) logits by name, the one that counts last.
+    """
+    labels = np.asarray(labels)
+    if not len(labels) or not outputs:
+        return nothing("There are no predictions to judge")
+    fig = new_figure(6.0, 4.0)
+    top, bottom = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    top.plot([0, 1], [0, 1], ":", color=GREY)
+    errors = {}
+    for (name, logits), color in zip(outputs.items(), (ORANGE, BLUE, GREEN, PURPLE), strict=False):
+        probabilities = softmax(logits, axis=1)
+        sure, right = probabilities.max(1), probabilities.argmax(1) == labels
+        where = np.minimum((sure * bins).astype(int), bins - 1)
+        counts = np.bincount(where, minlength=bins)
+        rate, mean = (
+            np.bincount(where, weights=values, minlength=bins) / np.maximum(counts, 1) for values in (right, sure)
+        )
+        errors[name] = float(np.sum(counts * np.abs(rate - mean)) / len(labels))
+        used = counts > 0
+        top.plot(mean[used], rate[used], "o-", color=color, label=f"{name} ({digits(errors[name])})")
+        bottom.step(np.linspace(0, 1, bins + 1), [*counts / len(labels), 0], where="post", color=color)
+    top.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.03))
+    bottom.set(xlabel="probability of the predicted class", ylabel="share")
+    top.legend(title="calibration error")
+    first, last = next(iter(errors)), list(errors)[-1]
+    finding = f"The probabilities are {digits(errors[last])} off on average"
+    return titled(fig, finding if first == last else f"{finding}, those of {first} {digits(errors[first])}")
+
+
+@styled
+def method_gains(methods: pd.DataFrame) -> Figure:
+    """Gain in macro-F1 of each way to combine members over the best one of them, with its 95 % interval.
+
+    methods: one row a way, the one that was chosen last; gain, gain_low, gain_high, macro_f1.
+    """
+    if methods.empty:
+        return nothing("There are no methods to compare")
+    chosen, points = methods.iloc[-1], 100 * methods[["gain_low", "gain", "gain_high"]].to_numpy()
+    ax = new_figure(6.0, height_of(len(methods))).subplots()
+    colors = [BLUE if low > 0 else VERMILION if high < 0 else GREY for low, _, high in points]
+    ax.axvline(0, color=BLACK, linewidth=1)
+    for row, ((low, gain, high), color) in enumerate(zip(points, colors, strict=True)):
+        ax.plot([low, high], [row, row], color=color)
+        ax.plot(gain, row, "o", color=color)
+    name_rows(ax, [f"{name} ({digits(score)})" for name, score in methods["macro_f1"].items()], "method (macro-F1)")
+    ax.set_xlabel("points of macro-F1 over the best member, 95 % interval")
+    ax.grid(True, axis="x")
+    low, gain, high = points[-1]
+    sure = f"gains {gain:.1f} points over the best member" if low > 0 else "is not above the best member beyond noise"
+    return titled(ax.figure, f"Together macro-F1 {digits(chosen['macro_f1'])}: it {sure} ({low:.1f} to {high:.1f})")
 
 
 @styled

@@ -260,6 +260,7 @@ class Progress:
     epoch: int = 1
     step: int = 0  # steps done in this epoch
     loss_sum: float = 0.0
+    norm_sum: float = 0.0  # of the gradients, before they are clipped
     best_epoch: int = 0
     best_score: float = -1.0
     micro_batch_size: int = 1
@@ -346,7 +347,8 @@ class Trainer:
                 f"(ids {', '.join(self.task.ids[rows][:8])} ...); lower the learning rates, or try mixed_precision "
                 "fp32 or bf16. The last saved state is kept"
             )
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.p.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.p.max_grad_norm)
+        self.at.norm_sum += float(norm) if math.isfinite(norm) else 0.0  # an fp16 step that overflowed is left out
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
@@ -396,13 +398,14 @@ class Trainer:
         at.log.append({"epoch": at.epoch, "epochs": self.epochs, "train_loss": at.loss_sum / self.steps,
                        "valid_loss": scores["log_loss"], "macro_f1": scores["macro_f1"],
                        "accuracy": scores["accuracy"], "learning_rate": self.schedule.get_last_lr()[0],
+                       "gradient_norm": round(at.norm_sum / self.steps, 4),
                        "seconds": round(seconds, 2)})  # fmt: skip
         self.tracker.log(at.log[-1])
         if accelerator.is_main_process:
             with atomic_path(self.folder / "log.jsonl") as temporary:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in at.log), encoding="utf-8")
         accelerator.wait_for_everyone()
-        at.epoch, at.step, at.loss_sum = at.epoch + 1, 0, 0.0
+        at.epoch, at.step, at.loss_sum, at.norm_sum = at.epoch + 1, 0, 0.0, 0.0
 
     def _save_in_time(self) -> None:
         over = bool(self.stop_at and time.time() > self.stop_at)

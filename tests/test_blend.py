@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy.special import log_softmax
 
-import goods_ensemble as ge
+import goods_blend as gb
 import goods_metrics as gm
 import goods_utils as gu
 from goods_params import GoodsError, Params
@@ -35,13 +35,13 @@ def blend(trained, tmp_path) -> Params:
 def test_members_of_all_runs_become_one_prediction(blend):
     goods = gu.read_goods(blend)
     result = gu.ensemble_folds(blend, goods)
-    assert set(result.members.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
+    assert set(result.table.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
     weights = json.loads((blend.run_dir / "ensemble" / "weights.json").read_text())
-    assert set(weights) == set(result.members.index) - {"blend"} and min(weights.values()) >= 0
+    assert set(weights) == set(result.table.index) - {"blend"} and min(weights.values()) >= 0
     metrics = json.loads((blend.run_dir / "ensemble" / "metrics.json").read_text())
-    assert set(metrics["members"]) == set(result.members.index) and metrics["folds"].keys() == {"0", "1", "2"}
-    assert result.members.loc["blend", "log_loss"] < result.members["log_loss"].drop("blend").min()
-    assert result.scores.loc["oof", ("fused", "macro_f1")] == pytest.approx(result.members.loc["blend", "macro_f1"])
+    assert set(metrics["members"]) == set(result.table.index) and metrics["folds"].keys() == {"0", "1", "2"}
+    assert result.tables["methods"].loc["weights", "log_loss"] < result.table["log_loss"].drop("blend").min()
+    assert result.scores.loc["oof", ("fused", "macro_f1")] == pytest.approx(result.table.loc["blend", "macro_f1"])
     assert gu.write_submission(blend, goods)["id"].tolist() == goods.test["id"].tolist()
 
 
@@ -60,11 +60,11 @@ def problem(seed: int = 0, n: int = 600, classes: int = 5) -> tuple[np.ndarray, 
 
 def test_weights_take_what_adds_and_drop_what_does_not():
     labels, members = problem()
-    weights = ge.fit_weights(members, labels)
+    weights = gb.fit_weights(members, labels)
     assert weights[2] < 0.1 * weights[:2].min()
     alone = [gu.score(labels, values)["log_loss"] for values in members]
     assert gu.score(labels, np.tensordot(weights, members, 1))["log_loss"] < min(alone) - 0.1
-    sharp = ge.fit_weights(members * 5, labels)  # a member that is too sure is cooled
+    sharp = gb.fit_weights(members * 5, labels)  # a member that is too sure is cooled
     np.testing.assert_allclose(sharp, weights / 5, atol=0.02)
 
 
@@ -114,6 +114,8 @@ def change(path, edit) -> None:
         ("oof", lambda t: t.assign(fold=(t["fold"] + 1) % 3), r"has other folds: product \S+ is in fold \d there and"),
         ("oof", lambda t: t.assign(label=(t["label"] + 1) % 21), r"has other labels: product"),
         ("oof", lambda t: t.assign(text_0=np.nan), "holds values that are not numbers"),
+        ("oof", lambda t: pd.concat([t, t.iloc[:1]]), r"predicts product \S+ more than once"),
+        ("oof", lambda t: t.drop(columns="text_20"), "has other labels than"),
         ("test", lambda t: t.iloc[::-1], r"has predicted another test\.csv"),
     ],
 )
@@ -131,7 +133,91 @@ def test_a_run_that_is_not_there_and_none_at_all(blend):
         gu.ensemble_folds(blend.model_copy(update={"runs": ()}), goods)
 
 
-def test_a_single_member_is_only_calibrated(blend):
-    alone = gu.ensemble_folds(blend.model_copy(update={"runs": ("words",)}), gu.read_goods(blend))
-    table = alone.members
-    assert table.loc["blend", "accuracy"] == table.loc["words/text", "accuracy"]
+def test_a_single_member_is_calibrated(blend):
+    alone = gu.ensemble_folds(
+        blend.model_copy(update={"runs": ("words",), "blend_method": "mean"}), gu.read_goods(blend)
+    )
+    assert alone.table.loc["blend", "accuracy"] == alone.table.loc["words/text", "accuracy"]
+    assert alone.tables["added"].empty
+
+
+def test_products_that_a_run_has_not_predicted_are_left_out_by_choice(blend):
+    goods = gu.read_goods(blend)
+    change(blend.run_dir.parent / "words" / "ensemble" / "oof.parquet", lambda t: t[t["fold"] != 2])
+    result = gu.ensemble_folds(blend.model_copy(update={"allow_missing_folds": True}), goods)
+    folds = gu.read_folds(goods, blend)
+    assert result.missing == [2] and result.oof["id"].tolist() == folds.loc[folds["fold"] != 2, "id"].tolist()
+    assert len(result.test) == len(goods.test)
+    change(blend.run_dir.parent / "words" / "ensemble" / "oof.parquet", lambda t: t.iloc[:0])
+    with pytest.raises(GoodsError, match="no product is predicted out of fold by all runs"):
+        gu.ensemble_folds(blend.model_copy(update={"allow_missing_folds": True}), goods)
+
+
+@pytest.mark.parametrize("method", gb.METHODS)
+def test_each_way_to_combine_beats_the_best_member(method):
+    labels, members = problem()
+    half = np.arange(len(labels)) % 2 == 0
+    combiner = gb.METHODS[method](members[:, half], labels[half])
+    assert combiner.weights.shape == (3,) and combiner.weights.min() >= 0
+    logits = combiner.predict(members[:, ~half])
+    best = max(gu.score(labels[~half], member[~half])["macro_f1"] for member in members)
+    ours = gu.score(labels[~half], logits)["macro_f1"]
+    assert np.isfinite(logits).all() and ours > best + (0.02 if method not in ("mean", "logits") else -0.1)
+
+
+@pytest.mark.parametrize("method", gb.METHODS)
+def test_a_class_that_no_row_has_is_never_predicted_much(method):
+    labels, members = problem(classes=6)
+    rows = labels != 3
+    combiner = gb.METHODS[method](members[:, rows], labels[rows])
+    logits = combiner.predict(members[:, rows])
+    assert logits.shape == (rows.sum(), 6) and np.isfinite(logits).all()
+
+
+def test_a_bias_for_rare_classes_helps_macro_f1():
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(4000) < 0.08, 1, 0)
+    member = log_softmax(np.eye(2)[labels] * 1.5 + rng.normal(size=(4000, 2)) - [0, 2], axis=1)[None]
+    scores = {
+        m: gm.macro_f1(labels, gb.METHODS[m](member, labels).predict(member).argmax(1)) for m in ("weights", "bias")
+    }
+    assert scores["bias"] > scores["weights"] + 0.02
+
+
+def test_the_choice_is_made_without_the_fold_it_scores():
+    labels, members = problem()
+    folds = np.arange(len(labels)) % 4
+    honest = gb.blend(members, labels, folds)
+    lies = labels.copy()
+    lies[folds == 2] = (lies[folds == 2] + 1) % 5
+    fooled = gb.blend(members, lies, folds)
+    np.testing.assert_allclose(honest.oof[folds == 2], fooled.oof[folds == 2])
+    for method in gb.METHODS:
+        np.testing.assert_allclose(honest.methods[method][folds == 2], fooled.methods[method][folds == 2])
+    assert honest.picked[2] == fooled.picked[2]
+
+
+def test_noise_gains_nothing_and_the_table_says_so():
+    rng = np.random.default_rng(0)
+    labels, folds = rng.integers(5, size=1000), np.arange(1000) % 5
+    members = log_softmax(rng.normal(size=(4, 1000, 5)), axis=2)  # know nothing: any gain would be a leak
+    made = gb.blend(members, labels, folds)
+    best = max(members, key=lambda member: gm.macro_f1(labels, member.argmax(1)))
+    table = gb.method_table(made, labels, folds, best)
+    assert table.loc["chosen", "macro_f1"] < 0.26 and table.loc["chosen", "gain_high"] < 0.08
+    assert table["noise"].sum() >= 5 and table.loc["chosen", "calibration_error"] < 0.05
+
+
+def test_what_each_member_adds():
+    labels, stacked = problem()
+    members = dict(zip(("a/text", "b/image", "c/image"), stacked, strict=True))
+    added = gb.added_by(members, labels, np.arange(len(labels)) % 3)
+    assert set(added.index) == {*members, "all but texts"}
+    assert added.loc["b/image", "gain_low"] > 0 and not added.loc["b/image", "noise"]
+    assert added.loc["c/image", "noise"] and added.loc["all but texts", "gain_low"] > 0
+
+
+def test_two_folds_leave_nothing_to_choose_on():
+    labels, members = problem()
+    made = gb.blend(members, labels, np.arange(len(labels)) % 2)
+    assert made.method == "mean" and np.isfinite(made.oof).all()

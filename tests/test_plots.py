@@ -379,11 +379,65 @@ def test_the_style_holds_whatever_the_caller_set():
         assert ax.get_facecolor() == (1, 1, 1, 1)
 
 
+def guesses(count=400, classes=3, seed=0):
+    """Labels, and logits whose probabilities are right on average."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.normal(size=(count, classes))
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return np.array([rng.choice(classes, p=row) for row in chances]), logits
+
+
+def test_reliability_tells_honest_from_boastful(tmp_path):
+    labels, logits = guesses(4000)
+    fig = gp.reliability(labels, {"before": logits * 4, "calibrated": logits})
+    legend = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    before, after = (float(text.rpartition("(")[2].rstrip(")")) for text in legend)
+    assert after < 0.03 < 0.1 < before
+    assert title(fig) == f"The probabilities are {legend[1][-5:-1]} off on average, those of before {legend[0][-5:-1]}"
+    check_drawn(fig, tmp_path / "f.png")
+    assert title(gp.reliability([], {})) == "There are no predictions to judge"
+
+
+def test_curves_name_the_class_found_worst(tmp_path):
+    labels, logits = guesses()
+    logits[:, 2] = np.random.default_rng(1).normal(size=400)  # nothing is known of it
+    fig = gp.curves(labels, logits, CLASSES[:3])
+    assert "Beauty" in title(fig) or CLASSES[2] in title(fig)
+    legend = [text.get_text().rpartition(" (")[0] for text in fig.axes[1].get_legend().get_texts()]
+    assert legend[0] == "micro" and legend[-1] == "macro" and set(CLASSES[:3]) <= set(legend)
+    check_drawn(fig, tmp_path / "f.png")
+    assert title(gp.curves([1, 1], np.zeros((2, 3)), CLASSES[:3])) == "There are fewer than two classes to tell apart"
+
+
+def test_method_gains_say_what_is_noise(tmp_path):
+    rows = {
+        "mean": (-0.02, -0.03, -0.01, 0.78),
+        "weights": (0.001, -0.01, 0.012, 0.8),
+        "chosen": (0.02, 0.01, 0.03, 0.82),
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["gain", "gain_low", "gain_high", "macro_f1"])
+    fig = gp.method_gains(table)
+    assert title(fig) == "Together macro-F1 .820: it gains 2.0 points over the best member (1.0 to 3.0)"
+    assert names(fig.axes[0]) == ["mean (.780)", "weights (.800)", "chosen (.820)"]
+    check_drawn(fig, tmp_path / "f.png")
+    assert "is not above the best member beyond noise" in title(gp.method_gains(table.iloc[:2]))
+
+
+def test_rates_and_gradients_find_the_largest(tmp_path):
+    logs = pd.DataFrame(
+        {"fold": 0, "epoch": [1, 2, 3], "learning_rate": [1e-3, 5e-4, 0], "gradient_norm": [2.0, 9.5, 1.0]}
+    )
+    fig = gp.rates_and_gradients(logs)
+    assert title(fig) == "Gradients are largest in epoch 2: norm 9.5, at the end 1"
+    check_drawn(fig, tmp_path / "f.png")
+    assert title(gp.rates_and_gradients(logs.drop(columns="gradient_norm"))) == "No gradients have been logged"
+
+
 def test_public_functions_are_typed_and_described():
     public = [
         f for name, f in vars(gp).items() if inspect.isfunction(f) and f.__module__ == gp.__name__ and name[0] != "_"
     ]
-    assert len(public) == 13
+    assert len(public) == 17
     for function in public:
         assert inspect.signature(function).return_annotation == "Figure"
         assert len(inspect.getdoc(function).splitlines()) >= 3
