@@ -391,6 +391,11 @@ def duplicate_groups(texts: Sequence[str], shas: Sequence[str]) -> np.ndarray:
     return connected_components(graph, directed=False)[1][:n]
 
 
+def all_products(goods: Goods) -> pd.DataFrame:
+    """The training products, then the test products."""
+    return pd.concat([goods.train, goods.test], ignore_index=True)
+
+
 def product_groups(train: pd.DataFrame) -> np.ndarray:
     """duplicate_groups of a table by the texts it came with: other text_columns must not move a product's fold."""
     columns = list(Params.model_fields["text_columns"].default)

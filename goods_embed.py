@@ -52,7 +52,7 @@ def neighbours(
     vectors: np.ndarray, row: int, table: pd.DataFrame, classes: Sequence[str], top: int = 6
 ) -> pd.DataFrame:
     """The products nearest to that in `row` of `table`, itself first: cosine, id, class, title."""
-    near = _nearest(vectors, vectors[row : row + 1], top)
+    near = nearest(vectors, vectors[row : row + 1], top)
     frame = table.iloc[near[1][0]]
     return pd.DataFrame({"cosine": near[0][0].round(3), "id": frame["id"].tolist(),
                          "class": [classes[k] for k in frame["label"]], "title": frame["title"].tolist()})  # fmt: skip
@@ -62,14 +62,15 @@ def nearest_products(
     test: np.ndarray, train: np.ndarray, test_table: pd.DataFrame, train_table: pd.DataFrame, top: int = 10
 ) -> pd.DataFrame:
     """The test products with the nearest training products, nearest first: cosine, ids and titles of both."""
-    cosine, rows = _nearest(train, test, 1)
+    cosine, rows = nearest(train, test, 1)
     order = np.argsort(-cosine[:, 0], kind="stable")[:top]
     a, b = test_table.iloc[order], train_table.iloc[rows[order, 0]]
     return pd.DataFrame({"cosine": cosine[order, 0].round(3), "test id": a["id"].tolist(), "test": a["title"].tolist(),
                          "train id": b["id"].tolist(), "train": b["title"].tolist()})  # fmt: skip
 
 
-def _nearest(among: np.ndarray, of: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest(among: np.ndarray, of: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and rows, (n, top) each and the nearest first, of what in `among` is nearest to each of the n in `of`."""
     search = NearestNeighbors(n_neighbors=min(top, len(among)), metric="cosine", algorithm="brute").fit(among)
     distance, rows = search.kneighbors(of)
     return 1 - distance, rows

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax, logsumexp
 
-from goods_blend import METHODS, added_by, blend, method_table
+from goods_blend import METHODS, added_by, blend, method_table, row_of
 from goods_data import Goods, read_folds
 from goods_metrics import calibrated, calibration_error, frame_logits, logits_frame, macro_f1, outputs_of, score
 from goods_params import GoodsError, Params, atomic_path, resolve, write_json
@@ -29,7 +29,8 @@ class Ensemble:
     oof: id, label, fold and calibrated log-probabilities fused_0 ... of each training product whose fold was trained,
     from the model that didn't see it. test: id and calibrated log-probabilities. scores: accuracy, macro_f1, log_loss
     by fold and "oof" (rows) and output (upper columns). uncalibrated: (n, num_classes) logits of oof's main output, as
-    they were before. tables: of a blend, its "members", the "methods" to combine them, what each member has "added".
+    they were before. tables: of a blend, its "members", the "methods" to combine them, what each member has "added"; of
+    a run that learned from pseudo-labels, what it gains over its "teacher".
     """
 
     oof: pd.DataFrame
@@ -55,12 +56,12 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     if p.kind == "blend":
         return blend_runs(p, goods)
     folds = read_folds(goods, p)
-    if p.kind != "linear":  # which has predicted it at once
+    if p.kind in ("dual", "text"):  # the others have predicted it at once
         predict_test(p, goods)
     done = [k for k in range(p.n_folds) if (p.run_dir / f"fold{k}" / "metrics.json").is_file()]
     if not done:
         raise GoodsError(f"run '{p.run}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
-    parts = {k: _read_fold(p.run_dir / f"fold{k}", folds[folds["fold"] == k], goods.test["id"]) for k in done}
+    parts = {k: read_fold(p.run_dir / f"fold{k}", folds[folds["fold"] == k], goods.test["id"]) for k in done}
     oof = pd.concat([oof for oof, _ in parts.values()])
     oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
     labels, fold, outputs = oof["label"].to_numpy(), oof["fold"].to_numpy(), outputs_of(oof)
@@ -78,12 +79,26 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
         scores=fold_scores(oof),
         missing=[k for k in range(p.n_folds) if k not in done],
         uncalibrated=logits[outputs[0]],
+        tables=_against_teacher(p, oof),
     )
     _write_ensemble(p.run_dir / "ensemble", result, {f"fold{k}": 1 / len(done) for k in done})
     return result
 
 
-def _read_fold(folder: Path, expected: pd.DataFrame, test_ids: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _against_teacher(p: Params, oof: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """{"teacher": what this run gains over the one whose pseudo-labels it learned from}, on rows that both predict."""
+    path = resolve(p.outputs_dir) / str(p.pseudo_from) / "ensemble" / "oof.parquet"
+    if not p.pseudo_from or not path.is_file():
+        return {}
+    both = oof[["id"]].merge(pd.read_parquet(path), on="id")
+    ours = oof[oof["id"].isin(both["id"])]
+    row = row_of(ours["label"].to_numpy(), ours["fold"].to_numpy(), frame_logits(ours), frame_logits(both))
+    before = score(ours["label"].to_numpy(), frame_logits(both))
+    return {"teacher": pd.DataFrame([before, row], index=pd.Index([p.pseudo_from, p.run], name="run"))}
+
+
+def read_fold(folder: Path, expected: pd.DataFrame, test_ids: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A fold's oof and test tables, checked against the rows that they must hold."""
     frames = []
     for name, ids, again in (
         ("oof", expected["id"], f"delete {folder} and train the fold again"),

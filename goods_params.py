@@ -70,7 +70,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text), AfterValid
 RUNTIME_FIELDS = frozenset(
     "fold skip_folds outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir micro_batch_size "
     "eval_batch_size gradient_checkpointing num_workers max_hours checkpoint_minutes resume_from wandb_mode "
-    "wandb_project".split()
+    "wandb_project pseudo_precision pseudo_cap".split()
 )
 
 
@@ -103,8 +103,8 @@ class Params(BaseModel):
     skip_folds: Int = Field(0, ge=0, description="leave out the first so many folds")
 
     # the model
-    kind: Literal["dual", "text", "linear", "blend"] = Field(
-        "dual", description="dual or text encoder, linear on TF-IDF, or a blend of other runs"
+    kind: Literal["dual", "text", "linear", "knn", "blend"] = Field(
+        "dual", description="dual or text encoder, linear on TF-IDF, nearest neighbours, or a blend of other runs"
     )
     runs: Names = Field((), description="kind blend: the runs that are put together")
     blend_method: Literal[
@@ -136,6 +136,14 @@ class Params(BaseModel):
     warm_start_epochs: Int = Field(0, ge=0, description="first fit the heads on frozen embeddings (LP-FT)")
     warm_start_learning_rate: Float = Field(1e-3, gt=0, description="peak rate of that fit")
 
+    # what is learned from
+    pseudo_from: str | None = Field(None, description="a run whose labels of test rows are learned from as well")
+    pseudo_precision: Float = Field(
+        0.95, gt=0, le=1, description="pseudo_label.ipynb: share right out of fold, a class"
+    )
+    pseudo_cap: Float = Field(0.5, gt=0, description="pseudo_label.ipynb: at most so much of a class's training rows")
+    drop_noisy: Float = Field(0.0, ge=0, lt=0.5, description="share of the training rows left out as mislabelled")
+
     # training
     batch_size: Int = Field(8, ge=1, description="products an optimizer step, over all devices")
     micro_batch_size: Int | None = Field(None, ge=1, description="products at once on a device; null: as many as asked")
@@ -153,6 +161,7 @@ class Params(BaseModel):
     modality_dropout: Float = Field(0.0, ge=0, lt=1, description="share of products that lose image or text a step")
     use_class_weight: bool = Field(True, description="weigh the loss by 1 / square root of the class's frequency")
     ema_decay: Float = Field(0.0, ge=0, lt=1, description="exponential moving average of the weights; 0: none")
+    soup: bool = Field(False, description="average an epoch's weights with the best so far where that scores better")
     wise_ft: bool = Field(False, description="interpolate start and tuned weights, the best on validation is kept")
     gradient_checkpointing: bool = Field(False, description="a third more time for a fraction of the memory")
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: the best the GPU has")

@@ -630,7 +630,7 @@ def estimate_hours(
         work = {"embeddings, once": (train + test) * forward}
     else:
         step = sum(n for name, n in flops.items() if name.startswith("training"))
-        validations = p.num_epochs + 1 + (3 if p.wise_ft else 0)
+        validations = p.num_epochs * (1 + p.soup) + 1 + (3 if p.wise_ft else 0)
         twice = 2 if p.test_time_flip else 1
         work = {"embeddings, once": train * forward} if p.warm_start_epochs else {}
         work |= {
@@ -649,7 +649,7 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
     """GB of disk by what they hold: weights of all folds, one fold's two saved states, the cache of embeddings."""
     heads = sum(shape.numel() for name, shape in footprint.trained.items() if name.startswith("heads."))
     backbone, scale = footprint.trainable - heads, 2 * footprint.embedding  # mean and deviation of each dimension
-    state = footprint.optimizer(p) + 4 * footprint.trainable * (2 if p.ema_decay else 1)
+    state = footprint.optimizer(p) + 4 * footprint.trainable * (1 + bool(p.ema_decay) + p.soup)
     train, test = rows
     embedded = train + test if p.tune == "head" else train if p.warm_start_epochs else 0
     sizes = {

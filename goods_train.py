@@ -20,7 +20,7 @@ from accelerate.utils import gather_object, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 from transformers.optimization import Adafactor
@@ -32,10 +32,12 @@ from goods_data import (
     PhotoDataset,
     TensorsDataset,
     TokensDataset,
+    all_products,
     collate,
     read_folds,
     titles_of,
 )
+from goods_labels import training_rows
 from goods_metrics import main_of, prediction_table, score, write_predictions
 from goods_model import (
     DualEncoder,
@@ -91,7 +93,7 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
     status 0 when p.max_hours are over, the state saved.
     """
     if p.kind not in ("dual", "text"):
-        where = "baseline.ipynb, all folds at once" if p.kind == "linear" else "ensemble.ipynb"
+        where = "ensemble.ipynb" if p.kind == "blend" else "baseline.ipynb, all folds at once"
         raise GoodsError(f"kind {p.kind} is trained by notebooks/{where}")
     folder = p.run_dir / f"fold{p.fold}"
     folds = read_folds(goods, p)
@@ -112,6 +114,7 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
     metrics: dict[str, Any] = {name: score(task.labels["valid"], values) for name, values in logits.items()}
     metrics |= {"fold": p.fold, "best_epoch": trainer.at.best_epoch, "rows": len(task.ids)}
     metrics |= {"wise_ft_alpha": alpha} if p.wise_ft else {}
+    metrics |= {"soup_epochs": trainer.at.soup_epochs} if p.soup else {}
     metrics["resources"] = resources(p, trainer) | {"seconds": round(time.perf_counter() - began, 1)}
     if accelerator.is_main_process:
         write_predictions(folder / "oof.parquet", folds[folds["fold"] == p.fold], logits)
@@ -142,25 +145,28 @@ def make_accelerator(p: Params) -> Accelerator:
 
 def make_task(p: Params, goods: Goods, folds: pd.DataFrame) -> Task:
     """Model and datasets of fold p.fold: heads on cached embeddings (tune: head), or the whole classifier."""
+    train, labels = training_rows(p, goods, folds, p.fold)
     valid = np.flatnonzero(folds["fold"] == p.fold)
-    train = np.flatnonzero(folds["fold"] != p.fold)
-    labels = folds["label"].to_numpy()
-    parts = {"train": labels[train], "valid": labels[valid]}
-    targets = torch.tensor(labels.astype(np.int64))
+    parts = {"train": labels, "valid": folds["label"].to_numpy()[valid]}
+    products = all_products(goods)
+    learned, scored = products.iloc[train], products.iloc[valid]
+    targets = {part: torch.tensor(values.astype(np.int64)) for part, values in parts.items()}
     if p.kind == "text":
         model = make_text_classifier(p)
-        of_train, of_valid = (tokens_dataset(model.encoder, goods.train.iloc[rows], label=targets[rows])
-                              for rows in (train, valid))  # fmt: skip
+        of_train, of_valid = (tokens_dataset(model.encoder, table, label=targets[part])
+                              for table, part in ((learned, "train"), (scored, "valid")))  # fmt: skip
     elif p.tune == "head":
-        embeddings = embed_products(p, goods.train)
-        dataset = TensorsDataset(**embeddings, label=targets)
+        embeddings = embed_products(p, products if p.pseudo_from else goods.train)
         model = make_heads({name: values[train] for name, values in embeddings.items()}, p)
-        of_train, of_valid = Subset(dataset, train.tolist()), Subset(dataset, valid.tolist())
+        of_train, of_valid = (
+            TensorsDataset(**{name: values[rows] for name, values in embeddings.items()}, label=targets[part])
+            for rows, part in ((train, "train"), (valid, "valid"))
+        )
     else:
-        model = make_classifier(p, goods.train.iloc[train], targets[train])
-        of_train = photo_dataset(p, model.encoder, goods.train.iloc[train], targets[train], train=True)
-        of_valid = photo_dataset(p, model.encoder, goods.train.iloc[valid], targets[valid])
-    return Task(model, of_train, of_valid, folds["id"].to_numpy()[train], parts)
+        model = make_classifier(p, learned, targets["train"])
+        of_train = photo_dataset(p, model.encoder, learned, targets["train"], train=True)
+        of_valid = photo_dataset(p, model.encoder, scored, targets["valid"])
+    return Task(model, of_train, of_valid, learned["id"].to_numpy(), parts)
 
 
 def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
@@ -263,6 +269,7 @@ class Progress:
     norm_sum: float = 0.0  # of the gradients, before they are clipped
     best_epoch: int = 0
     best_score: float = -1.0
+    soup_epochs: int = 0  # that the kept weights are the mean of
     micro_batch_size: int = 1
     log: list[dict[str, float]] = field(default_factory=list)
 
@@ -282,6 +289,7 @@ class Trainer:
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, int(p.warmup_ratio * total), total)
         self.class_weight = class_weights(task.labels["train"], p).to(accelerator.device)
         self.ema = {name: t.detach().clone() for name, t in trained(task.model).items()} if p.ema_decay else {}
+        self.soup: dict[str, Tensor] = {}
         self.at = Progress(micro_batch_size=p.micro_batch_size or p.batch_size)
         self.tracker = NoTracker()
         self._restore()
@@ -387,14 +395,19 @@ class Trainer:
     def _end_epoch(self, seconds: float) -> None:
         """Scores the epoch on the validation part, logs it, keeps its weights when they are the best so far."""
         at, accelerator = self.at, self.accelerator
-        with swapped(self.task.model, self.ema):
-            logits = predict(self.task.model, self.task.valid, self.p, accelerator)
-            scores = score(self.task.labels["valid"], main_of(logits))
-            better = scores["macro_f1"] > at.best_score
-            if better:
-                at.best_epoch, at.best_score = at.epoch, scores["macro_f1"]
-                if accelerator.is_main_process:
-                    save_trained(self.task.model, self.folder / "model.safetensors")
+        scores: dict[str, float] = {}
+        for epochs, weights in self._candidates():
+            with swapped(self.task.model, weights):
+                logits = predict(self.task.model, self.task.valid, self.p, accelerator)
+                found = score(self.task.labels["valid"], main_of(logits))
+                if found["macro_f1"] > at.best_score:
+                    at.best_epoch, at.best_score, at.soup_epochs = at.epoch, found["macro_f1"], epochs
+                    if self.p.soup:
+                        kept = trained(self.task.model).items()
+                        self.soup = {name: t.detach().to("cpu", copy=True) for name, t in kept}
+                    if accelerator.is_main_process:
+                        save_trained(self.task.model, self.folder / "model.safetensors")
+            scores = scores or found
         at.log.append({"epoch": at.epoch, "epochs": self.epochs, "train_loss": at.loss_sum / self.steps,
                        "valid_loss": scores["log_loss"], "macro_f1": scores["macro_f1"],
                        "accuracy": scores["accuracy"], "learning_rate": self.schedule.get_last_lr()[0],
@@ -406,6 +419,15 @@ class Trainer:
                 temporary.write_text("".join(json.dumps(line) + "\n" for line in at.log), encoding="utf-8")
         accelerator.wait_for_everyone()
         at.epoch, at.step, at.loss_sum, at.norm_sum = at.epoch + 1, 0, 0.0, 0.0
+
+    def _candidates(self) -> list[tuple[int, dict[str, Tensor]]]:
+        """Weights to score at an epoch's end, and of how many epochs: its own, and with p.soup the mean with the kept.
+
+        Averages often beat the best epoch (Wortsman et al., arXiv 2203.05482); this one is kept only where it does.
+        """
+        own, kept = self.ema or trained(self.task.model), self.at.soup_epochs
+        mixed = {name: t.to(own[name].device).lerp(own[name].detach(), 1 / (kept + 1)) for name, t in self.soup.items()}
+        return [(1, self.ema)] + ([(kept + 1, mixed)] if mixed else [])
 
     def _save_in_time(self) -> None:
         over = bool(self.stop_at and time.time() > self.stop_at)
@@ -429,6 +451,7 @@ class Trainer:
         optimizer = self.optimizer.state_dict()
         tensors = {f"model.{name}": t for name, t in trained(self.task.model).items()}
         tensors |= {f"ema.{name}": t for name, t in self.ema.items()}
+        tensors |= {f"soup.{name}": t for name, t in self.soup.items()}
         scalars: dict[str, Any] = {}
         for i, values in optimizer["state"].items():
             for name, value in values.items():
@@ -452,6 +475,7 @@ class Trainer:
         for kind, own in (("model", model), ("ema", self.ema)):
             for name, tensor in own.items():
                 tensor.data.copy_(tensors[f"{kind}.{name}"])
+        self.soup = {n.removeprefix("soup."): t for n, t in tensors.items() if n.startswith("soup.")}
         state: dict[int, dict[str, Any]] = {}
         for key, value in [*tensors.items(), *facts["scalars"].items()]:
             kind, _, rest = key.partition(".")
@@ -554,8 +578,7 @@ def resources(p: Params, trainer: Trainer) -> dict[str, Any]:
 
 def make_loader(dataset: Dataset, p: Params, **how: Any) -> DataLoader:
     """Batches of a dataset; photos are read by num_workers processes, tensors at once."""
-    base = dataset.dataset if isinstance(dataset, Subset) else dataset
-    workers = p.num_workers if isinstance(base, PhotoDataset) else 0
+    workers = p.num_workers if isinstance(dataset, PhotoDataset) else 0
     # A generator of its own, so that reading leaves the random numbers of dropout alone.
     return DataLoader(
         dataset, collate_fn=collate, num_workers=workers, generator=torch.Generator().manual_seed(p.seed),

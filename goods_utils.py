@@ -35,6 +35,8 @@ from goods_data import (
 )
 from goods_embed import joined, map_points, nearest_products, neighbours, save_embeddings
 from goods_ensemble import Ensemble, blend_runs, ensemble_folds
+from goods_knn import fit_knn
+from goods_labels import label_issues
 from goods_linear import fit_linear, telling_words
 from goods_metrics import frame_logits, logits_frame, outputs_of, prediction_table, score
 from goods_model import (
@@ -65,6 +67,7 @@ from goods_params import (
     write_text,
 )
 from goods_plan import Plan, plan
+from goods_pseudo import make_pseudo_labels
 from goods_train import (
     fit_fold,
     make_task,
@@ -92,11 +95,14 @@ __all__ = [
     "clean_text",
     "duplicate_groups",
     "ensemble_folds",
+    "fit_baseline",
     "fit_fold",
+    "fit_knn",
     "fit_linear",
     "frame_logits",
     "inspect_photos",
     "joined",
+    "label_issues",
     "load_backbone",
     "load_params",
     "load_photo",
@@ -104,6 +110,7 @@ __all__ = [
     "load_trained",
     "logits_frame",
     "make_folds",
+    "make_pseudo_labels",
     "make_task",
     "map_points",
     "nearest_products",
@@ -129,9 +136,31 @@ __all__ = [
     "score",
     "telling_words",
     "write_json",
+    "write_label_issues",
     "write_submission",
     "write_text",
 ]
+
+
+def fit_baseline(p: Params, goods: Goods) -> pd.DataFrame:
+    """All folds of a kind that trains in a minute, linear or knn; returns the folds' metrics."""
+    return fit_knn(p, goods) if p.kind == "knn" else fit_linear(p, goods)
+
+
+def write_label_issues(p: Params, ensemble: Ensemble, goods: Goods) -> pd.DataFrame:
+    """Products whose given label their out-of-fold prediction contradicts, worst first; also ensemble/label_issues.csv.
+
+    For plots.worst_errors: id, title, text, image, label, prediction (the suggestion; class indices), given, suggested
+    (names), margin.
+    """
+    issues = label_issues(ensemble.oof["label"].to_numpy(), frame_logits(ensemble.oof))
+    table = prediction_table(ensemble.oof, goods).iloc[issues["row"]].reset_index(drop=True)
+    names = {"given": table["label"], "suggested": issues["suggested"]}
+    named = {name: [goods.classes[k] for k in labels] for name, labels in names.items()}
+    table = table.assign(prediction=issues["suggested"], margin=issues["margin"], **named)
+    with atomic_path(p.run_dir / "ensemble" / "label_issues.csv") as temporary:
+        table[["id", "given", "suggested", "margin", "title", "text", "image"]].to_csv(temporary, index=False)
+    return table
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ LEFT_OUT = {
     "dual": ("baseline",),
     "text": ("eda", "baseline"),
     "linear": ("eda", "train"),
+    "knn": ("eda", "train"),
     "blend": ("eda", "train", "baseline"),
 }
 NOTEBOOKS = ROOT / "notebooks"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -250,7 +251,16 @@ def test_a_full_disk_leaves_the_state_before(state, monkeypatch):
 
 
 RECIPE = {"tune": "full", "ema_decay": 0.9, "augment_flip": 0.5, "augment_crop": 0.3, "augment_colour": 0.2,
-          "augment_blur": 0.3, "augment_jpeg": 0.3, "modality_dropout": 0.2, "warm_start_epochs": 2}  # fmt: skip
+          "augment_blur": 0.3, "augment_jpeg": 0.3, "modality_dropout": 0.2, "warm_start_epochs": 2,
+          "soup": True}  # fmt: skip
+
+
+def test_a_soup_of_epochs_is_kept_where_it_is_better(make):
+    p = make(run="soup", tune="full", num_epochs=4, learning_rate=3e-3, soup=True)
+    fit(p)
+    metrics = json.loads((p.run_dir / "fold1" / "metrics.json").read_text())
+    alone = gu.read_logs(p.run_dir)["macro_f1"].max()
+    assert metrics["soup_epochs"] > 1 and metrics["fused"]["macro_f1"] >= alone
 
 
 def test_stopping_in_time_again_and_again_changes_nothing(make):

@@ -1,0 +1,121 @@
+"""What a fold learns from: its training labels, less the doubtful ones, and test rows that another run has labelled.
+
+Nothing here sees the labels of the rows that the fold is scored on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+from scipy.special import softmax
+
+from goods_data import Goods, make_folds, product_groups
+from goods_metrics import fit_temperature
+from goods_params import GoodsError, Params, resolve
+from goods_words import INNER_FOLDS, columns_of, decisions, make_features, make_machine
+
+KEPT_OF_CLASS = 0.5  # at least so much of a class stays, however doubtful its labels look
+
+
+def training_rows(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that a fold learns from, in all_products(goods), and their class indices."""
+    rows = np.flatnonzero(folds["fold"] != fold)
+    labels = folds["label"].to_numpy()[rows]
+    if p.drop_noisy:
+        kept = ~doubtful_rows(goods.train.iloc[rows], labels, p)
+        rows, labels = rows[kept], labels[kept]
+    if p.pseudo_from:
+        pseudo = read_pseudo_labels(p, goods, folds, fold)
+        place = pd.Series(np.arange(len(goods.test)) + len(goods.train), index=goods.test["id"])
+        rows = np.concatenate([rows, place[pseudo["id"]].to_numpy()])
+        labels = np.concatenate([labels, pseudo["label"].to_numpy()])
+    return rows, labels
+
+
+# Doubtful labels ----------------------------------------------------------------------------------------------------
+
+
+def label_issues(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    """Rows whose label the predictions contradict, worst first: row, suggested (class index), margin.
+
+    Confident learning (Northcutt et al., arXiv 1911.00068): a class is possible where its probability is at least the
+    mean that its own rows give it. A row is doubtful when the likeliest possible class isn't its label's; margin is the
+    label's probability less that class's. logits: (n, num_classes), of models that did not see the row.
+    """
+    labels, probabilities = np.asarray(labels), softmax(logits, axis=1)
+    own = np.full(probabilities.shape[1], np.inf)  # a class without rows is never suggested
+    for k in np.unique(labels):
+        own[k] = probabilities[labels == k, k].mean()
+    possible = np.where(probabilities >= own, probabilities, -1.0)
+    suggested = possible.argmax(1)
+    doubtful = np.flatnonzero((possible.max(1) > 0) & (suggested != labels))
+    margin = probabilities[doubtful, labels[doubtful]] - probabilities[doubtful, suggested[doubtful]]
+    found = pd.DataFrame({"row": doubtful, "suggested": suggested[doubtful], "margin": margin})
+    return found.sort_values("margin", kind="stable", ignore_index=True)
+
+
+def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndarray:
+    """(n,) bool: the share p.drop_noisy of a training part whose labels its words contradict most.
+
+    Judged by linear machines on inner folds of the training part alone, so that no validation label takes part.
+    """
+    texts = columns_of(table)
+    inner = make_folds(table["id"], labels, product_groups(table), INNER_FOLDS, p.seed)
+    logits = np.zeros((len(labels), p.num_classes))
+    for k in range(INNER_FOLDS):
+        features = make_features(texts[inner != k])
+        try:
+            x = csr_matrix(features.fit_transform(texts[inner != k]))
+        except ValueError as error:  # scikit-learn's "empty vocabulary"
+            raise GoodsError("no word occurs in two training texts; drop_noisy needs texts to judge by") from error
+        machine = make_machine(1.0, p).fit(x, labels[inner != k])
+        logits[inner == k] = decisions(machine, csr_matrix(features.transform(texts[inner == k])), p.num_classes)
+    issues = label_issues(labels, logits / fit_temperature(logits, labels))
+    dropped, left = np.zeros(len(labels), dtype=bool), np.bincount(labels, minlength=p.num_classes)
+    fewest = KEPT_OF_CLASS * left
+    for row in issues["row"]:
+        if dropped.sum() >= int(p.drop_noisy * len(labels)):
+            break
+        if left[labels[row]] - 1 >= fewest[labels[row]]:
+            dropped[row] = True
+            left[labels[row]] -= 1
+    return dropped
+
+
+# Pseudo-labels ------------------------------------------------------------------------------------------------------
+
+
+def pseudo_path(run_dir: Path, fold: int) -> Path:
+    """Where a run keeps the test rows that it has labelled for a fold."""
+    return run_dir / "pseudo" / f"fold{fold}.parquet"
+
+
+def read_pseudo_labels(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """id and label of the test rows that the run p.pseudo_from has labelled for a fold.
+
+    Raises GoodsError when there are none, or when that run's folds or tables are others: its model of this fold may
+    then have seen the rows that this fold is scored on.
+    """
+    run_dir = resolve(p.outputs_dir) / str(p.pseudo_from)
+    path = pseudo_path(run_dir, fold)
+    if not path.is_file():
+        raise GoodsError(f"there is no {path}; run notebooks/pseudo_label.ipynb with run={p.pseudo_from} first")
+    try:
+        pseudo = pd.read_parquet(path)[["id", "label"]]
+        theirs = pd.read_parquet(run_dir / "folds.parquet")
+    except Exception:  # pyarrow raises anything on damaged bytes
+        raise GoodsError(
+            f"{path} or its run's folds.parquet can't be read; run notebooks/pseudo_label.ipynb again"
+        ) from None
+    if not theirs.equals(folds):
+        raise GoodsError(f"run '{p.pseudo_from}' has other folds or training rows; its labels would leak into this "
+                         "run's validation parts. Take the same tables, seed and n_folds")  # fmt: skip
+    if pseudo.empty:
+        raise GoodsError(f"run '{p.pseudo_from}' was sure of no test product for fold {fold}; lower "
+                         "pseudo_precision in notebooks/pseudo_label.ipynb, or leave out pseudo_from")  # fmt: skip
+    if not pseudo["id"].isin(goods.test["id"]).all() or not pseudo["label"].between(0, p.num_classes - 1).all():
+        raise GoodsError(f"{path} names products or classes that are not there; label anew")
+    return pseudo

@@ -1,0 +1,65 @@
+"""Words as features, and a linear machine on them: the model of kind linear, and the judge of doubtful labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.svm import LinearSVC
+
+from goods_data import titles_of
+from goods_metrics import fit_temperature, macro_f1
+from goods_params import Params
+
+COSTS = (0.3, 1.0, 3.0)  # of the support vector machine, chosen inside each training part
+INNER_FOLDS = 3
+
+
+def columns_of(table: pd.DataFrame) -> pd.DataFrame:
+    """What the features are made of: the whole text, and the title once more."""
+    return pd.DataFrame({"text": table["text"].tolist(), "title": titles_of(table)})
+
+
+def make_features(texts: pd.DataFrame) -> ColumnTransformer:
+    """TF-IDF of the text's words and word pairs and of its characters, and of the title's words.
+
+    The title has features of its own: what a thing is called weighs more than a word somewhere in its description.
+    """
+    words = {"ngram_range": (1, 2), "min_df": 2, "sublinear_tf": True, "dtype": np.float32}
+    parts = [
+        ("words", TfidfVectorizer(**words), "text"),
+        ("characters", TfidfVectorizer(**words | {"ngram_range": (3, 5), "analyzer": "char_wb"}), "text"),
+    ]
+    if texts["title"].str.contains(r"\w\w").any():
+        parts.append(("title", TfidfVectorizer(**words | {"min_df": 1}), "title"))
+    return ColumnTransformer(parts)
+
+
+def make_machine(cost: float, p: Params) -> LinearSVC:
+    """A linear support vector machine, one against the rest."""
+    return LinearSVC(C=cost, class_weight="balanced" if p.use_class_weight else None, random_state=p.seed)
+
+
+def decisions(machine: LinearSVC, x: csr_matrix, num_classes: int) -> np.ndarray:
+    """(n, num_classes) margins; a class that the machine never saw is below all others."""
+    values = machine.decision_function(x)
+    if values.ndim == 1:  # of two classes
+        values = np.stack([-values, values], axis=1)
+    full = np.repeat(values.min(1, keepdims=True) - 1, num_classes, axis=1)
+    full[:, machine.classes_] = values
+    return full
+
+
+def tune(x: csr_matrix, labels: np.ndarray, inner: np.ndarray, p: Params) -> tuple[float, float]:
+    """The cost of the best macro-F1, and the temperature of the least log-loss, both on inner held-out folds."""
+    found = []
+    for cost in COSTS:
+        held_out = np.zeros((len(labels), p.num_classes))
+        for k in range(INNER_FOLDS):
+            machine = make_machine(cost, p).fit(x[inner != k], labels[inner != k])
+            held_out[inner == k] = decisions(machine, x[inner == k], p.num_classes)
+        found.append((macro_f1(labels, held_out.argmax(1)), cost, held_out))
+    _, cost, held_out = max(found, key=lambda item: item[0])
+    return cost, fit_temperature(held_out, labels)
