@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, NullFormatter, PercentFormatter
+from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
@@ -402,6 +403,43 @@ def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figur
         if place == 0:
             title = f"Surest of {count(len(errors), 'error')}: {given} taken for {taken} at {sure}"
     return titled(fig, title)
+
+
+@styled
+def occlusion(
+    image: str, patches: np.ndarray | None, words: pd.DataFrame, probabilities: dict[str, float], name: str
+) -> Figure:
+    """What speaks for a prediction: the photo under a heat map, and the words, each by the probability lost without it.
+
+    image: path or ""; patches: (grid, grid) or None; words: word, lost; probabilities: of the class `name` from "all",
+    and "without image", "without text". Red speaks for the class, blue against it.
+    """
+    shade = plt.get_cmap("RdBu_r")
+    fig = new_figure(8.0, 3.1, layout=None)
+    ax = photo_axes(fig, (0.2, 0.5), 2.3, image, "")
+    if patches is not None:
+        limit, side = max(0.01, np.abs(patches).max()), ax.get_xlim()[1] + 0.5
+        with Image.open(image) as photo:  # the model sees it squashed to a square, here it keeps its shape
+            width, height = (side * length / max(photo.size) for length in photo.size)
+        corners = ((side - width) / 2, (side + width) / 2, (side + height) / 2, (side - height) / 2)
+        limits = ax.get_xlim(), ax.get_ylim()
+        ax.imshow(patches, cmap=shade, vmin=-limit, vmax=limit, alpha=0.55, extent=[c - 0.5 for c in corners])
+        ax.set(xlim=limits[0], ylim=limits[1])
+        ax.set_xlabel(f"darkest patch: {limit:.2f} of probability", fontsize=6.5, loc="left", color=GREY)
+    room = fig.add_axes((2.8 / 8, 0.03, 5.1 / 8, 2.57 / 3.1), xlim=(0, 80), ylim=(11, -0.5))
+    room.set_axis_off()
+    limit, x, y = max(0.01, words["lost"].abs().max() if len(words) else 0), 0.0, 0.0
+    for word, lost in words[["word", "lost"]].itertuples(index=False):
+        shown = short(word, 30)
+        if x + len(shown) > 79:
+            x, y = 0.0, y + 1
+        if y > 10:
+            break
+        box = {"facecolor": shade(0.5 + lost / limit / 2), "edgecolor": "none", "pad": 1.2, "alpha": 0.7}
+        room.text(x, y, shown, fontsize=7.5, family="DejaVu Sans Mono", bbox=box, va="center")
+        x += len(shown) + 1.2
+    rest = [f"{digits(value)} {what}" for what, value in probabilities.items() if what != "all"]
+    return titled(fig, f"{short(name)} with probability {digits(probabilities['all'])}: {' and '.join(rest)}")
 
 
 @styled

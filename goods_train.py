@@ -683,20 +683,27 @@ def predict_test(p: Params, goods: Goods, folds: Sequence[int] | None = None) ->
     return due
 
 
-def _test_model(p: Params, goods: Goods, weights: Path) -> tuple[nn.Module, Iterator[Dataset]]:
-    """The model of a run's folds, and the test products in chunks whose decoded photos fit in memory."""
+def load_model(p: Params, weights: Path) -> nn.Module:
+    """A trained fold's model, from products to logits: GoodsClassifier or TextClassifier."""
     if p.kind == "text":
         model = make_text_classifier(p)
+    else:
+        heads, backbone = heads_like(weights, p), load_backbone(p.model_name)
+        set_trainable(backbone, p)
+        model = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
+        halve_frozen(model, pick_precision(p.mixed_precision))
+    load_trained(model.heads if p.kind == "dual" and p.tune == "head" else model, weights)
+    return model
+
+
+def _test_model(p: Params, goods: Goods, weights: Path) -> tuple[nn.Module, Iterator[Dataset]]:
+    """The model of a run's folds, and the test products in chunks whose decoded photos fit in memory."""
+    if p.kind == "dual" and p.tune == "head":  # the backbone is needed only for embeddings that aren't cached yet
+        return heads_like(weights, p), iter([TensorsDataset(**embed_products(p, goods.test))])
+    model = load_model(p, weights)
+    if p.kind == "text":
         return model, iter([tokens_dataset(model.encoder, goods.test)])
-    heads = heads_like(weights, p)
-    if p.tune == "head":
-        return heads, iter([TensorsDataset(**embed_products(p, goods.test))])
-    backbone = load_backbone(p.model_name)
-    set_trainable(backbone, p)
-    model = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
-    halve_frozen(model, pick_precision(p.mixed_precision))
-    dataset = photo_dataset(p, model.encoder, goods.test)
-    return model, _decoded(dataset, p)
+    return model, _decoded(photo_dataset(p, model.encoder, goods.test), p)
 
 
 def _decoded(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:

@@ -2,10 +2,11 @@
 
 The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data
 (tables, texts, folds, photos), goods_metrics (scores and prediction tables), goods_model (backbone, heads, embeddings),
-goods_plan (what a run will cost), goods_checkpoint (the state of an unfinished training), goods_train (training,
-prediction), goods_linear (the text baseline), goods_blend (members made one), goods_ensemble (folds and runs together),
-goods_embed (embeddings as files, neighbours). Here they meet, and what stands on them all is added: submission and the
-command line.
+goods_plan (what a run will cost), goods_checkpoint (the state of an unfinished training), goods_words (words as
+features), goods_labels (what a fold learns from), goods_train (training, prediction), goods_embed (embeddings as files,
+neighbours), goods_linear and goods_knn (the baselines), goods_blend (members made one), goods_ensemble (folds and runs
+together), goods_pseudo (test products labelled for the next run), goods_why (what speaks for a prediction).
+Here they meet, and what stands on them all is added: submission and the command line.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ from goods_train import (
     predict_test,
     read_logs,
 )
+from goods_why import explain
 
 __all__ = [
     "OUTPUTS",
@@ -95,6 +97,7 @@ __all__ = [
     "clean_text",
     "duplicate_groups",
     "ensemble_folds",
+    "explain",
     "fit_baseline",
     "fit_fold",
     "fit_knn",
@@ -210,14 +213,15 @@ def saved_files(p: Params, *patterns: str) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains one fold without a notebook, as accelerate launch and torchrun need it, or says what a run will cost."""
+    """Trains one fold without a notebook, as accelerate launch and torchrun need it; plans a run; reports on it."""
     parser = argparse.ArgumentParser(prog="goods_utils.py", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
     fit.add_argument("--fold", type=int, default=0, help="the fold to hold back")
     cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
     cost.add_argument("--gpu", help="T4, L4, A100 ...; the default is the GPU there is, else T4")
-    for command in (fit, cost):
+    report = commands.add_parser("report", help="report.html of a run, whatever it has so far")
+    for command in (fit, cost, report):
         command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
         # No --run: torchrun takes it for an option of its own, even behind the script's name.
         command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter: run=b")
@@ -227,7 +231,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "plan":
             print(plan(load_params(options.config, **given), options.gpu))
             return
-        p = load_params(options.config, **given, fold=options.fold)
+        p = load_params(options.config, **given, fold=getattr(options, "fold", 0))
+        if options.command == "report":
+            from goods_report import write_report  # which draws; the others do without matplotlib
+
+            print(write_report(p))
+            return
         open_run(p)
         metrics = fit_fold(p, read_goods(p))
     except GoodsError as error:

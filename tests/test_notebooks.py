@@ -25,7 +25,7 @@ from goods_params import ROOT, Params
 from goods_text import CompressParams
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PICTURES = {"eda": 9, "embed": 1, "train": 4, "baseline": 2, "ensemble": 8, "pseudo_label": 2, "submission": 1}
+PICTURES = {"eda": 9, "embed": 1, "train": 5, "baseline": 2, "ensemble": 8, "pseudo_label": 2, "submission": 1}
 SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it is run in test_text.py
 MODULES = sorted(path.stem for path in ROOT.glob("goods_*.py"))
 

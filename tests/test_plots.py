@@ -437,7 +437,7 @@ def test_public_functions_are_typed_and_described():
     public = [
         f for name, f in vars(gp).items() if inspect.isfunction(f) and f.__module__ == gp.__name__ and name[0] != "_"
     ]
-    assert len(public) == 17
+    assert len(public) == 18
     for function in public:
         assert inspect.signature(function).return_annotation == "Figure"
         assert len(inspect.getdoc(function).splitlines()) >= 3

@@ -24,7 +24,7 @@ COMMANDS = [
     line.strip()
     for block in BLOCKS
     if not block.lstrip().startswith("# needs ")
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if line.strip() and not line.lstrip().startswith("#")
 ]
 BY_MAKE = {"make demo", "make test", "make lab"}  # CI runs the first two; the third has a test of its own
