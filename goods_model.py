@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedMode
 from transformers.utils import logging as transformers_logging
 
 from goods_data import PhotoDataset, TokensDataset
-from goods_params import GoodsError, Params, atomic_path, resolve
+from goods_params import GoodsError, Params, atomic_path, progress, resolve
 
 # A classifier gives the first two no gradient, nor the pooler that TextEncoder leaves out.
 NEVER_TRAINED = ("logit_scale", "logit_bias", "pooler.", "text_model.embeddings.token_embedding",
@@ -522,7 +522,7 @@ class Embedder:
             with FileLock(folder / "lock"):  # folds side by side: one computes, the others wait
                 row_of, _ = _read_cache(folder)
                 missing = [key for key in unique if _hash(key) not in row_of]
-                with tqdm(total=len(missing), desc=f"embedding {kind}", unit=" products", leave=False) as bar:
+                with progress(total=len(missing), desc=f"embedding {kind}", unit=" products", leave=False) as bar:
                     for start in range(0, len(missing), CACHE_CHUNK):
                         chunk = missing[start : start + CACHE_CHUNK]
                         self._write(folder, [_hash(key) for key in chunk], compute(chunk), bar)

@@ -411,6 +411,14 @@ def write_json(path: str | os.PathLike, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def progress(*args: Any, shown: bool = True, **kwargs: Any) -> Any:
+    """A tqdm bar that moves in a notebook and in a terminal, and says nothing where its movements would fill a log."""
+    from tqdm.auto import tqdm  # pipeline.py does without
+
+    watched = "ipykernel" in sys.modules or sys.stderr.isatty()
+    return tqdm(*args, disable=not (shown and watched), **kwargs)
+
+
 def file_stamp(paths: Iterable[str | os.PathLike]) -> str:
     """A hash of names, sizes and times of files and of all files below folders: has anything changed?"""
     digest = hashlib.sha256()

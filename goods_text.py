@@ -23,12 +23,11 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from pydantic import Field
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from goods_data import DEBUG_TEST_ROWS, read_table
 from goods_model import pick_device, pick_precision
-from goods_params import Float, GoodsError, Int, Params, atomic_path, deadline, resolve, write_json
+from goods_params import Float, GoodsError, Int, Params, atomic_path, deadline, progress, resolve, write_json
 
 ADDED = ("compressed_text", "compressed_status")  # columns that the written tables have on top
 MAX_FAILURES = 20  # so many failures in a row are the endpoint's fault, not the texts'
@@ -287,7 +286,7 @@ class ChatAPI:
             return None
 
         todo, running = iter(texts), {}
-        with tqdm(total=len(texts), desc="compressing", unit=" texts", leave=False) as bar:
+        with progress(total=len(texts), desc="compressing", unit=" texts", leave=False) as bar:
             while True:
                 while len(running) < self.p.llm_concurrency and not _is_over(until):
                     if (text := next(todo, None)) is None:
@@ -431,7 +430,7 @@ class LocalLM:
         """Asks for all texts, eval_batch_size at a time; an answer always comes, so none fails here."""
         size = self.p.eval_batch_size
         order = sorted(texts, key=len, reverse=True)  # like lengths waste least padding; the largest batch comes first
-        with tqdm(total=len(order), desc="compressing", unit=" texts", leave=False) as bar:
+        with progress(total=len(order), desc="compressing", unit=" texts", leave=False) as bar:
             for start in range(0, len(order), size):
                 if _is_over(until):
                     break

@@ -35,7 +35,7 @@ class NoTracker:
         """Takes metrics of a step or an epoch."""
 
     def finish(self, **last: Any) -> None:
-        """Takes what is known at the end."""
+        """Takes what is known at the end; nothing when the training stops to go on later."""
 
 
 class Tracker(NoTracker):
@@ -58,7 +58,8 @@ class Tracker(NoTracker):
 
     def finish(self, **last: Any) -> None:
         """Hands over what is known at the end and waits at most WAIT_SECONDS; what went wrong is said once."""
-        self.waiting.put(json.dumps({"finish": last}))
+        if last:
+            self.waiting.put(json.dumps({"finish": last}))
         self.waiting.put(None)
         try:
             status = self.process.wait(WAIT_SECONDS)
@@ -79,15 +80,18 @@ class Tracker(NoTracker):
             pass
 
 
-def make_tracker(p: Params) -> NoTracker:
-    """The tracker of fold p.fold: a wandb run in the group of p.run, or one that tracks nothing."""
+def make_tracker(p: Params, run_id: str) -> NoTracker:
+    """The tracker of fold p.fold: a wandb run in the group of p.run, or one that tracks nothing.
+
+    The same run_id again goes on with that wandb run.
+    """
     mode = pick_mode(p.wandb_mode)
     if mode == "disabled":
         return NoTracker()
     config = p.model_dump(mode="json", exclude=PLACES)  # where things lie on a machine is nobody's business
     folder = p.run_dir / "wandb"
-    settings = {"project": p.wandb_project, "group": p.run, "name": f"{p.run}-fold{p.fold}", "mode": mode,
-                "config": config, "dir": str(p.run_dir)}  # fmt: skip
+    settings = {"project": p.wandb_project, "group": p.run, "name": f"{p.run}-fold{p.fold}", "id": run_id,
+                "resume": "allow", "mode": mode, "config": config, "dir": str(p.run_dir)}  # fmt: skip
     try:
         return Tracker(settings, folder)
     except OSError as error:

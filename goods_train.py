@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,9 +23,13 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 from transformers.optimization import Adafactor
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from goods_checkpoint import adopt_fold, load_state, remove_state, save_state
 from goods_data import (
@@ -59,7 +65,7 @@ from goods_model import (
     save_trained,
     set_trainable,
 )
-from goods_params import GoodsError, Params, atomic_path, deadline, write_json
+from goods_params import GoodsError, Params, atomic_path, deadline, progress, write_json
 from goods_plan import plan
 from goods_tracking import NoTracker, make_tracker
 
@@ -105,7 +111,8 @@ def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
     task = make_task(p, goods, folds)
     set_seed(p.seed + p.fold)  # only now: whether embeddings came from the cache must not matter
     trainer = Trainer(task, p, accelerator, folder)
-    trainer.tracker = make_tracker(p) if accelerator.is_main_process else NoTracker()
+    if accelerator.is_main_process:
+        trainer.tracker = make_tracker(p, trainer.at.tracked_as)
     trainer.run()
     load_trained(task.model, folder / "model.safetensors")  # what is predicted with is what is kept
     alpha = choose_alpha(trainer, folder / "model.safetensors") if p.wise_ft else None
@@ -249,7 +256,7 @@ def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, 
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
     class_weight = class_weights(labels.numpy(), p)
     heads.train()
-    for _ in tqdm(range(p.warm_start_epochs), desc="fitting the heads", leave=False):
+    for _ in progress(range(p.warm_start_epochs), desc="fitting the heads", leave=False):
         for rows in torch.randperm(len(labels), generator=generator).split(WARM_START_BATCH):
             logits = heads(**{name: values[rows] for name, values in embeddings.items()})
             sum(output_losses(logits, labels[rows], class_weight, p.label_smoothing, len(rows)).values()).backward()
@@ -271,6 +278,7 @@ class Progress:
     best_score: float = -1.0
     soup_epochs: int = 0  # that the kept weights are the mean of
     micro_batch_size: int = 1
+    tracked_as: str = field(default_factory=lambda: secrets.token_hex(4))  # wandb's id
     log: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -306,7 +314,7 @@ class Trainer:
         at = self.at
         shown = self.accelerator.is_main_process
         done = (at.epoch - 1) * self.steps + at.step
-        with tqdm(total=self.epochs * self.steps, initial=done, desc=f"fold {self.p.fold}", disable=not shown) as bar:
+        with progress(total=self.epochs * self.steps, initial=done, desc=f"fold {self.p.fold}", shown=shown) as bar:
             while at.epoch <= self.epochs and not self._out_of_patience():
                 began = time.perf_counter()
                 self.model.train()
@@ -318,7 +326,13 @@ class Trainer:
                     bar.update()
                     self._save_in_time()
                 self._end_epoch(time.perf_counter() - began)
-                bar.set_postfix({name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", "macro_f1")})
+                said = {name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", "macro_f1")} | {
+                    "memory": memory_used()
+                }
+                bar.set_postfix(said)
+                if bar.disable and shown:
+                    print(f"fold {self.p.fold}, epoch {at.log[-1]['epoch']} of {self.epochs}: ", end="")
+                    print(*(f"{name} {value}" for name, value in said.items()), sep=", ", flush=True)
 
     def _out_of_patience(self) -> bool:
         return 0 < self.p.early_stopping <= self.at.epoch - 1 - self.at.best_epoch
@@ -440,6 +454,7 @@ class Trainer:
             where = f"step {self.at.step} of epoch {self.at.epoch}"
             print(f"max_hours {self.p.max_hours} are over: the state of fold {self.p.fold} is saved at {where}; "
                   "the same command goes on from there", flush=True)  # fmt: skip
+            self.tracker.finish()
             raise SystemExit(0)
 
     def _agreed(self, answer: bool) -> bool:
@@ -494,6 +509,16 @@ class Trainer:
         self.at = Progress(**facts["progress"])
         self.at.micro_batch_size = min(self.at.micro_batch_size, self.p.micro_batch_size or self.p.batch_size)
         print(f"fold {self.p.fold} goes on after step {self.at.step} of epoch {self.at.epoch}", flush=True)
+
+
+def memory_used() -> str:
+    """What this process holds at most so far: of the GPU's memory where there is one, else of the machine's."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU"
+    if resource is None:  # Windows
+        return "unknown"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GiB"
 
 
 def bucketed(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
@@ -712,5 +737,5 @@ def _decoded(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
     for start in range(0, len(rows), most):
         part = rows[start : start + most]
         batches = [part[at : at + p.eval_batch_size] for at in range(0, len(part), p.eval_batch_size)]
-        read = list(tqdm(make_loader(dataset, p, batch_sampler=batches), desc="reading the test set", leave=False))
+        read = list(progress(make_loader(dataset, p, batch_sampler=batches), desc="reading the test set", leave=False))
         yield TensorsDataset(**{name: torch.cat([batch[name] for batch in read]) for name in read[0]})

@@ -166,7 +166,7 @@ def executed(given: dict[str, Any]) -> dict[str, Done]:
             ("ensemble", {}),
             ("submission", {}),
             ("baseline", {"run": "words", "kind": "linear"}),
-            ("pseudo_label", {"run": "words", "kind": "linear", "pseudo_precision": 0.3}),
+            ("pseudo_label", {"config": "params/linear.yaml", "run": "words", "pseudo_precision": 0.3}),
             ("embed", {}),
         )
     }

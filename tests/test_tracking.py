@@ -91,7 +91,7 @@ def test_a_failing_wandb_costs_at_most_five_seconds(
     monkeypatch.setattr(gt, "ROOT", tmp_path)  # first on the path of wandb's process
     p = params(trained, tmp_path / "outputs")
     began = time.monotonic()
-    tracker = gt.make_tracker(p)
+    tracker = gt.make_tracker(p, "0123abcd")
     for step in range(5000):
         tracker.log({"step": step, "loss": 1.0})
     tracker.finish(metrics={}, oof="", classes=[], errors=[])
@@ -138,7 +138,7 @@ def test_a_server_that_never_answers_costs_at_most_five_seconds(
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
         began = time.monotonic()
-        tracker = gt.make_tracker(p)
+        tracker = gt.make_tracker(p, "0123abcd")
         assert isinstance(tracker, gt.Tracker)
         tracker.log({"loss": 1.0})
         tracker.finish(metrics={}, oof="", classes=[], errors=[])

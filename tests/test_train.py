@@ -165,7 +165,7 @@ def test_what_a_fold_leaves(mode: str, request: pytest.FixtureRequest) -> None:
 def test_the_log_has_a_line_an_epoch_and_the_best_is_kept(mode: str, request: pytest.FixtureRequest) -> None:
     p, _ = request.getfixturevalue(mode)
     lines = (p.run_dir / f"fold{p.fold}" / "log.jsonl").read_text().splitlines()
-    names = "epoch epochs train_loss valid_loss macro_f1 accuracy learning_rate seconds".split()
+    names = "epoch epochs train_loss valid_loss macro_f1 accuracy learning_rate gradient_norm seconds".split()
     assert all(list(json.loads(line)) == names for line in lines)
     log, metrics = log_of(p), json.loads((p.run_dir / f"fold{p.fold}" / "metrics.json").read_text())
     assert log["epoch"].tolist() == list(range(1, p.num_epochs + 1)) and (log["epochs"] == p.num_epochs).all()
