@@ -252,6 +252,42 @@ def scores_again(sample: Any, working: Path, tmp_path: Path, monkeypatch: pytest
     assert submission.set_index("id")["categories"].astype(str)[before.index].tolist() == before.tolist()
 
 
+@pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes five minutes: GOODS_SLOW=1 runs it")
+def test_stopped_in_time_and_gone_on_with_twice_it_ends_as_in_one_go(
+    sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    for path in [*ROOT.glob("goods_*.py"), ROOT / "pipeline.py", ROOT / "notebooks", ROOT / "params"]:
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, project / path.name)
+    monkeypatch.setattr(gp, "ROOT", project)
+    settings = {"tune": "full", "n_folds": 2, "num_epochs": 40, "num_workers": 0, "learning_rate": 1e-3}
+
+    def session(number: int, max_hours: float | None) -> Path:
+        root = mount(sample, tmp_path / f"session{number}", "goods-classification", "siglip-tiny")
+        if number:  # the output of the version before is attached
+            before = tmp_path / f"session{number - 1}" / "working"
+            shutil.copytree(before, root / "input" / "notebooks" / "me" / "goods-classification")
+        in_kernel.run(in_kernel.prepare(root, "params/demo.yaml", folds=[0], max_hours=max_hours, **settings))
+        return root / "working"
+
+    began = time.time()
+    whole = session(0, None).rename(tmp_path / "whole")
+    log = (whole / "outputs" / "demo" / "fold0" / "log.jsonl").read_text().splitlines()
+    trained = sum(json.loads(line)["seconds"] for line in log)
+    until_training = (whole / "outputs" / "demo" / "notebooks" / "eda.ipynb").stat().st_mtime - began + 15
+    shutil.rmtree(tmp_path / "session0")
+    sessions = 0
+    while (
+        not (working := session(sessions, (until_training + trained / 3) / 3600)).joinpath("submission.csv").is_file()
+    ):
+        assert sessions < 8
+        sessions += 1
+    assert sessions >= 2
+    for name in ("submission.csv", "outputs/demo/submission_probs.csv"):
+        assert (working / name).read_bytes() == (whole / name).read_bytes()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is attached
 # ---------------------------------------------------------------------------------------------------------------------

@@ -48,6 +48,16 @@ def test_the_files_it_names_are_there():
         assert (ROOT / path).is_file(), path
 
 
+def test_the_chinese_readme_has_the_same_commands_and_sections():
+    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    commands = [re.sub(r"(?m)^ +", "", block) for block in re.findall(r"```bash\n(.*?)```", chinese, re.DOTALL)]
+    assert commands == [re.sub(r"(?m)^ +", "", block) for block in BLOCKS]
+    named = r"`((?:params|notebooks|outputs|models)/[\w./-]+|\w+\.(?:html|ipynb|csv|yaml|py|txt|json))`"
+    assert set(re.findall(named, chinese)) <= set(re.findall(named, README))
+    fields = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)(?:=\w+)?`", chinese))
+    assert fields - set(Params.model_fields) <= {"compressed_text", "compressed_status"}
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory, sample) -> Path:
     """The project in a folder of its own, with the sample and this Python as its .venv."""
