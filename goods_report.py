@@ -38,7 +38,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; mar
 h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-size: 13px; margin: .6rem 0; }
 td, th { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee; }
-td:first-child, th:first-child, td.text { text-align: left; overflow-wrap: anywhere; }
+td:first-child, th:first-child, .words td, .words th { text-align: left; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } .missing { background: #fff3cd; padding: .6rem 1rem; border-left: 4px solid #e69f00; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 1rem; align-items: start; }
 .figures img { width: 100%; } .score { font-size: 1.3rem; } details { margin: .6rem 0; }
@@ -52,7 +52,7 @@ td:first-child, th:first-child, td.text { text-align: left; overflow-wrap: anywh
 {% if figures %}<h2>Figures</h2><div class="figures">
 {% for name, data in figures %}<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
 {% endfor %}</div>{% endif %}
-{% if issues %}<h2>Labels to look at again</h2><div class="wide">{{ issues }}</div>{% endif %}
+{% if issues %}<h2>Labels to look at again</h2><div class="wide words">{{ issues }}</div>{% endif %}
 <h2>How it was made</h2>
 <details open><summary>Parameters that differ from the defaults</summary>{{ changed }}</details>
 <details><summary>All parameters</summary>{{ parameters }}</details>

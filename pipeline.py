@@ -403,7 +403,7 @@ def print_summary(pipeline: Pipeline) -> None:
     for step, took in pipeline.took.items():
         print(f"{step!s:<13} {took}")
     print("\nfiles")
-    for path in (run_dir / "submission.csv", run_dir / "submission_probs.csv", run_dir / "notebooks"):
+    for path in (run_dir / name for name in ("submission.csv", "submission_probs.csv", "report.html", "notebooks")):
         if path.exists():
             print(f"{shown(path)}{os.sep if path.is_dir() else ''}")
 

@@ -156,7 +156,7 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     p = gp.load_params(config, **given)
     if "run" not in p.model_fields_set:  # the pipeline's rule, too
         p = gp.load_params(config, **given, run=Path(config).stem)
-    pretrained = p.kind in ("dual", "text")
+    pretrained = p.kind in ("dual", "text", "knn")
     if pretrained:
         _link_model(p, attached["model"], inputs)
     before = earlier_run(attached["run"], p)
