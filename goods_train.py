@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import secrets
@@ -287,6 +288,7 @@ class Trainer:
 
     def __init__(self, task: Task, p: Params, accelerator: Accelerator, folder: Path) -> None:
         self.task, self.p, self.accelerator, self.folder = task, p, accelerator, folder
+        self.rows = hashlib.sha256("|".join([*task.ids, *map(str, task.labels["train"])]).encode()).hexdigest()[:16]
         self.epochs = 1 if p.debug else p.num_epochs
         self.steps = math.ceil(len(task.ids) / p.batch_size)
         self.stop_at, self.saved_at = deadline(p), time.monotonic()
@@ -473,7 +475,12 @@ class Trainer:
                 (tensors if isinstance(value, Tensor) else scalars)[f"optimizer.{i}.{name}"] = value
         states = gather_object([random_state()])
         tensors |= {f"random.{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()}
-        facts = {"progress": asdict(self.at), "schedule": self.schedule.state_dict(), "scalars": scalars}
+        facts = {
+            "rows": self.rows,
+            "progress": asdict(self.at),
+            "schedule": self.schedule.state_dict(),
+            "scalars": scalars,
+        }
         facts["scaler"] = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         if self.accelerator.is_main_process:
             save_state(self.folder, tensors, facts)
@@ -487,6 +494,9 @@ class Trainer:
         model = trained(self.task.model)
         if {n.removeprefix("model.") for n in tensors if n.startswith("model.")} != set(model):
             raise GoodsError(f"the checkpoint in {self.folder} belongs to other parameters; delete {self.folder}")
+        if facts.get("rows", self.rows) != self.rows:
+            raise GoodsError(f"the training rows of fold {self.p.fold} are others than those of its checkpoint "
+                             f"(are the pseudo-labels new?); delete {self.folder}")  # fmt: skip
         for kind, own in (("model", model), ("ema", self.ema)):
             for name, tensor in own.items():
                 tensor.data.copy_(tensors[f"{kind}.{name}"])

@@ -198,6 +198,22 @@ def test_pseudo_labels_that_can_not_be_used(make, trained, tmp_path):
         fit(p)
 
 
+def test_a_checkpoint_of_other_pseudo_labels_is_refused(make):
+    teacher = make(run="teacher", **HEAD)
+    goods = gu.read_goods(teacher)
+    gu.read_folds(goods, teacher)
+    path = gl.pseudo_path(teacher.run_dir, 1)
+    path.parent.mkdir(parents=True)
+    goods.test[["id"]].head(9).assign(label=3).to_parquet(path)
+    recipe = HEAD | {"num_epochs": 500}
+    p = make(run="student", **recipe, pseudo_from="teacher", max_hours=0.3 / 3600, checkpoint_minutes=0)
+    with pytest.raises(SystemExit):
+        fit(p)
+    goods.test[["id"]].head(8).assign(label=3).to_parquet(path)
+    with pytest.raises(GoodsError, match="training rows of fold 1 are others than those of its checkpoint"):
+        fit(p)
+
+
 # Neighbours
 
 
