@@ -327,6 +327,7 @@ def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
         output, _ = process.communicate(timeout=120)
         assert process.returncode in (0, -signal.SIGKILL), output.decode()
     assert kills == 5
+    assert "epoch 6 of 6: train_loss" in output.decode() and "\r" not in output.decode()  # a line an epoch, no bars
     whole = p.run_dir / "fold1" / "oof.parquet"
     assert whole.read_bytes() == (folder / "oof.parquet").read_bytes()
 
