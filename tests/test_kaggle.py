@@ -279,9 +279,9 @@ def test_stopped_in_time_and_gone_on_with_twice_it_ends_as_in_one_go(
     shutil.rmtree(tmp_path / "session0")
     sessions = 0
     while (
-        not (working := session(sessions, (until_training + trained / 3) / 3600)).joinpath("submission.csv").is_file()
+        not (working := session(sessions, (until_training + trained / 5) / 3600)).joinpath("submission.csv").is_file()
     ):
-        assert sessions < 8
+        assert sessions < 12
         sessions += 1
     assert sessions >= 2
     for name in ("submission.csv", "outputs/demo/submission_probs.csv"):
