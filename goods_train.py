@@ -24,8 +24,6 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import get_cosine_schedule_with_warmup
-from transformers.optimization import Adafactor
 
 try:
     import resource
@@ -254,7 +252,7 @@ def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, 
     steps = p.warm_start_epochs * math.ceil(len(labels) / WARM_START_BATCH)
     # Not at head_learning_rate: what moves fitted heads gently is far too slow to fit them.
     optimizer = make_optimizer(heads, p.model_copy(update={"head_learning_rate": p.warm_start_learning_rate}))
-    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
+    schedule = cosine_schedule(optimizer, steps // 10, steps)
     class_weight = class_weights(labels.numpy(), p)
     heads.train()
     for _ in progress(range(p.warm_start_epochs), desc="fitting the heads", leave=False):
@@ -296,7 +294,7 @@ class Trainer:
         self.model = accelerator.prepare_model(task.model)
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(task.model, p))
         total = self.epochs * self.steps
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, int(p.warmup_ratio * total), total)
+        self.schedule = cosine_schedule(self.optimizer, int(p.warmup_ratio * total), total)
         self.class_weight = class_weights(task.labels["train"], p).to(accelerator.device)
         self.ema = {name: t.detach().clone() for name, t in trained(task.model).items()} if p.ema_decay else {}
         self.soup: dict[str, Tensor] = {}
@@ -631,8 +629,17 @@ def make_optimizer(model: nn.Module, p: Params) -> torch.optim.Optimizer:
         groups.setdefault((rate, decay), []).append(parameter)
     listed = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
     if p.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
         return Adafactor(listed, scale_parameter=False, relative_step=False, warmup_init=False)
     return torch.optim.AdamW(listed)
+
+
+def cosine_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Up to the peak rate in `warmup` steps, then down along a cosine to nothing."""
+    from transformers.optimization import get_cosine_schedule_with_warmup  # 1.5 s that only training pays
+
+    return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
 
 
 def class_weights(labels: np.ndarray, p: Params) -> Tensor:
