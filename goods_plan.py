@@ -195,7 +195,7 @@ def plan(p: Params, gpu: str | None = None, products: int | None = None) -> Plan
         return measure_footprint(config, p, precision)
 
     def measure(p: Params) -> Footprint:
-        return counted(p.model_copy(update={"optimizer": "adamw", "wise_ft": False, "ema_decay": 0.0}))
+        return counted(p.model_copy(update={"optimizer": "adamw", "wise_ft": False, "ema_decay": 0.0, "soup": False}))
 
     footprint = measure(p)
     hours = estimate_hours(p, footprint.flops, rows, card, precision)
@@ -447,8 +447,8 @@ class Footprint:
             return {"embedding": dict.fromkeys(PARTS, 0) | self.evaluation}
         fp32 = 4 * self.trainable
         always = {WEIGHTS: self.step[WEIGHTS], OPTIMIZER: self.optimizer(p), FURTHER: fp32 if p.ema_decay else 0}
-        # The average stands in for the weights while it is scored, and these are kept meanwhile.
-        seen = self.evaluation | always | {FURTHER: 2 * always[FURTHER]}
+        # An average stands in for the weights while it is scored, and these are kept meanwhile; a soup is mixed first.
+        seen = self.evaluation | always | {FURTHER: always[FURTHER] + (2 * fp32 if p.soup else always[FURTHER])}
         found = {
             "training": self.step | always,
             "optimizer": always | {GRADIENTS: fp32, ACTIVATIONS: optimizer_buffers(self.trained, self.rates, p)},
