@@ -307,7 +307,6 @@ def _nested_weights(members: list[np.ndarray], labels: np.ndarray, folds: np.nda
     stacked = np.stack(members)
     oof = np.zeros_like(stacked[0])
     for k in np.unique(folds):
-        oof[folds == k] = weights_by_log_loss(stacked[:, folds != k], labels[folds != k]).predict(
-            stacked[:, folds == k]
-        )
+        weights = fit_weights(stacked[:, folds != k], labels[folds != k])
+        oof[folds == k] = np.tensordot(weights, stacked[:, folds == k], 1)
     return oof

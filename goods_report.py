@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +96,13 @@ def run_figures(run_dir: Path) -> dict[str, Figure | bytes]:
     """All figures of a run by name, drawn anew from its files without a model; those of photos as they were saved."""
     classes = _json(run_dir / "labels.json").get("classes", [])
     found: dict[str, Figure | bytes] = {}
-
-    def add(name: str, draw: Callable[[], Figure]) -> None:
-        found[name] = draw()
-
     if len(logs := read_logs(run_dir)):
-        add("learning_curves", lambda: plots.learning_curves(logs))
+        found["learning_curves"] = plots.learning_curves(logs)
         if "gradient_norm" in logs:
-            add("rates_and_gradients", lambda: plots.rates_and_gradients(logs))
+            found["rates_and_gradients"] = plots.rates_and_gradients(logs)
     folds = _table(run_dir / "folds.parquet")
     if folds is not None:
-        add("fold_balance", lambda: plots.fold_balance(folds["fold"], folds["label"], classes))
+        found["fold_balance"] = plots.fold_balance(folds["fold"], folds["label"], classes)
     if (oof := _table(run_dir / "ensemble" / "oof.parquet")) is not None:
         found |= prediction_figures(run_dir, oof, classes)
     for name in PHOTO_FIGURES:
@@ -121,11 +116,10 @@ def prediction_figures(run_dir: Path, oof: pd.DataFrame, classes: list[str]) -> 
     """Figures of out-of-fold predictions, a table as in ensemble/oof.parquet."""
     labels, logits = oof["label"], frame_logits(oof)
     predictions, metrics = logits.argmax(1), _json(run_dir / "ensemble" / "metrics.json")
-    before = [_table(folder / "oof.parquet") for folder in _folds(run_dir)]
-    raw = pd.concat([table for table in before if table is not None]) if before else None
+    before = [table for folder in _folds(run_dir) if (table := _table(folder / "oof.parquet")) is not None]
     outputs = {"calibrated": logits}
-    if raw is not None and len(raw) == len(oof):
-        outputs = {"before": frame_logits(oof[["id"]].merge(raw, on="id"))} | outputs
+    if sum(map(len, before)) == len(oof):
+        outputs = {"before": frame_logits(oof[["id"]].merge(pd.concat(before), on="id"))} | outputs
     found = {
         "modalities": plots.modality_scores(fold_scores(oof).xs("macro_f1", axis=1, level=1)),
         "reliability": plots.reliability(labels, outputs),

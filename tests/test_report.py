@@ -53,6 +53,11 @@ def test_a_run_without_folds_or_ensemble_says_what_is_missing(run: Params):
     assert "Folds not trained: 0, 1, 2." in gr.write_report(bare).read_text(encoding="utf-8")
 
 
+def test_damaged_predictions_of_a_fold_leave_the_rest(run: Params):
+    (run.run_dir / "fold1" / "oof.parquet").write_bytes(b"torn")
+    assert "reliability" in gr.run_figures(run.run_dir) and 'alt="reliability"' in gr.write_report(run).read_text()
+
+
 def test_nothing_of_the_goods_is_taken_for_html(run: Params):
     evil = "<script>alert(1)</script>"
     path = run.run_dir / "ensemble" / "label_issues.csv"
