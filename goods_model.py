@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
@@ -19,11 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from goods_data import PhotoDataset, TokensDataset
 from goods_params import GoodsError, Params, atomic_path, progress, resolve
+
+if TYPE_CHECKING:  # a second and a half that only those who load a model pay
+    from transformers import PreTrainedModel
 
 # A classifier gives the first two no gradient, nor the pooler that TextEncoder leaves out.
 NEVER_TRAINED = ("logit_scale", "logit_bias", "pooler.", "text_model.embeddings.token_embedding",
@@ -88,6 +91,8 @@ def _lower(texts: Sequence[str]) -> list[str]:
 
 def load_processor(model_name: str) -> Processor:
     """The processor of a local directory; raises GoodsError when the directory is missing, incomplete or damaged."""
+    from transformers import AutoProcessor  # with all of transformers behind it, as a model, too
+
     folder = resolve(model_name)
     _check_model_dir(folder)
     try:
