@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from conftest import Sample
+from loopback import Handler, Server, serving
 from test_notebooks import arguments, papermill
 
 import goods_text as gt
@@ -27,14 +27,11 @@ from goods_params import ROOT, GoodsError, read_params
 KEY = "sk-test-7f3a91"
 
 
-class Server(ThreadingHTTPServer):
-    """/v1/chat/completions: answers with the text's first words; `faults` maps a mark in a text to what goes wrong."""
-
-    daemon_threads = True
-    request_queue_size = 128
+class LanguageModel(Server):
+    """/v1/chat/completions: answers with the text's first words; a mark in a text (#429 ...) is what goes wrong."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Chat)
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.times: dict[str, list[float]] = {}
@@ -42,20 +39,11 @@ class Server(ThreadingHTTPServer):
         self.delay, self.now, self.most = 0.0, 0, 0
         self.lock = threading.Lock()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that were killed or timed out are part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class Chat(Handler):
     def do_POST(self) -> None:
         server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.body())
         text = body["messages"][-1]["content"]
         with server.lock:
             server.requests.append(body)
@@ -74,21 +62,21 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, model: str, text: str, tries: int) -> None:
         first = tries == 1
         if self.headers["Authorization"] != f"Bearer {KEY}":
-            return self._send(401, {"error": {"message": f"Incorrect API key: {self.headers['Authorization']}"}})
+            return self.say(401, {"error": {"message": f"Incorrect API key: {self.headers['Authorization']}"}})
         if self.path != "/v1/chat/completions" or model == "unknown":
-            return self._send(404, {"error": {"message": f"The model `{model}` does not exist"}})
+            return self.say(404, {"error": {"message": f"The model `{model}` does not exist"}})
         if "#429" in text and first:
-            return self._send(429, {"error": {"message": "slow down"}}, {"Retry-After": "1"})
+            return self.say(429, {"error": {"message": "slow down"}}, {"Retry-After": "1"})
         if ("#500" in text and first) or "#always500" in text:
-            return self._send(500, {"error": {"message": "overloaded"}})
+            return self.say(500, {"error": {"message": "overloaded"}})
         if "#400" in text:
-            return self._send(400, {"error": {"message": "the text is against the rules"}})
+            return self.say(400, {"error": {"message": "the text is against the rules"}})
         if "#timeout" in text and first:
             time.sleep(1.5)
         if "#notjson" in text:
-            return self._send(200, b"<html>a proxy's page</html>", {"Content-Type": "text/html"})
+            return self.say(200, b"<html>a proxy's page</html>", {"Content-Type": "text/html"})
         if "#noshape" in text:
-            return self._send(200, {"object": "chat.completion", "result": "hello"})
+            return self.say(200, {"object": "chat.completion", "result": "hello"})
         content, finish = " ".join(text.split()[:4]), "stop"
         if "#empty" in text:
             content = None
@@ -98,35 +86,18 @@ class Handler(BaseHTTPRequestHandler):
             finish = "length"
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish}
         usage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
-        self._send(200, {"id": "1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice],
+        self.say(200, {"id": "1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice],
                          "usage": usage})  # fmt: skip
         with self.server.lock:
             self.server.answered[text] += 1
-
-    def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(LanguageModel()) as server:
+        yield server
 
 
 def write_goods(folder: Path, train: list[str], test: list[str]) -> Path:
@@ -141,10 +112,10 @@ def write_goods(folder: Path, train: list[str], test: list[str]) -> Path:
     return folder
 
 
-def api_params(tmp_path: Path, server: Server, **more: Any) -> gt.CompressParams:
+def api_params(tmp_path: Path, server: LanguageModel, **more: Any) -> gt.CompressParams:
     fields: dict[str, Any] = {
         "outputs_dir": str(tmp_path / "out"), "data_dir": str(tmp_path / "goods"), "llm": "api", "llm_model": "mini",
-        "llm_base_url": server.url, "llm_max_retries": 2, "llm_timeout": 1.0,
+        "llm_base_url": f"{server.url}/v1", "llm_max_retries": 2, "llm_timeout": 1.0,
     }  # fmt: skip
     return read_params(fields | more, gt.CompressParams)
 
@@ -158,7 +129,7 @@ def status_of(result: gt.Compressed) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_each_text_is_asked_for_once_and_never_with_its_label(server: Server, tmp_path: Path) -> None:
+def test_each_text_is_asked_for_once_and_never_with_its_label(server: LanguageModel, tmp_path: Path) -> None:
     long = " ".join(f"word{k}" for k in range(15_000))
     assert len(long) > 100_000
     train = [f"a lamp of kind {k % 90} for desks, with a very bright bulb" for k in range(180)] + [long, ""]
@@ -188,7 +159,7 @@ def test_each_text_is_asked_for_once_and_never_with_its_label(server: Server, tm
     assert set(server.asked.values()) == {2}
 
 
-def test_a_training_reads_the_tables(server: Server, sample: Sample, tmp_path: Path) -> None:
+def test_a_training_reads_the_tables(server: LanguageModel, sample: Sample, tmp_path: Path) -> None:
     p = api_params(tmp_path, server, data_dir=str(sample.data), llm_timeout=20)
     gt.compress_goods(p)
     tables = {f"{name}_csv": str(p.compressed_dir / f"{name}.csv") for name in ("train", "test")}
@@ -203,7 +174,7 @@ def test_a_training_reads_the_tables(server: Server, sample: Sample, tmp_path: P
     assert short.train["text"].str.len().sum() < whole.train["text"].str.len().sum() / 2
 
 
-def test_what_goes_wrong_with_some_texts(server: Server, tmp_path: Path) -> None:
+def test_what_goes_wrong_with_some_texts(server: LanguageModel, tmp_path: Path) -> None:
     marks = "429 500 timeout always500 400 notjson noshape empty long cut".split()
     texts = [f"this is product #{mark} and more words" for mark in marks] + ["a plain product with more words"]
     write_goods(tmp_path / "goods", texts, ["another plain product of words"])
@@ -244,7 +215,7 @@ def test_what_goes_wrong_with_some_texts(server: Server, tmp_path: Path) -> None
     ],
 )
 def test_an_api_that_cannot_serve_stops_the_job(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
+    server: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
 ) -> None:
     mark = change.pop("goods", "")
     write_goods(tmp_path / "goods", [f"one {mark}", f"two {mark}"], [f"three {mark}"])
@@ -257,7 +228,7 @@ def test_an_api_that_cannot_serve_stops_the_job(
     assert not p.compressed_dir.exists()
 
 
-def test_an_endpoint_that_dies_stops_the_job_and_keeps_what_it_answered(server: Server, tmp_path: Path) -> None:
+def test_an_endpoint_that_dies_stops_the_job_and_keeps_what_it_answered(server: LanguageModel, tmp_path: Path) -> None:
     good, bad = [f"good {k}" for k in range(30)], [f"bad {k} #always500" for k in range(60)]
     write_goods(tmp_path / "goods", good + bad, ["test"])
     p = api_params(tmp_path, server, llm_max_retries=0, llm_concurrency=4)
@@ -277,7 +248,7 @@ goods_text.compress_goods(read_params(__import__("json").loads(sys.argv[1]), goo
 """
 
 
-def test_killed_half_way_and_resumed(server: Server, tmp_path: Path) -> None:
+def test_killed_half_way_and_resumed(server: LanguageModel, tmp_path: Path) -> None:
     texts = [f"product {k} of a shop for everything" for k in range(300)]
     write_goods(tmp_path / "goods", texts, ["a test product of a shop"])
     server.delay = 0.1
@@ -304,9 +275,9 @@ def test_killed_half_way_and_resumed(server: Server, tmp_path: Path) -> None:
     assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 301
 
 
-def test_the_notebook(server: Server, sample: Sample, tmp_path: Path) -> None:
+def test_the_notebook(server: LanguageModel, sample: Sample, tmp_path: Path) -> None:
     given = {"outputs_dir": tmp_path, "data_dir": sample.data, "model_name": sample.model, "llm": "api",
-             "llm_model": "mini", "llm_base_url": server.url}  # fmt: skip
+             "llm_model": "mini", "llm_base_url": f"{server.url}/v1"}  # fmt: skip
     done = papermill("notebooks/compress_text.ipynb", tmp_path / "done.ipynb", *arguments(**given))
     assert done.status == 0, done.stderr
     assert len(done.pictures()) == 2 and "share of the texts that fit in" in done.printed()
@@ -405,7 +376,7 @@ def test_a_key_in_place_of_its_variable_is_not_repeated() -> None:
     assert KEY not in str(error.value)
 
 
-def test_bad_tables(server: Server, tmp_path: Path) -> None:
+def test_bad_tables(server: LanguageModel, tmp_path: Path) -> None:
     goods = write_goods(tmp_path / "goods", ["one", "two"], ["three"])
     p = api_params(tmp_path, server)
     gt.compress_goods(p)
