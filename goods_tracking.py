@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -99,41 +100,59 @@ def make_tracker(p: Params, run_id: str) -> NoTracker:
         return NoTracker()
 
 
-def pick_mode(wanted: str) -> str:
-    """online, offline or disabled; auto: as WANDB_MODE says, else online with a key and a network, else offline."""
+def pick_mode(wanted: str, key_follows: bool = False) -> str:
+    """online, offline or disabled; auto: as WANDB_MODE says, else online with a key and a network, else offline.
+
+    With `key_follows` the key is taken for granted.
+    """
     if wanted == "auto":
         wanted = os.environ.get("WANDB_MODE", "auto")
     if wanted not in ("auto", "online"):
         return wanted if wanted in ("offline", "disabled") else "offline"
+    return "online" if (key_follows or has_key()) and _has_network() else "offline"
+
+
+def _server() -> tuple[str, int]:
+    """Host and port of wandb's server."""
     base = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host, port = base.hostname or "api.wandb.ai", base.port or (80 if base.scheme == "http" else 443)
-    return "online" if _has_key(host) and _reachable(host, port) else "offline"
+    return base.hostname or "api.wandb.ai", base.port or (80 if base.scheme == "http" else 443)
 
 
-def _has_key(host: str) -> bool:
+def has_key() -> bool:
+    """Whether wandb finds a key: WANDB_API_KEY, or that of its server in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc().authenticators(_server()[0]) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
 
-def _reachable(host: str, port: int) -> bool:
-    answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
+def _has_network() -> bool:
+    """Whether wandb's server takes a connection."""
 
-    def ask() -> None:
+    def connect() -> bool:
+        socket.create_connection(_server(), PROBE_SECONDS).close()
+        return True
+
+    return bool(answer_within(PROBE_SECONDS, connect))  # looking up a name has no time limit of its own
+
+
+def answer_within(seconds: float, ask: Callable[[], Any]) -> Any:
+    """What `ask` returns, or None when it raises or takes longer; it is then left behind in a thread of its own."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def run() -> None:
         try:
-            socket.create_connection((host, port), PROBE_SECONDS).close()
-            answers.put(True)
-        except OSError:
-            answers.put(False)
+            answers.put(ask())
+        except Exception:
+            answers.put(None)
 
-    threading.Thread(target=ask, daemon=True).start()  # looking up a name has no time limit of its own
+    threading.Thread(target=run, daemon=True).start()
     try:
-        return answers.get(timeout=PROBE_SECONDS)
+        return answers.get(timeout=seconds)
     except queue.Empty:
-        return False
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -187,9 +187,14 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def make_metadata(
-    user: str, competition: str = COMPETITION, model: str = "", weights: str = "", resume: str = "no"
+    user: str,
+    competition: str = COMPETITION,
+    model: str = "",
+    weights: str = "",
+    resume: str = "no",
+    internet: str = "no",
 ) -> dict[str, Any]:
-    """What kernel-metadata.json says: two T4s, no internet, private.
+    """What kernel-metadata.json says: two T4s, private, and no internet unless `internet` is "yes".
 
     `model` is the backbone as a dataset, owner/name, or as a model, owner/model/framework/variation/version; `weights`
     a dataset with a run's trained folds. With `resume` "yes" the kernel's own last output is attached.
@@ -205,7 +210,7 @@ def make_metadata(
         "is_private": True,
         "enable_gpu": True,
         "enable_tpu": False,
-        "enable_internet": False,
+        "enable_internet": internet == "yes",
         "machine_shape": "NvidiaTeslaT4",
         "competition_sources": [competition],
         "dataset_sources": datasets,
@@ -242,19 +247,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help=f"the backbone: owner/name (USER/{BACKBONE}), or a Kaggle model")
     parser.add_argument("--weights", help="a dataset with trained folds: owner/name")
     parser.add_argument("--resume", choices=("yes", "no"), help="attach the kernel's own last output")
+    parser.add_argument("--internet", choices=("yes", "no"), help="for wandb online; nothing else needs it")
     given = parser.parse_args(arguments)
     try:
         if given.check:
             check()
             return
-        sources = {name: getattr(given, name) for name in ("competition", "model", "weights", "resume")}
-        sources = {name: value for name, value in sources.items() if value}
-        if sources and not given.user:
-            raise GoodsError(f"whose kernel is it? --{' --'.join(sources)} must come with --user (make: USER=...)")
+        names = ("competition", "model", "weights", "resume", "internet")
+        choices = {name: getattr(given, name) for name in names if getattr(given, name)}
+        if choices and not given.user:
+            raise GoodsError(f"whose kernel is it? --{' --'.join(choices)} must come with --user (make: USER=...)")
         path = write_text(FOLDER / NOTEBOOK, make_notebook(set_parameters(given.set)))
         print(f"{path.relative_to(ROOT)} built, {path.stat().st_size / 1000:.0f} kB")
         if given.user:
-            metadata = make_metadata(given.user, **sources)
+            metadata = make_metadata(given.user, **choices)
             write_json(FOLDER / METADATA, metadata)
             attached = [source for name in metadata if name.endswith("_sources") for source in metadata[name]]
             print(f"{(FOLDER / METADATA).relative_to(ROOT)} is for {metadata['id']}, with {', '.join(attached)}")

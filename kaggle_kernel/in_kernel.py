@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 import goods_params as gp
+import goods_tracking as gt
 from goods_checkpoint import CURRENT, PREVIOUS, adopt_fold
 from goods_params import GoodsError, Params
 
 MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
 FREE_GB = 2.0  # the least to start with: executed notebooks, predictions and the weights of small models
+SECRET = "WANDB_API_KEY"
+SECRET_SECONDS = 10.0  # for Kaggle to hand out a secret
 NEEDS_MODEL = "make kernel MODEL=owner/dataset, or owner/model/framework/variation/version"
 
 
@@ -225,7 +228,7 @@ def run(session: Session) -> None:
     cache.unlink(missing_ok=True)
     cache.symlink_to(session.scratch / "cache", target_is_directory=True)
     try:
-        status, lines = _stream(session.command)
+        status, lines = _stream(session.command, wandb_environment(session.p))
     finally:
         cache.unlink(missing_ok=True)
         _tidy(session.p.run_dir)
@@ -238,10 +241,32 @@ def run(session: Session) -> None:
         print("to go on, attach this output to the next version: make kernel USER=... RESUME=yes, then make push")
 
 
-def _stream(command: list[str]) -> tuple[int, list[str]]:
+def wandb_environment(p: Params) -> dict[str, str]:
+    """The key of wandb from Kaggle's Secrets, for the pipeline's environment alone: no file and no cell shows it.
+
+    Empty where tracking stays offline or needs no key from there; says in a line how it will be.
+    """
+    mode = gt.pick_mode(p.wandb_mode, key_follows=True)
+    if mode != "online" or gt.has_key():
+        print(f"wandb: {mode}")
+    elif key := gt.answer_within(SECRET_SECONDS, _read_secret):
+        print(f"wandb: online, with the secret {SECRET}")
+        return {SECRET: key}
+    else:
+        print(f"wandb: offline, no secret {SECRET} is attached (in the notebook's editor: Add-ons, Secrets)")
+    return {}
+
+
+def _read_secret() -> str:
+    from kaggle_secrets import UserSecretsClient  # Kaggle's image has it
+
+    return UserSecretsClient().get_secret(SECRET).strip()
+
+
+def _stream(command: list[str], more: dict[str, str]) -> tuple[int, list[str]]:
     """Runs a command, showing its lines as they come; returns its exit status and its lines."""
     path = os.pathsep.join(filter(None, [str(gp.ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | more
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=gp.ROOT, env=environment, text=True, errors="replace", **streams)
     lines = []

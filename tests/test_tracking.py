@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -15,12 +16,14 @@ from typing import Any
 
 import pytest
 from conftest import Run
+from loopback import Handler, Server, serving
 
 import goods_tracking as gt
 import goods_utils as gu
 from goods_params import Params
 
 BLOCK = 32768
+SECRET = "0123456789abcdef0123456789abcdef01234567"
 FAILURES = {
     "raises when imported": "raise RuntimeError('no wandb today')",
     "hangs when imported": "import time; time.sleep(60)",
@@ -52,12 +55,90 @@ def records(data: bytes) -> Iterator[bytes]:
             whole = b""
 
 
+class Wandb(Server):
+    """wandb's server, as far as its client needs it: keeps what is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(Api)
+        self.run: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+        self.artifacts: list[str] = []
+        self.exit_code: int | None = None
+        self.keys: set[str] = set()
+
+
+class Api(Handler):
+    def do_POST(self) -> None:
+        body = self.body()
+        if self.path == "/graphql":
+            self.say(200, {"data": self._answer(json.loads(body))})
+            return
+        if self.path.endswith("/file_stream"):
+            sent = json.loads(body)
+            lines = sent.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+            self.server.history += map(json.loads, lines)
+            self.server.exit_code = sent.get("exitcode", self.server.exit_code)
+            self.server.keys.add(base64.b64decode(self.headers["Authorization"].split()[1]).decode())
+        self.say(200, {})
+
+    def do_PUT(self) -> None:
+        self.server.files[self.path.removeprefix("/upload/")] = self.body()
+        self.say(200, {})
+
+    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        given = asked.get("variables") or {}
+        upload = {"id": "file", "uploadUrl": f"{self.server.url}/upload/", "uploadHeaders": [], "storagePath": "x"}
+        match asked.get("operationName"):
+            case "Viewer":
+                return {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+            case "UpsertBucket":
+                self.server.run |= {name: value for name, value in given.items() if value is not None}
+                project = {"id": "p", "name": given["project"], "entity": {"id": "e", "name": "me"}}
+                return {"upsertBucket": {"inserted": True, "bucket": given | {"id": "b", "project": project}}}
+            case "CreateRunFiles":
+                files = [upload | {"name": f, "uploadUrl": f"{upload['uploadUrl']}{f}"} for f in given["files"]]
+                return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+            case "CreateArtifact":
+                self.server.artifacts.append(given["input"]["artifactCollectionName"])
+                made = {"id": "a", "state": "PENDING", "artifactSequence": {"id": "s", "latestArtifact": None}}
+                return {"createArtifact": {"artifact": made}}
+            case "CreateArtifactFiles":
+                names = [file["name"] for file in given["input"]["artifactFiles"]]
+                nodes = [upload | {"uploadUrl": f"{upload['uploadUrl']}artifact/{name}", "artifact": {"id": "a"}}
+                         for name in names]  # fmt: skip
+                return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+            case "CreateArtifactManifest" | "UpdateArtifactManifest" as name:
+                return {name[0].lower() + name[1:]: {"artifactManifest": {"id": "m", "file": upload}}}
+            case "CommitArtifact":
+                return {"commitArtifact": {"artifact": {"id": "a", "digest": "d"}}}
+            case _:  # of a run or an artifact that isn't there yet
+                return {"project": {"artifact": None}}
+
+
+def test_an_online_run_tells_the_server_all(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setattr(gt, "WAIT_SECONDS", 60.0)
+    with serving(Wandb()) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        p = params(trained, tmp_path, wandb_mode="online")
+        metrics = gu.fit_fold(p, trained.goods)
+    assert (server.run["groupName"], server.run["displayName"]) == ("mini", "mini-fold0") and server.exit_code == 0
+    assert json.loads(server.run["config"])["num_epochs"]["value"] == 2
+    assert max(line.get("macro_f1", 0) for line in server.history) == pytest.approx(metrics["fused"]["macro_f1"])
+    assert any("worst_errors" in line for line in server.history)
+    assert "mini-fold0-predictions" in server.artifacts
+    assert server.files["artifact/oof.parquet"] == (p.run_dir / "fold0" / "oof.parquet").read_bytes()
+    assert server.keys == {f"api:{SECRET}"}
+    assert not [f for f in p.run_dir.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
+
+
 def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wandb.proto import wandb_internal_pb2
 
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setattr(gt, "WAIT_SECONDS", 60.0)
     p = params(trained, tmp_path)
     metrics = gu.fit_fold(p, trained.goods)
@@ -79,8 +160,7 @@ def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
     media = {f.name.split("_table")[0].split("_")[0] for f in path.parent.glob("files/media/table/*.json")}
     assert {"confusion", "roc", "pr", "worst"} <= media
     assert list(path.parent.glob("files/media/images/worst_photos*"))
-    secret = b"0123456789abcdef0123456789abcdef01234567"
-    assert not [f for f in p.run_dir.rglob("*") if f.is_file() and secret in f.read_bytes()]
+    assert not [f for f in p.run_dir.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -136,7 +216,7 @@ def test_a_server_that_never_answers_costs_at_most_five_seconds(
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef0123456789abcdef01234567")
+        monkeypatch.setenv("WANDB_API_KEY", SECRET)
         began = time.monotonic()
         tracker = gt.make_tracker(p, "0123abcd")
         assert isinstance(tracker, gt.Tracker)
