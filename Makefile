@@ -42,9 +42,10 @@ bench: .venv/installed ## what costs what, as ratios inside one run: benchmarks/
 	@$(PY) benchmarks/bench.py
 
 # USER is a variable of the shell, too: only one given to make counts.
-kernel: .venv/installed ## builds the Kaggle kernel: make kernel USER=me [COMPETITION= MODEL= WEIGHTS= RESUME=yes ARGS="--set folds=[0]"]
+kernel: .venv/installed ## builds the Kaggle kernel: make kernel USER=me [COMPETITION= MODEL= WEIGHTS= RESUME=yes INTERNET=yes ARGS="--set folds=[0]"]
 	@$(PY) -m kaggle_kernel.build $(if $(filter command,$(origin USER)),--user $(USER)) $(if $(COMPETITION),--competition \
-	$(COMPETITION)) $(if $(MODEL),--model $(MODEL)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(RESUME),--resume $(RESUME)) $(ARGS)
+	$(COMPETITION)) $(if $(MODEL),--model $(MODEL)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(RESUME),--resume $(RESUME)) \
+	$(if $(INTERNET),--internet $(INTERNET)) $(ARGS)
 
 push: .venv/installed ## checks the kernel, pushes it to Kaggle, reads the answer
 	@$(PY) -m kaggle_kernel.push push
@@ -65,19 +66,25 @@ clean: ## removes .venv, caches and what the demo made; other data, models and r
 	rm -rf .venv .venv-kaggle build *.egg-info $(DEMO) .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so an install that failed is done again. A .venv without pip (the remains of one that could
+# The stamps are written last, so an install that failed is done again. A .venv without pip (the remains of one that could
 # not be made) or with an older Python is made anew.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+define check-python
+@$(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || \
+{ echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not that; name one: make ... PYTHON=python3.12" >&2; exit 1; }
+endef
+
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	{ echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not that; name one: make ... PYTHON=python3.12" >&2; exit 1; }
-	@$(PY) -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	$(check-python)
+	@$(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "Installing into .venv; the first time this takes some minutes."
 	@$(PIP) -r requirements.txt -r requirements-dev.txt
 	@$(PIP) --no-deps -e .
 	@touch $@
 
-.venv-kaggle/installed: requirements-kaggle.txt .venv/installed
-	@$(PY) -m venv --clear .venv-kaggle
+.venv-kaggle/installed: requirements-kaggle.txt
+	$(check-python)
+	@$(PYTHON) -m venv --clear .venv-kaggle
 	@echo "Installing the versions of Kaggle's image into .venv-kaggle; the first time this takes some minutes."
 	@.venv-kaggle/bin/python -m pip install -qq --disable-pip-version-check -r requirements-kaggle.txt
 	@touch $@

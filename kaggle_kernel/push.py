@@ -137,8 +137,9 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
-    if not (gp.resolve(p.model_name) / "config.json").is_file():
-        return [f"no plan was made: {gp.resolve(p.model_name) / 'config.json'} is not here"]
+    config = gp.resolve(p.model_name) / "config.json"
+    if not config.is_file():
+        return [f"no plan was made: {config} is not here; that one file is enough, without the weights"]
     import goods_plan  # torch takes seconds to load
 
     plan = goods_plan.plan(p, "T4")

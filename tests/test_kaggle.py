@@ -7,10 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from loopback import Handler, Server, serving
 
 import goods_params as gp
 import goods_utils as gu
@@ -26,6 +25,13 @@ from kaggle_kernel import build, in_kernel, push
 
 SETTINGS = {"tune": "head", "n_folds": 3, "num_epochs": 40, "num_workers": 0}
 FOLDS = [0, 1]
+LAYOUTS = [
+    ("goods-classification", "siglip-tiny"),
+    ("competitions/goods-classification", "models/me/siglip/transformers/tiny/1"),
+    ("goods-classification/data", "datasets/me/siglip-tiny"),
+]
+IMAGE = ROOT / ".venv-kaggle" / "bin" / "python"  # with the versions of Kaggle's image
+needs_image = pytest.mark.skipif(not IMAGE.exists(), reason="needs .venv-kaggle: make test-kaggle makes it")
 # In a network of its own, with nothing in it but this machine: where unshare isn't allowed, sockets refuse the others.
 OFFLINE = """
 import fcntl, os, socket, struct, sys
@@ -49,62 +55,53 @@ socket.socket.connect = refuse
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Kaggle(BaseHTTPRequestHandler):
+class Api(Handler):
     """Answers the command line's calls with what the server was told to say; keeps what it was sent."""
 
     def do_POST(self) -> None:
         name = self.path.rpartition("/")[2]
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.calls.append((name, json.loads(body)))
+        self.server.calls.append((name, json.loads(self.body())))
         answer = self.server.answers.get(name, 404)
         if answer == "hang up":
-            self.connection.close()
+            self.close_connection = True
         elif isinstance(answer, int):
-            self._say(answer, json.dumps({"code": answer, "message": "no"}).encode())
+            self.say(answer, {"code": answer, "message": "no"})
         else:
-            self._say(200, json.dumps(answer).encode())
+            self.say(200, answer)
 
     def do_GET(self) -> None:
-        self._say(200, self.server.files[self.path.partition("/files/")[2]].read_bytes(), "application/octet-stream")
+        file = self.server.files[self.path.partition("/files/")[2]]
+        self.say(200, file.read_bytes(), {"Content-Type": "application/octet-stream"})
 
     def do_PUT(self) -> None:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            while size := int(self.rfile.readline(), 16):
-                self.rfile.read(size + 2)
-            self.rfile.readline()
-        else:
-            self.rfile.read(int(self.headers["Content-Length"]))
-        self._say(200, b"{}")
+        self.body()
+        self.say(200, {})
 
-    def _say(self, status: int, body: bytes, kind: str = "application/json") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
-        pass
+class Kaggle(Server):
+    """What the command line takes for Kaggle."""
+
+    def __init__(self) -> None:
+        super().__init__(Api)
+        self.answers: dict[str, Any] = {}
+        self.calls: list[tuple[str, Any]] = []
+        self.files: dict[str, Path] = {}
 
 
 @pytest.fixture
-def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kaggle]:
     """A server that the command line takes for Kaggle, and a user known to it."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Kaggle)
-    server.answers, server.calls, server.files = {}, [], {}
-    environment = {
-        "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k",
-        "KAGGLE_CONFIG_DIR": str(tmp_path / ".kaggle"), "http_proxy": f"http://127.0.0.1:{server.server_port}",
-    }  # fmt: skip
-    for name in [name for name in os.environ if name.upper().startswith("KAGGLE_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(push, "STAGE", tmp_path / "stage" / "kaggle")
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(Kaggle()) as server:
+        environment = {
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": "me", "KAGGLE_KEY": "k",
+            "KAGGLE_CONFIG_DIR": str(tmp_path / ".kaggle"), "http_proxy": server.url,
+        }  # fmt: skip
+        for name in [n for n in os.environ if n.upper().startswith("KAGGLE_") or n.lower().endswith("_proxy")]:
+            monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(push, "STAGE", tmp_path / "stage" / "kaggle")
+        yield server
 
 
 @pytest.fixture
@@ -117,11 +114,56 @@ def kernel(tmp_path: Path) -> Path:
     return folder
 
 
-def mount(sample: Any, root: Path, competition: str, model: str) -> Path:
-    """A fake /kaggle with the sample as its input; returns it."""
+@pytest.fixture
+def pushed(kaggle: Kaggle, kernel: Path) -> dict[str, Any]:
+    """What the server was sent by a push."""
+    kaggle.answers["SaveKernel"] = {"ref": "/me/goods-classification", "url": "https://kaggle", "versionNumber": 7}
+    assert "Kernel version 7 successfully pushed" in push.push(kernel)
+    [(_, sent)] = kaggle.calls
+    return sent
+
+
+def mount(sample: Any, root: Path, competition: str, model: str, output: Path | None = None) -> Path:
+    """A fake /kaggle with the sample as its input, and the output of an earlier version; returns it."""
     shutil.copytree(sample.data, root / "input" / competition)
     shutil.copytree(sample.model, root / "input" / model)
+    if output:
+        shutil.copytree(output, root / "input" / "notebooks" / "me" / "goods-classification")
     return root
+
+
+def run_offline(text: str, root: Path, python: Path | str = sys.executable, **parameters: Any) -> str:
+    """Runs a pushed notebook in an empty folder, without network and without this project in sight.
+
+    Returns what it said when it failed, else nothing.
+    """
+    aside = root.with_name(f"{root.name}-aside")
+    gp.write_text(aside / "pushed.ipynb", text)
+    gp.write_text(aside / "refuse" / "sitecustomize.py", REFUSE)
+    gp.write_text(aside / "parameters.yaml", yaml.safe_dump({"config": "params/demo.yaml"} | parameters))
+    (aside / "empty").mkdir()
+    command = [python, "-m", "papermill", aside / "pushed.ipynb", aside / "done.ipynb", "-k", "python3"]
+    command += ["-f", aside / "parameters.yaml", "--no-progress-bar"]
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0:
+        command = ["unshare", "-rn", python, "-c", OFFLINE, *command]
+    environment = os.environ | {"GOODS_KAGGLE_ROOT": str(root), "PYTHONPATH": str(aside / "refuse")}
+    environment["JUPYTER_PATH"] = str(Path(python).parents[1] / "share" / "jupyter")
+    done = subprocess.run(command, cwd=aside / "empty", env=environment, capture_output=True, text=True, timeout=500)
+    assert not list((aside / "empty").iterdir())
+    return done.stderr if done.returncode else ""
+
+
+def run_here(sample: Any, outputs: Path, folds: list[int], **settings: Any) -> gu.Params:
+    """The same run without notebooks."""
+    p = gu.load_params("params/demo.yaml", **settings, data_dir=str(sample.data), model_name=str(sample.model),
+                       outputs_dir=str(outputs))  # fmt: skip
+    gu.open_run(p)
+    goods = gu.read_goods(p)
+    for fold in folds:
+        gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
+    gu.ensemble_folds(p, goods)
+    gu.write_submission(p, goods)
+    return p
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -149,57 +191,68 @@ def test_the_committed_kernel_is_what_the_sources_give(kernel: Path) -> None:
 
 
 def test_the_pushed_notebook_runs_offline_to_the_local_submission(
-    kaggle: ThreadingHTTPServer, kernel: Path, sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pushed: dict[str, Any], kaggle: Kaggle, kernel: Path, sample: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert (pushed["slug"], pushed["machineShape"]) == ("me/goods-classification", "NvidiaTeslaT4")
+    assert pushed["enableGpu"] is True and pushed["enableInternet"] is False and pushed["isPrivate"] is True
+    assert pushed["competitionDataSources"] == ["goods-classification"]
+    assert pushed["datasetDataSources"] == ["me/siglip-so400m-patch14-384"]
+
+    working = mount(sample, tmp_path / "kaggle", *LAYOUTS[0]) / "working"
+    assert not run_offline(pushed["text"], tmp_path / "kaggle", folds=FOLDS, settings=SETTINGS)
+    p = run_here(sample, tmp_path / "here", FOLDS, **SETTINGS)
+    assert (working / "submission.csv").read_bytes() == (p.run_dir / "submission.csv").read_bytes()
+    assert sorted(path.name for path in working.iterdir()) == ["outputs", "submission.csv"]
+    assert [path.name for path in (working / "outputs").iterdir()] == ["demo"]  # no caches
+
+    comes_home(kaggle, kernel, working, tmp_path, monkeypatch)
+    scores_again(sample, working, tmp_path, monkeypatch)
+
+
+@needs_image
+def test_it_runs_with_the_versions_of_kaggles_image(pushed: dict[str, Any], sample: Any, tmp_path: Path) -> None:
+    working = mount(sample, tmp_path / "kaggle", *LAYOUTS[1]) / "working"
+    assert not run_offline(pushed["text"], tmp_path / "kaggle", IMAGE, folds=FOLDS, settings=SETTINGS)
+    recorded = json.loads((working / "outputs" / "demo" / "environment.json").read_text())
+    assert "5.0.0" in json.dumps(recorded)
+    p = run_here(sample, tmp_path / "here", FOLDS, **SETTINGS)
+    assert (working / "submission.csv").read_bytes() == (p.run_dir / "submission.csv").read_bytes()
+
+
+def test_stopped_in_time_and_gone_on_with_twice_it_ends_as_in_one_go(
+    pushed: dict[str, Any], sample: Any, tmp_path: Path
 ) -> None:
-    kaggle.answers["SaveKernel"] = {"ref": "/me/goods-classification", "url": "https://kaggle", "versionNumber": 7}
-    assert "Kernel version 7 successfully pushed" in push.push(kernel)
-    [(_, sent)] = kaggle.calls
-    assert (sent["slug"], sent["machineShape"]) == ("me/goods-classification", "NvidiaTeslaT4")
-    assert sent["enableGpu"] is True and sent["enableInternet"] is False and sent["isPrivate"] is True
-    assert sent["competitionDataSources"] == ["goods-classification"]
-    assert sent["datasetDataSources"] == ["me/siglip-so400m-patch14-384"]
-
-    root = mount(
-        sample, tmp_path / "kaggle", "competitions/goods-classification", "models/me/siglip/transformers/tiny/1"
-    )
-    run_offline(sent["text"], root, tmp_path)
-    p = gu.load_params("params/demo.yaml", **SETTINGS, data_dir=str(sample.data), model_name=str(sample.model),
-                       outputs_dir=str(tmp_path / "local"))  # fmt: skip
-    gu.open_run(p)
-    goods = gu.read_goods(p)
-    for fold in FOLDS:
-        gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
-    gu.ensemble_folds(p, goods)
-    gu.write_submission(p, goods)
-    assert (root / "working" / "submission.csv").read_bytes() == (p.run_dir / "submission.csv").read_bytes()
-    assert sorted(path.name for path in (root / "working").iterdir()) == ["outputs", "submission.csv"]
-    assert [path.name for path in (root / "working" / "outputs").iterdir()] == ["demo"]  # no caches
-
-    comes_home(kaggle, kernel, root / "working", tmp_path, monkeypatch)
-    scores_again(sample, root / "working", tmp_path, monkeypatch)
+    settings = {"tune": "full", "n_folds": 2, "num_epochs": 100, "num_workers": 0, "learning_rate": 1e-3}
+    whole = run_here(sample, tmp_path / "here", [0], **settings).run_dir
+    training = seconds_trained(whole)
+    starting, done, output = 20.0, 0.0, None  # seconds until the first step: a guess at first
+    for version, layout in enumerate(LAYOUTS):
+        last = version == len(LAYOUTS) - 1
+        while True:
+            limit = starting + (training - done) / 3
+            root = mount(sample, tmp_path / f"kaggle{version}", *layout, output)
+            said = run_offline(pushed["text"], root, folds=[0], settings=settings,
+                               max_hours=None if last else limit / 3600)  # fmt: skip
+            if "before the first step" not in said:
+                break
+            starting *= 1.25  # a slow machine
+            shutil.rmtree(root), shutil.rmtree(root.with_name(f"{root.name}-aside"))
+        assert not said
+        output = root / "working"
+        assert (output / "submission.csv").is_file() == last
+        done = seconds_trained(output / "outputs" / "demo")
+        starting = limit - done
+    for name in ("submission.csv", "submission_probs.csv"):
+        assert (output / "outputs" / "demo" / name).read_bytes() == (whole / name).read_bytes()
 
 
-def run_offline(text: str, root: Path, tmp_path: Path) -> None:
-    """Runs the pushed notebook in an empty folder, without network and without this project in sight."""
-    (tmp_path / "pushed.ipynb").write_text(text)
-    gp.write_text(tmp_path / "refuse" / "sitecustomize.py", REFUSE)
-    parameters = {"config": "params/demo.yaml", "folds": FOLDS, "settings": SETTINGS}
-    gp.write_text(tmp_path / "parameters.yaml", yaml.safe_dump(parameters))
-    (tmp_path / "empty").mkdir()
-    command = [sys.executable, "-m", "papermill", tmp_path / "pushed.ipynb", tmp_path / "done.ipynb", "-k", "python3"]
-    command += ["-f", tmp_path / "parameters.yaml", "--no-progress-bar"]
-    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0:
-        command = ["unshare", "-rn", sys.executable, "-c", OFFLINE, *command]
-    environment = os.environ | {"GOODS_KAGGLE_ROOT": str(root), "PYTHONPATH": str(tmp_path / "refuse")}
-    environment["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
-    done = subprocess.run(command, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not list((tmp_path / "empty").iterdir())
+def seconds_trained(run_dir: Path) -> float:
+    """What the epochs of fold 0 took."""
+    return sum(json.loads(line)["seconds"] for line in (run_dir / "fold0" / "log.jsonl").read_text().splitlines())
 
 
-def comes_home(
-    kaggle: ThreadingHTTPServer, kernel: Path, working: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def comes_home(kaggle: Kaggle, kernel: Path, working: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The output is fetched to outputs/, and its trained folds are sent as a dataset."""
     kaggle.files = {path.relative_to(working).as_posix(): path for path in working.rglob("*") if path.is_file()}
     files = [{"url": f"http://localhost/files/{name}", "fileName": name} for name in kaggle.files]
@@ -227,8 +280,7 @@ def comes_home(
 
 def scores_again(sample: Any, working: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later version goes on from the attached output; a scoring re-run predicts another test set with its weights."""
-    root = mount(sample, tmp_path / "again", "goods-classification", "siglip-tiny")
-    shutil.copytree(working, root / "input" / "notebooks" / "me" / "goods-classification")
+    root = mount(sample, tmp_path / "again", *LAYOUTS[0], working)
     shutil.copytree(ROOT / "params", tmp_path / "project" / "params")
     monkeypatch.setattr(gp, "ROOT", tmp_path / "project")
     attached = root / "input" / "notebooks" / "me" / "goods-classification" / "outputs" / "demo"
@@ -252,51 +304,9 @@ def scores_again(sample: Any, working: Path, tmp_path: Path, monkeypatch: pytest
     assert submission.set_index("id")["categories"].astype(str)[before.index].tolist() == before.tolist()
 
 
-@pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes five minutes: GOODS_SLOW=1 runs it")
-def test_stopped_in_time_and_gone_on_with_twice_it_ends_as_in_one_go(
-    sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = tmp_path / "project"
-    project.mkdir()
-    for path in [*ROOT.glob("goods_*.py"), ROOT / "pipeline.py", ROOT / "notebooks", ROOT / "params"]:
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, project / path.name)
-    monkeypatch.setattr(gp, "ROOT", project)
-    settings = {"tune": "full", "n_folds": 2, "num_epochs": 150, "num_workers": 0, "learning_rate": 1e-3}
-
-    def session(number: int, max_hours: float | None) -> Path:
-        root = mount(sample, tmp_path / f"session{number}", "goods-classification", "siglip-tiny")
-        if number:  # the output of the version before is attached
-            before = tmp_path / f"session{number - 1}" / "working"
-            shutil.copytree(before, root / "input" / "notebooks" / "me" / "goods-classification")
-        in_kernel.run(in_kernel.prepare(root, "params/demo.yaml", folds=[0], max_hours=max_hours, **settings))
-        return root / "working"
-
-    began = time.time()
-    whole = session(0, None).rename(tmp_path / "whole")
-    fold = whole / "outputs" / "demo" / "fold0"
-    trained = sum(json.loads(line)["seconds"] for line in (fold / "log.jsonl").read_text().splitlines())
-    until_training = (fold / "metrics.json").stat().st_mtime - began - trained
-    shutil.rmtree(tmp_path / "session0")
-    sessions = 0
-    while (
-        not (working := session(sessions, (until_training + trained / 5) / 3600)).joinpath("submission.csv").is_file()
-    ):
-        assert sessions < 12
-        sessions += 1
-    assert sessions >= 2
-    for name in ("submission.csv", "outputs/demo/submission_probs.csv"):
-        assert (working / name).read_bytes() == (whole / name).read_bytes()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What is attached
 # ---------------------------------------------------------------------------------------------------------------------
-
-LAYOUTS = [
-    ("goods-classification", "siglip-tiny"),
-    ("competitions/goods-classification", "datasets/me/siglip-tiny"),
-    ("goods-classification/data", "models/google/siglip/transformers/tiny/1"),
-]
 
 
 @pytest.mark.parametrize(("competition", "model"), LAYOUTS)
@@ -354,6 +364,51 @@ def test_what_is_not_attached_is_said(sample: Any, tmp_path: Path, monkeypatch: 
         prepare()
 
 
+# Kaggle's image has such a module, which asks a server that only a kernel reaches.
+SECRETS = """
+import time
+class UserSecretsClient:
+    def get_secret(self, label):
+        assert label == "WANDB_API_KEY"
+        {does}
+"""
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("return ' 0123456789abcdef\\n'", "wandb: online, with the secret WANDB_API_KEY"),
+        ("raise ConnectionError('no such secret')", "wandb: offline, no secret WANDB_API_KEY is attached"),
+        ("time.sleep(60)", "wandb: offline, no secret"),
+        (None, "wandb: offline, no secret"),  # not on Kaggle
+    ],
+)
+def test_the_key_of_wandb_comes_from_kaggles_secrets(
+    kaggle: Kaggle, does: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    if does:
+        (tmp_path / "kaggle_secrets.py").write_text(SECRETS.format(does=does))
+        monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(in_kernel, "SECRET_SECONDS", 0.5)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", kaggle.url)  # any server will do: there is a network
+    command = [sys.executable, "-c", "import os; print(len(os.environ.get('WANDB_API_KEY', '')), 'characters')"]
+    p = gu.load_params(outputs_dir=str(tmp_path / "working" / "outputs"))
+    in_kernel.run(in_kernel.Session(p, command, tmp_path / "working", tmp_path / "temp"))
+    sys.modules.pop("kaggle_secrets", None)
+    out = capsys.readouterr().out
+    assert out.startswith(said) and f"{16 if 'online' in said else 0} characters" in out
+    assert "0123456789abcdef" not in out and "WANDB_API_KEY" not in os.environ
+
+
+def test_no_secret_is_asked_for_without_a_network(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(in_kernel, "_read_secret", lambda: pytest.fail("asked"))
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert in_kernel.wandb_environment(gu.load_params()) == {}
+    assert capsys.readouterr().out == "wandb: offline\n"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Pushing
 # ---------------------------------------------------------------------------------------------------------------------
@@ -377,7 +432,7 @@ def test_what_is_not_attached_is_said(sample: Any, tmp_path: Path, monkeypatch: 
     ],
 )
 def test_a_refused_push_ends_in_a_sentence(
-    kaggle: ThreadingHTTPServer, kernel: Path, tmp_path: Path, answer: Any, sentence: str
+    kaggle: Kaggle, kernel: Path, tmp_path: Path, answer: Any, sentence: str
 ) -> None:
     kaggle.answers["SaveKernel"] = answer
     command = [sys.executable, "-m", "kaggle_kernel.push", "push", "--folder", kernel]
@@ -406,7 +461,7 @@ def test_a_refused_push_ends_in_a_sentence(
     ],
 )
 def test_metadata_that_would_fail_is_not_pushed(
-    kaggle: ThreadingHTTPServer, kernel: Path, changes: dict[str, Any], sentence: str
+    kaggle: Kaggle, kernel: Path, changes: dict[str, Any], sentence: str
 ) -> None:
     gp.write_json(kernel / "kernel-metadata.json", build.make_metadata("me") | changes)
     with pytest.raises(GoodsError) as error:
@@ -447,7 +502,7 @@ def test_a_run_that_does_not_fit_is_not_pushed(sample: Any) -> None:
         (403, "no such kernel"),
     ],
 )
-def test_the_state_of_the_last_version(kaggle: ThreadingHTTPServer, kernel: Path, answer: Any, said: str) -> None:
+def test_the_state_of_the_last_version(kaggle: Kaggle, kernel: Path, answer: Any, said: str) -> None:
     kaggle.answers["GetKernelSessionStatus"] = answer
     if said == "running":
         assert push.status(kernel) == "running"
