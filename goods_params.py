@@ -340,7 +340,8 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
 def open_run(p: Params) -> Path:
     """The run's folder, made on first use; it keeps the parameters and the versions that made it.
 
-    Raises GoodsError when the name is already used by a run whose parameters differ in anything that changes results.
+    Raises GoodsError when the name is already used by a run whose parameters differ in anything that changes results,
+    or when the parameters name a run that isn't there.
     """
     path = p.run_dir / "params.yaml"
     if path.is_file():
@@ -353,9 +354,20 @@ def open_run(p: Params) -> Path:
             raise GoodsError(f"run '{p.run}' was made with other parameters: {changes}. "
                              f"Choose another name for run, or delete {p.run_dir}")  # fmt: skip
         return p.run_dir
+    _check_named_runs(p)
     write_text(path, yaml.safe_dump(p.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     write_json(p.run_dir / "environment.json", environment())
     return p.run_dir
+
+
+def _check_named_runs(p: Params) -> None:
+    """Raises GoodsError when `runs` or `pseudo_from` names a run that isn't there, before this one records it."""
+    there = sorted(path.parent.name for path in resolve(p.outputs_dir).glob("*/params.yaml"))
+    for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
+        if name and name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            advice = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(there) or 'none'}"
+            raise GoodsError(f"{parameter}: there is no run '{name}' in {p.outputs_dir}; {advice}")
 
 
 def load_recorded(path: Path) -> dict[str, Any]:

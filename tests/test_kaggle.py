@@ -273,6 +273,11 @@ def comes_home(kaggle: Kaggle, kernel: Path, working: Path, tmp_path: Path, monk
     assert sent["isPrivate"] is True and sent["slug"] == "demo-weights"
     uploaded = {body["name"] for name, body in kaggle.calls if name == "StartBlobUpload"}
     assert {"params.yaml", "folds.parquet", "fold0.zip", "fold1.zip"} <= uploaded
+    kaggle.answers["GetDatasetStatus"] = {"status": "ready"}
+    kaggle.answers["CreateDatasetVersion"] = {"status": "ok", "url": "https://kaggle", "ref": "me/demo-weights"}
+    assert "WEIGHTS=me/demo-weights" in push.send_weights(kernel, "demo")
+    assert "CreateDatasetVersion" in [name for name, _ in kaggle.calls]
+    del kaggle.answers["GetDatasetStatus"]
     kaggle.answers["CreateDataset"] = {"status": "error", "error": "too many datasets"}
     with pytest.raises(GoodsError, match="too many datasets"):
         push.send_weights(kernel, "demo")

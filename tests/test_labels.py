@@ -167,12 +167,14 @@ def test_thresholds_promise_what_out_of_fold_rows_show():
 
 
 def test_pseudo_labels_that_can_not_be_used(make, trained, tmp_path):
+    with pytest.raises(GoodsError, match="pseudo_from: there is no run 'teacher'"):
+        make(run="student", **HEAD, pseudo_from="teacher")
+    teacher = make(run="teacher", **HEAD)
     p = make(run="student", **HEAD, pseudo_from="teacher")
     with pytest.raises(
         GoodsError, match=r"there is no .*fold1\.parquet; run notebooks/pseudo_label\.ipynb with run=teacher"
     ):
         fit(p)
-    teacher = make(run="teacher", **HEAD)
     with pytest.raises(GoodsError, match="has no trained fold 0 yet"):
         gu.make_pseudo_labels(teacher, gu.read_goods(teacher))
     with pytest.raises(GoodsError, match="a blend has no model of each fold"):

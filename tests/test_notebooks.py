@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import base64
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -227,24 +225,6 @@ def test_a_debug_run_from_the_notebooks_folder(given: dict[str, Any], sample: Sa
     assert len((run / "fold0" / "log.jsonl").read_text().splitlines()) == 1
     assert len(pd.read_parquet(run / "folds.parquet")) <= 21 * 10
     assert not (ROOT / "notebooks" / "outputs").exists()
-
-
-def test_the_command_of_the_readme(sample: Sample, tmp_path: Path) -> None:
-    """In a copy of the project, where data/sample and outputs/demo may be written."""
-    for path in [*ROOT.glob("goods_*.py"), ROOT / "notebooks", ROOT / "params"]:
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
-    config = tmp_path / "params" / "demo.yaml"
-    config.write_text(re.sub("num_epochs: .*", "num_epochs: 1", config.read_text()))
-    shutil.copytree(sample.data, tmp_path / "data" / "sample")
-    shutil.copytree(sample.model, tmp_path / "models" / "siglip-tiny")
-    output = Path("outputs/demo/notebooks/train_fold2.ipynb")
-    (tmp_path / output).parent.mkdir(parents=True)
-    done = papermill("notebooks/train.ipynb", output, "-p", "fold", "2", cwd=tmp_path, root=tmp_path)
-    assert done.status == 0, done.stderr
-    assert "fold 2: " in done.printed()
-    run = tmp_path / "outputs" / "demo"
-    metrics = json.loads((run / "fold2" / "metrics.json").read_text())
-    assert metrics["fold"] == 2 and [f.name for f in run.glob("fold?")] == ["fold2"]
 
 
 @pytest.mark.parametrize(

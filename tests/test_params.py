@@ -443,6 +443,16 @@ def test_other_parameters_are_refused_by_name(tmp_path):
     assert "Choose another name" in sentence and str(tmp_path) in sentence
 
 
+def test_a_run_that_is_named_but_not_there_takes_no_name(tmp_path):
+    with pytest.raises(GoodsError, match=r"runs: there is no run 'trail' in .*; there are: none"):
+        gp.open_run(load_params(outputs_dir=str(tmp_path), run="both", kind="blend", runs="trail"))
+    gp.open_run(load_params(outputs_dir=str(tmp_path), run="trial"))
+    with pytest.raises(GoodsError, match=r"pseudo_from: there is no run 'trail' in .*; did you mean 'trial'\?"):
+        gp.open_run(load_params(outputs_dir=str(tmp_path), run="both", pseudo_from="trail"))
+    assert not (tmp_path / "both").exists()
+    assert gp.open_run(load_params(outputs_dir=str(tmp_path), run="both", pseudo_from="trial")).name == "both"
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from goods_params import ROOT, load_params, resolve
 
 DATA, MODEL = os.environ.get("GOODS_REAL_DATA"), os.environ.get("GOODS_REAL_MODEL")
-ROWS, TEST_ROWS, FOLDS = 600, 60, 3
+ROWS, TEST_ROWS, FOLDS = 480, 40, 2
 
 pytestmark = pytest.mark.skipif(
     not (DATA and MODEL),
@@ -43,7 +43,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_image_and_text_of_real_products_add_up(tables: Path) -> None:
-    """Heads on frozen embeddings, three folds, through the pipeline to a submission."""
+    """Heads on frozen embeddings, two folds, through the pipeline to a submission."""
     p = load_params(data_dir=DATA)
     settings = {
         "train_csv": tables / "train.csv", "test_csv": tables / "test.csv", "train_images_dir": p.train_images_dir,
