@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 DEMO := data/sample models/siglip-tiny outputs/demo outputs/demo-kaggle
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab run sample bench clean kernel push kaggle-status kaggle-output kaggle-weights test-kaggle
+.PHONY: help demo test lint lab run sample bench clean kernel push kaggle-status kaggle-output kaggle-weights kaggle-backbone test-kaggle
 .DELETE_ON_ERROR:
 
 help: ## what can be made
@@ -58,6 +58,9 @@ kaggle-output: .venv/installed ## brings a run of the kernel's last version to o
 
 kaggle-weights: .venv/installed ## a run's trained folds as a private dataset: make kaggle-weights RUN=siglip-so400m-lora
 	@$(PY) -m kaggle_kernel.push weights --run "$(RUN)"
+
+kaggle-backbone: .venv/installed ## the weights of the kernel's backbone as a private dataset, once
+	@$(PY) -m kaggle_kernel.push backbone
 
 test-kaggle: .venv-kaggle/installed sample ## the whole road on the sample with the versions of Kaggle's image
 	@rm -rf outputs/demo-kaggle && .venv-kaggle/bin/python pipeline.py --config params/demo.yaml --run demo-kaggle --jobs 2

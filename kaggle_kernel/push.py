@@ -4,6 +4,7 @@ python -m kaggle_kernel.push push                   checks, then `kaggle kernels
 python -m kaggle_kernel.push status                 queued, running, complete, or why it failed
 python -m kaggle_kernel.push output --run NAME      brings the run to outputs/
 python -m kaggle_kernel.push weights --run NAME     the run's trained folds as a private dataset
+python -m kaggle_kernel.push backbone               the backbone of the kernel's config as a private dataset
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "
 MACHINES += ("NvidiaRtxPro6000",)
 RUN_FILES = ("params.yaml", "folds.parquet", "labels.json", "environment.json")
 FOLD_FILES = ("model.safetensors", "oof.parquet", "metrics.json", "log.jsonl")
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # weights, configs, and what tokenizers are made of
 
 NO_ACCESS = ("Kaggle doesn't let you: accept the competition's rules on its page, and look whether the user name and "
              "the sources in kernel-metadata.json are right")  # fmt: skip
@@ -127,11 +129,16 @@ def metadata_problems(metadata: dict[str, Any]) -> Iterator[str]:
         yield "no weights are attached: make kernel USER=... MODEL=owner/dataset"
 
 
-def check_plan(parameters: dict[str, Any]) -> list[str]:
-    """What the run will cost on Kaggle. Raises GoodsError when a parameter is wrong or the run doesn't fit."""
+def kernel_params(parameters: dict[str, Any]) -> gp.Params:
+    """The run's parameters as the kernel's parameters cell gives them."""
     names = ("run", "num_epochs", "max_hours", "debug")
     given = {name: parameters[name] for name in names if parameters[name] is not None}
-    p = gp.load_params(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
+    return gp.load_params(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
+
+
+def check_plan(parameters: dict[str, Any]) -> list[str]:
+    """What the run will cost on Kaggle. Raises GoodsError when a parameter is wrong or the run doesn't fit."""
+    p = kernel_params(parameters)
     if outside := [fold for fold in parameters["folds"] or [] if not 0 <= fold < p.n_folds]:
         raise GoodsError(f"folds {outside} are not among the {p.n_folds} folds of {parameters['config']}")
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
@@ -261,9 +268,29 @@ def fetch_output(folder: Path, run: str) -> str:
 def send_weights(folder: Path, run: str) -> str:
     """Makes a private dataset <run>-weights of a run's trained folds, or a version of it; returns what to attach."""
     run_dir = ROOT / "outputs" / run
+    folds = sorted(path.parent for path in run_dir.glob("fold*/metrics.json"))
+    if not folds or not (run_dir / "params.yaml").is_file():
+        raise GoodsError(f"{run_dir} has no trained fold; train one, or name another run: make kaggle-weights RUN=...")
+    files = [run_dir / name for name in RUN_FILES] + [fold / name for fold in folds for name in FOLD_FILES]
     user = read_metadata(folder)["id"].split("/")[0]
-    stage = pack_weights(run_dir, user)
-    reference = f"{user}/{weights_slug(run)}"
+    reference = send_dataset(f"{user}/{slugify(run)[:42]}-weights", run_dir, filter(Path.is_file, files))
+    return f"{reference} is being made; attach it: make kernel USER={user} WEIGHTS={reference}"
+
+
+def send_backbone(folder: Path) -> str:
+    """Makes a private dataset of the backbone that the kernel's config names, or a version of it."""
+    model = gp.resolve(kernel_params(build.check(folder)).model_name)
+    files = [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))]
+    if not {".json", ".safetensors"} <= {path.suffix for path in files}:
+        raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first (README.md)")
+    user = read_metadata(folder)["id"].split("/")[0]
+    reference = send_dataset(f"{user}/{slugify(model.name)[:50]}", model, files)
+    return f"{reference} is being made, which takes Kaggle some minutes; `make kernel USER={user}` attaches it"
+
+
+def send_dataset(reference: str, root: Path, files: Iterable[Path]) -> str:
+    """Makes a private dataset of these files below `root`, or a version of it where it exists; returns `reference`."""
+    stage = pack(reference, root, files)
     exists = True
     try:
         call_kaggle("datasets", "status", reference)
@@ -271,35 +298,25 @@ def send_weights(folder: Path, run: str) -> str:
         if not str(error).startswith((NO_ACCESS, NOT_FOUND)):
             raise
         exists = False
-    how = ["version", "-m", f"run {run}"] if exists else ["create"]
+    how = ["version", "-m", f"from {root.name}"] if exists else ["create"]
     said = call_kaggle("datasets", *how, "-p", str(stage), "-r", "zip", "-q")
     if "error" in said.lower() or "is being created" not in said:
         raise GoodsError(f"Kaggle refused the dataset {reference}: {said[-300:] or 'it said nothing'}")
-    return f"{reference} is being made; attach it: make kernel USER={user} WEIGHTS={reference}"
+    return reference
 
 
-def weights_slug(run: str) -> str:
-    """The dataset's name: 6 to 50 characters, as Kaggle wants it."""
-    return f"{slugify(run)[:42]}-weights"
-
-
-def pack_weights(run_dir: Path, user: str) -> Path:
-    """A folder with a run's weights for prediction, its folds, and dataset-metadata.json; hard links where it can."""
-    folds = sorted(path.parent for path in run_dir.glob("fold*/metrics.json"))
-    if not folds or not (run_dir / "params.yaml").is_file():
-        raise GoodsError(f"{run_dir} has no trained fold; train one, or name another run: make kaggle-weights RUN=...")
-    stage = STAGE.with_name("kaggle-weights")
+def pack(reference: str, root: Path, files: Iterable[Path]) -> Path:
+    """A folder with these files as they lie below `root`, hard links where it can, and dataset-metadata.json."""
+    stage = STAGE.with_name("kaggle-dataset")
     shutil.rmtree(stage, ignore_errors=True)
-    files = [run_dir / name for name in RUN_FILES] + [fold / name for fold in folds for name in FOLD_FILES]
-    for file in filter(Path.is_file, files):
-        copy = stage / file.relative_to(run_dir)
+    for file in files:
+        copy = stage / file.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(file, copy)
+            os.link(file.resolve(), copy)
         except OSError:  # another disk
             shutil.copyfile(file, copy)
-    slug = weights_slug(run_dir.name)
-    about = {"id": f"{user}/{slug}", "title": slug, "licenses": [{"name": "unknown"}]}
+    about = {"id": reference, "title": reference.split("/")[1], "licenses": [{"name": "unknown"}]}
     gp.write_json(stage / "dataset-metadata.json", about)
     return stage
 
@@ -310,20 +327,20 @@ def pack_weights(run_dir: Path, user: str) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pushes the kernel, asks for its state, brings its output, or sends a run's weights."""
+    """Pushes the kernel, asks for its state, brings its output, or sends a run's weights or the backbone."""
     parser = argparse.ArgumentParser(prog="push.py", description=main.__doc__)
-    parser.add_argument("what", choices=("push", "status", "output", "weights"))
+    parser.add_argument("what", choices=("push", "status", "output", "weights", "backbone"))
     parser.add_argument("--run", help="output, weights: name of the run, a folder under outputs/")
     parser.add_argument("--folder", type=Path, default=build.FOLDER, help="with main.ipynb and kernel-metadata.json")
     given = parser.parse_args(arguments)
-    if given.what in ("output", "weights") and not given.run:
+    of_a_run = {"output": fetch_output, "weights": send_weights}
+    if given.what in of_a_run and not given.run:
         parser.error(f"{given.what} needs --run")
-    work = {"push": push, "status": status}.get(given.what)
     try:
-        if work:
-            print(work(given.folder))
+        if given.what in of_a_run:
+            print(of_a_run[given.what](given.folder, given.run))
         else:
-            print({"output": fetch_output, "weights": send_weights}[given.what](given.folder, given.run))
+            print({"push": push, "status": status, "backbone": send_backbone}[given.what](given.folder))
     except (GoodsError, OSError) as error:
         sys.exit(f"push.py: {error}")
 

@@ -283,6 +283,24 @@ def comes_home(kaggle: Kaggle, kernel: Path, working: Path, tmp_path: Path, monk
         push.send_weights(kernel, "demo")
 
 
+def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: Any, tmp_path: Path) -> None:
+    model = shutil.copytree(sample.model, tmp_path / "SigLIP-tiny")
+    (model / "pytorch_model.bin").touch()  # pickle: nobody reads it
+    defaults = {name: default for name, (default, _) in build.PARAMETERS.items()}
+    text = build.make_notebook(defaults | {"settings": {"model_name": str(model)}})
+    (kernel / "main.ipynb").write_text(text)
+    kaggle.answers["StartBlobUpload"] = {"token": "t", "createUrl": "http://localhost/upload"}
+    kaggle.answers["CreateDataset"] = {"status": "ok", "url": "https://kaggle", "ref": "me/siglip-tiny"}
+    assert push.send_backbone(kernel).startswith("me/siglip-tiny is being made")
+    [sent] = [body for name, body in kaggle.calls if name == "CreateDataset"]
+    assert sent["isPrivate"] is True and sent["slug"] == "siglip-tiny"
+    uploaded = {body["name"] for name, body in kaggle.calls if name == "StartBlobUpload"}
+    assert uploaded == {file.name for file in sample.model.iterdir()}
+    (model / "config.json").unlink(), (model / "model.safetensors").unlink()
+    with pytest.raises(GoodsError, match="download the weights there first"):
+        push.send_backbone(kernel)
+
+
 def scores_again(sample: Any, working: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later version goes on from the attached output; a scoring re-run predicts another test set with its weights."""
     root = mount(sample, tmp_path / "again", *LAYOUTS[0], working)
