@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from goods_data import Goods
 from goods_params import Params, atomic_path
-from goods_train import embed_products
+from goods_task import embed_products
 
 MAP_ROWS = 2000  # products on the map; more take minutes and hide each other
 

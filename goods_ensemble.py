@@ -15,10 +15,10 @@ from goods_blend import METHODS, added_by, blend, method_table, row_of
 from goods_data import Goods, read_folds
 from goods_metrics import calibrated, calibration_error, frame_logits, logits_frame, macro_f1, outputs_of, score
 from goods_params import GoodsError, Params, atomic_path, resolve, write_json
-from goods_train import predict_test
+from goods_predict import predict_test
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 15 Folds together
+# 17 Folds together
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +144,7 @@ def _write_ensemble(folder: Path, result: Ensemble, weights: dict[str, float], *
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 16 Runs together
+# 18 Runs together
 # ---------------------------------------------------------------------------------------------------------------------
 
 

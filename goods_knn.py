@@ -13,7 +13,7 @@ from goods_data import Goods, read_folds
 from goods_embed import joined, nearest
 from goods_metrics import score, write_predictions
 from goods_params import GoodsError, Params, write_json
-from goods_train import embed_products
+from goods_task import embed_products
 
 MOST = 200  # neighbours looked at; those of the folds that may not be seen are left out of them
 COUNTS = (5, 10, 20, 40, 80)  # of neighbours that vote, chosen out of fold

@@ -11,7 +11,7 @@ from goods_ensemble import read_fold
 from goods_labels import pseudo_path
 from goods_metrics import frame_logits
 from goods_params import GoodsError, Params, atomic_path
-from goods_train import predict_test
+from goods_predict import predict_test
 
 FEWEST = 5  # out-of-fold rows that a threshold must rest on
 

@@ -1,4 +1,4 @@
-"""The training of one fold, and its predictions."""
+"""The training of one fold, which can be stopped at any moment and goes on to the same numbers."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 try:
     import resource
@@ -32,62 +28,28 @@ except ImportError:  # Windows
 
 from goods_checkpoint import adopt_fold, load_state, remove_state, save_state
 from goods_data import (
-    Augment,
     Goods,
     PhotoDataset,
-    TensorsDataset,
     TokensDataset,
-    all_products,
-    collate,
     read_folds,
-    titles_of,
 )
-from goods_labels import training_rows
 from goods_metrics import main_of, prediction_table, score, write_predictions
 from goods_model import (
-    DualEncoder,
-    Embedder,
-    GoodsClassifier,
-    GoodsHeads,
-    TextClassifier,
-    TextEmbedder,
-    TextEncoder,
-    block_rates,
-    checkpoint_activations,
-    halve_frozen,
-    heads_like,
-    load_backbone,
-    load_processor,
     load_trained,
-    make_heads,
-    pick_precision,
     save_trained,
-    set_trainable,
 )
 from goods_params import GoodsError, Params, atomic_path, deadline, progress, write_json
 from goods_plan import plan
+from goods_predict import make_accelerator, make_loader, predict
+from goods_task import Task, class_weights, cosine_schedule, make_optimizer, make_task, output_losses, trained
 from goods_tracking import NoTracker, make_tracker
 
-SCALE_ROWS = 1024  # training products whose frozen embeddings scale the heads' inputs where the backbone is tuned
-WARM_START_BATCH = 256
 WISE_FT_ALPHAS = (0.25, 0.5, 0.75)  # besides 1, the tuned weights as they are
-TEST_CHUNK_BYTES = 4 * 2**30  # decoded photos of the test set held in memory at once
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 11 Training
+# 14 Training
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Task:
-    """What one fold trains: a model, and the products as that model takes them."""
-
-    model: nn.Module
-    train: Dataset  # items hold the model's inputs and "label"
-    valid: Dataset
-    ids: np.ndarray  # (n,) of the training products
-    labels: dict[str, np.ndarray]  # "train", "valid": (n,) class indices
 
 
 def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
@@ -140,129 +102,6 @@ def worst(table: pd.DataFrame, classes: list[str], top: int = 24) -> list[dict[s
     errors = table[table["label"] != table["prediction"]].nlargest(top, "probability")
     names = {"given": [classes[k] for k in errors["label"]], "predicted": [classes[k] for k in errors["prediction"]]}
     return errors.assign(**names)[["id", "image", "title", *names, "probability"]].to_dict("records")
-
-
-def make_accelerator(p: Params) -> Accelerator:
-    """Accelerate's view of the devices there are, in the precision that p asks for."""
-    AcceleratorState._reset_state()  # else a kernel that has trained once can't train in another precision
-    precision = pick_precision(p.mixed_precision).replace("fp32", "no")
-    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
-
-
-def make_task(p: Params, goods: Goods, folds: pd.DataFrame) -> Task:
-    """Model and datasets of fold p.fold: heads on cached embeddings (tune: head), or the whole classifier."""
-    train, labels = training_rows(p, goods, folds, p.fold)
-    valid = np.flatnonzero(folds["fold"] == p.fold)
-    parts = {"train": labels, "valid": folds["label"].to_numpy()[valid]}
-    products = all_products(goods)
-    learned, scored = products.iloc[train], products.iloc[valid]
-    targets = {part: torch.tensor(values.astype(np.int64)) for part, values in parts.items()}
-    if p.kind == "text":
-        model = make_text_classifier(p)
-        of_train, of_valid = (tokens_dataset(model.encoder, table, label=targets[part])
-                              for table, part in ((learned, "train"), (scored, "valid")))  # fmt: skip
-    elif p.tune == "head":
-        embeddings = embed_products(p, products if p.pseudo_from else goods.train)
-        model = make_heads({name: values[train] for name, values in embeddings.items()}, p)
-        of_train, of_valid = (
-            TensorsDataset(**{name: values[rows] for name, values in embeddings.items()}, label=targets[part])
-            for rows, part in ((train, "train"), (valid, "valid"))
-        )
-    else:
-        model = make_classifier(p, learned, targets["train"])
-        of_train = photo_dataset(p, model.encoder, learned, targets["train"], train=True)
-        of_valid = photo_dataset(p, model.encoder, scored, targets["valid"])
-    return Task(model, of_train, of_valid, learned["id"].to_numpy(), parts)
-
-
-def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
-    """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone."""
-    embedder = Embedder(p)
-    embeddings = {
-        "image": embedder.photos(table["image"], table["sha"]),
-        "text": embedder.texts(table["text"], titles_of(table)),
-    }
-    return embeddings | extra_embeddings(p, table)
-
-
-def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
-    """{"extra": (n, extra_dim)} of a table's texts from the encoder in p.extra_embeddings; {} where there is none."""
-    return {"extra": TextEmbedder(p).texts(table["text"])} if p.extra_embeddings else {}
-
-
-def make_text_classifier(p: Params) -> TextClassifier:
-    """The classifier of kind text before tuning: pretrained encoder, fresh head."""
-    if p.warm_start_epochs:
-        raise GoodsError("warm_start_epochs is for kind dual; with kind text leave it 0")
-    encoder = TextEncoder(p.model_name, p.max_text_length)
-    most = getattr(encoder.backbone.config, "max_position_embeddings", 0)
-    if 0 < most < p.max_text_length:
-        raise GoodsError(f"max_text_length {p.max_text_length} is more than the {most} tokens the encoder can read")
-    torch.manual_seed(p.seed + p.fold)  # of the head and the adapters
-    set_trainable(encoder.backbone, p)
-    if p.gradient_checkpointing:
-        checkpoint_activations(encoder.backbone)
-    classifier = TextClassifier(encoder, p)
-    halve_frozen(classifier, pick_precision(p.mixed_precision))
-    return classifier
-
-
-def tokens_dataset(encoder: TextEncoder, table: pd.DataFrame, **columns: Tensor) -> TokensDataset:
-    """A table's texts as a text encoder takes them."""
-    return TokensDataset(encoder.tokenize(table["text"]), encoder.tokenizer.pad_token_id, **columns)
-
-
-def make_classifier(p: Params, train: pd.DataFrame, labels: Tensor) -> GoodsClassifier:
-    """The classifier before tuning: pretrained backbone, and heads scaled to, or fitted on, its frozen embeddings."""
-    some = train
-    if not p.warm_start_epochs:
-        some = train.iloc[np.random.default_rng(p.seed).permutation(len(train))[:SCALE_ROWS]]
-    embeddings = embed_products(p, some)
-    heads = make_heads(embeddings, p)
-    if p.warm_start_epochs:
-        fit_heads(heads, embeddings, labels, p)
-    backbone = load_backbone(p.model_name)
-    torch.manual_seed(p.seed + p.fold)  # of the adapters
-    set_trainable(backbone, p)
-    if p.gradient_checkpointing:
-        checkpoint_activations(backbone)
-    classifier = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
-    halve_frozen(classifier, pick_precision(p.mixed_precision))
-    return classifier
-
-
-def photo_dataset(
-    p: Params, encoder: DualEncoder, table: pd.DataFrame, labels: Tensor | None = None, train: bool = False
-) -> PhotoDataset:
-    """Photos and token windows of a table's products as the classifier takes them, changed at random to train on."""
-    columns = {
-        "input_ids": encoder.processor.tokenize(table["text"], titles_of(table), p.max_text_length, p.text_windows)
-    }
-    columns |= extra_embeddings(p, table)
-    if labels is not None:
-        columns["label"] = labels
-    augment = Augment(p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg)
-    changes = augment if train and any(augment) else None
-    return PhotoDataset(table["image"], encoder.image_size, changes, p.seed + p.fold, **columns)
-
-
-def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, p: Params) -> None:
-    """Fits the heads on frozen embeddings, so that tuning starts from there (LP-FT, arXiv 2202.10054)."""
-    generator = torch.Generator().manual_seed(p.seed + p.fold)
-    steps = p.warm_start_epochs * math.ceil(len(labels) / WARM_START_BATCH)
-    # Not at head_learning_rate: what moves fitted heads gently is far too slow to fit them.
-    optimizer = make_optimizer(heads, p.model_copy(update={"head_learning_rate": p.warm_start_learning_rate}))
-    schedule = cosine_schedule(optimizer, steps // 10, steps)
-    class_weight = class_weights(labels.numpy(), p)
-    heads.train()
-    for _ in progress(range(p.warm_start_epochs), desc="fitting the heads", leave=False):
-        for rows in torch.randperm(len(labels), generator=generator).split(WARM_START_BATCH):
-            logits = heads(**{name: values[rows] for name, values in embeddings.items()})
-            sum(output_losses(logits, labels[rows], class_weight, p.label_smoothing, len(rows)).values()).backward()
-            nn.utils.clip_grad_norm_(heads.parameters(), p.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
 
 
 @dataclass
@@ -538,11 +377,6 @@ def bucketed(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.G
     return torch.cat([*(batches[i] for i in torch.randperm(whole, generator=generator)), batches[-1]])
 
 
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 @contextmanager
 def swapped(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
     """Inside, the model has these weights in place of its own."""
@@ -609,150 +443,8 @@ def resources(p: Params, trainer: Trainer) -> dict[str, Any]:
     return found
 
 
-def make_loader(dataset: Dataset, p: Params, **how: Any) -> DataLoader:
-    """Batches of a dataset; photos are read by num_workers processes, tensors at once."""
-    workers = p.num_workers if isinstance(dataset, PhotoDataset) else 0
-    # A generator of its own, so that reading leaves the random numbers of dropout alone.
-    return DataLoader(
-        dataset, collate_fn=collate, num_workers=workers, generator=torch.Generator().manual_seed(p.seed),
-        pin_memory=torch.cuda.is_available(), **how,
-    )  # fmt: skip
-
-
-def make_optimizer(model: nn.Module, p: Params) -> torch.optim.Optimizer:
-    """AdamW or Adafactor over what is trained: layer-wise rates, the heads' own, no decay on norms and biases."""
-    rates = block_rates(model.encoder.backbone, p) if hasattr(model, "encoder") else {}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in trained(model).items():
-        rate = rates.get(name.removeprefix("encoder.backbone."), p.head_learning_rate)
-        decay = p.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    listed = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
-    if p.optimizer == "adafactor":
-        from transformers.optimization import Adafactor
-
-        return Adafactor(listed, scale_parameter=False, relative_step=False, warmup_init=False)
-    return torch.optim.AdamW(listed)
-
-
-def cosine_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Up to the peak rate in `warmup` steps, then down along a cosine to nothing."""
-    from transformers.optimization import get_cosine_schedule_with_warmup  # 1.5 s that only training pays
-
-    return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
-
-
-def class_weights(labels: np.ndarray, p: Params) -> Tensor:
-    """(num_classes,) weights, 1 / square root of the class's count, of mean 1 over the rows; 1 when not wanted."""
-    counts = np.bincount(labels, minlength=p.num_classes).astype(np.float32)
-    weights = 1 / np.sqrt(np.maximum(counts, 1)) if p.use_class_weight else np.ones_like(counts)
-    return torch.from_numpy(weights * counts.sum() / (weights * counts).sum())
-
-
-def output_losses(
-    logits: dict[str, Tensor], labels: Tensor, class_weight: Tensor, label_smoothing: float, count: int
-) -> dict[str, Tensor]:
-    """Weighted cross-entropy of each output, {name: ()} from {name: (batch, num_classes)}.
-
-    Summed over the batch and divided by `count`, the products of the whole step: micro batches and processes add up to
-    the same as one batch.
-    """
-    losses = {}
-    for name, values in logits.items():
-        each = F.cross_entropy(values.float(), labels, reduction="none", label_smoothing=label_smoothing)
-        losses[name] = (each * class_weight[labels]).sum() / count
-    return losses
-
-
 def read_logs(run_dir: Path) -> pd.DataFrame:
     """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ..."""
     files = sorted(run_dir.glob("fold*/log.jsonl"))
     logs = [pd.read_json(f, lines=True).assign(fold=int(f.parent.name.removeprefix("fold"))) for f in files]
     return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 12 Prediction
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()  # not inference_mode: DDP's next step can't use buffers that were moved inside it
-def predict(model: nn.Module, dataset: Dataset, p: Params, accelerator: Accelerator) -> dict[str, np.ndarray]:
-    """{"fused", "image", "text"}: (n, num_classes) fp32 logits in the dataset's order, each product counted once.
-
-    Several processes take a share each. With p.test_time_flip the mean over the photo and its mirror image.
-    """
-    model = accelerator.unwrap_model(model).to(accelerator.device).eval()
-    rows = list(range(len(dataset)))
-    if isinstance(dataset, TokensDataset):
-        rows = dataset.lengths.argsort(stable=True).tolist()
-    rows = rows[accelerator.process_index :: accelerator.num_processes]
-    batches = [rows[at : at + p.eval_batch_size] for at in range(0, len(rows), p.eval_batch_size)]
-    parts = []
-    for batch in make_loader(dataset, p, batch_sampler=batches):
-        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items() if k != "label"}
-        with accelerator.autocast():
-            logits = model(**batch)
-            if p.test_time_flip and "pixels" in batch:
-                mirrored = model(**batch | {"pixels": batch["pixels"].flip(-1)})
-                logits = {name: (values + mirrored[name]) / 2 for name, values in logits.items()}
-        parts.append({name: values.float().cpu().numpy() for name, values in logits.items()})
-    shares = gather_object([(rows, parts)]) if accelerator.num_processes > 1 else [(rows, parts)]
-    order = np.argsort(np.concatenate([rows for rows, _ in shares]))
-    flat = [part for _, parts in shares for part in parts]
-    return {name: np.concatenate([part[name] for part in flat])[order] for name in flat[0]}
-
-
-def predict_test(p: Params, goods: Goods, folds: Sequence[int] | None = None) -> list[int]:
-    """Writes test.parquet of every trained fold (of `folds`) that lacks one; returns those folds.
-
-    The photos are decoded and the texts tokenised once for all of them (with tune: head, embedded once).
-    """
-    folders = {k: p.run_dir / f"fold{k}" for k in folds or range(p.n_folds)}
-    due = [k for k, f in folders.items() if (f / "metrics.json").is_file() and not (f / "test.parquet").is_file()]
-    if not due:
-        return []
-    accelerator = make_accelerator(p)
-    model, chunks = _test_model(p, goods, folders[due[0]] / "model.safetensors")
-    parts: dict[int, list[dict[str, np.ndarray]]] = {k: [] for k in due}
-    for chunk in chunks:
-        for k in due:
-            load_trained(model, folders[k] / "model.safetensors")
-            parts[k].append(predict(model, chunk, p, accelerator))
-    for k in due:
-        logits = {name: np.concatenate([part[name] for part in parts[k]]) for name in parts[k][0]}
-        write_predictions(folders[k] / "test.parquet", goods.test[["id"]].assign(fold=k), logits)
-    return due
-
-
-def load_model(p: Params, weights: Path) -> nn.Module:
-    """A trained fold's model, from products to logits: GoodsClassifier or TextClassifier."""
-    if p.kind == "text":
-        model = make_text_classifier(p)
-    else:
-        heads, backbone = heads_like(weights, p), load_backbone(p.model_name)
-        set_trainable(backbone, p)
-        model = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
-        halve_frozen(model, pick_precision(p.mixed_precision))
-    load_trained(model.heads if p.kind == "dual" and p.tune == "head" else model, weights)
-    return model
-
-
-def _test_model(p: Params, goods: Goods, weights: Path) -> tuple[nn.Module, Iterator[Dataset]]:
-    """The model of a run's folds, and the test products in chunks whose decoded photos fit in memory."""
-    if p.kind == "dual" and p.tune == "head":  # the backbone is needed only for embeddings that aren't cached yet
-        return heads_like(weights, p), iter([TensorsDataset(**embed_products(p, goods.test))])
-    model = load_model(p, weights)
-    if p.kind == "text":
-        return model, iter([tokens_dataset(model.encoder, goods.test)])
-    return model, _decoded(photo_dataset(p, model.encoder, goods.test), p)
-
-
-def _decoded(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
-    rows = list(range(len(dataset)))
-    most = max(1, TEST_CHUNK_BYTES // (3 * dataset.size**2))
-    for start in range(0, len(rows), most):
-        part = rows[start : start + most]
-        batches = [part[at : at + p.eval_batch_size] for at in range(0, len(part), p.eval_batch_size)]
-        read = list(progress(make_loader(dataset, p, batch_sampler=batches), desc="reading the test set", leave=False))
-        yield TensorsDataset(**{name: torch.cat([batch[name] for batch in read]) for name in read[0]})

@@ -3,9 +3,10 @@
 The work is in modules that each use only those before them: goods_params (parameters, run directory), goods_data
 (tables, texts, folds, photos), goods_metrics (scores and prediction tables), goods_model (backbone, heads, embeddings),
 goods_plan (what a run will cost), goods_checkpoint (the state of an unfinished training), goods_words (words as
-features), goods_labels (what a fold learns from), goods_train (training, prediction), goods_embed (embeddings as files,
-neighbours), goods_linear and goods_knn (the baselines), goods_blend (members made one), goods_ensemble (folds and runs
-together), goods_pseudo (test products labelled for the next run), goods_why (what speaks for a prediction).
+features), goods_labels (the rows a fold learns from), goods_task (model, data and recipe of a fold), goods_predict
+(predictions of trained models), goods_train (training), goods_embed (embeddings as files, neighbours), goods_linear and
+goods_knn (the baselines), goods_blend (members made one), goods_ensemble (folds and runs together), goods_pseudo (test
+products labelled for the next run), goods_why (what speaks for a prediction).
 Here they meet, and what stands on them all is added: submission and the command line.
 """
 
@@ -68,14 +69,10 @@ from goods_params import (
     write_text,
 )
 from goods_plan import Plan, plan
+from goods_predict import predict, predict_test
 from goods_pseudo import make_pseudo_labels
-from goods_train import (
-    fit_fold,
-    make_task,
-    predict,
-    predict_test,
-    read_logs,
-)
+from goods_task import make_task
+from goods_train import fit_fold, read_logs
 from goods_why import explain
 
 __all__ = [
@@ -167,7 +164,7 @@ def write_label_issues(p: Params, ensemble: Ensemble, goods: Goods) -> pd.DataFr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 17 Submission
+# 19 Submission
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -208,7 +205,7 @@ def saved_files(p: Params, *patterns: str) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 18 Command line
+# 20 Command line
 # ---------------------------------------------------------------------------------------------------------------------
 
 

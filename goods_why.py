@@ -13,7 +13,7 @@ from goods_data import Goods, all_products, load_photo, read_folds
 from goods_metrics import main_of
 from goods_model import GoodsClassifier, TextEmbedder, autocast, pick_device
 from goods_params import GoodsError, Params
-from goods_train import load_model
+from goods_predict import load_model
 
 MAX_WORDS = 64  # of a text, from its beginning; a text tower reads hardly more
 

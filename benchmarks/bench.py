@@ -40,7 +40,9 @@ from goods_model import (
 )
 from goods_params import ROOT, GoodsError, environment, write_json, write_text
 from goods_plan import find_gpu, measure_footprint
-from goods_train import Task, Trainer, make_accelerator, predict
+from goods_predict import make_accelerator, predict
+from goods_task import Task
+from goods_train import Trainer
 
 HERE = Path(__file__).resolve().parent
 CAP_GIB = 15  # of GPU memory, as a T4 has it

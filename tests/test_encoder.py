@@ -18,6 +18,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import goods_data as gd
 import goods_model as gm
 import goods_sample
+import goods_task as gk
 import goods_tracking
 import goods_train as gt
 import goods_utils as gu
@@ -76,7 +77,7 @@ def test_a_text_encoder_learns_and_writes_the_same_files(make):
 @pytest.mark.parametrize("tune", ["head", "last", "lora", "full"])
 def test_what_is_trained_of_a_text_encoder(make, tune):
     p = make(**TEXT | {"tune": tune}, last_blocks=1, lora_targets=["query", "value"])
-    model = gt.make_text_classifier(p)
+    model = gk.make_text_classifier(p)
     names = {n.removeprefix("encoder.backbone.") for n, q in model.named_parameters() if q.requires_grad}
     names -= {"head.1.weight", "head.1.bias"}
     assert not any("word_embeddings" in name or name.startswith("pooler") for name in names)
@@ -92,7 +93,7 @@ def test_what_is_trained_of_a_text_encoder(make, tune):
 
 def test_earlier_blocks_learn_more_slowly(make):
     p = make(**TEXT, layer_decay=0.5)
-    rates = gm.block_rates(gt.make_text_classifier(p).encoder.backbone, p)
+    rates = gm.block_rates(gk.make_text_classifier(p).encoder.backbone, p)
     assert rates["encoder.layer.1.output.dense.weight"] == pytest.approx(1e-3)
     assert rates["encoder.layer.0.output.dense.weight"] == pytest.approx(5e-4)
     assert rates["embeddings.position_embeddings.weight"] == pytest.approx(2.5e-4)
@@ -143,12 +144,12 @@ def test_stopping_in_time_again_and_again_changes_nothing(make):
 )
 def test_parameters_that_do_not_fit(make, given, message):
     with pytest.raises(GoodsError, match=message):
-        gt.make_text_classifier(make(**TEXT | given))
+        gk.make_text_classifier(make(**TEXT | given))
 
 
 def test_a_dual_encoder_is_no_text_encoder(make, sample):
     with pytest.raises(GoodsError, match="holds a SiglipModel; a text encoder"):
-        gt.make_text_classifier(make(**TEXT, run="dual").model_copy(update={"model_name": str(sample.model)}))
+        gk.make_text_classifier(make(**TEXT, run="dual").model_copy(update={"model_name": str(sample.model)}))
 
 
 def test_wandb_takes_a_model_without_a_fused_output(make, monkeypatch, capfd):

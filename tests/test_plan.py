@@ -49,7 +49,7 @@ from goods_plan import (
     plan,
     read_config,
 )
-from goods_train import make_optimizer, trained
+from goods_task import make_optimizer, trained
 
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 SMALL = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}

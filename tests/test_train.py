@@ -1,4 +1,4 @@
-"""goods_train: scores, losses, optimizer groups, and the training of a fold from its goods to its files."""
+"""goods_task, goods_train: scores, losses, optimizer groups, and the training of a fold from its goods to its files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch.nn import functional as F
 
-import goods_train as gt
+import goods_predict as gr
+import goods_task as gk
 import goods_utils as gu
 from goods_data import Goods
 from goods_params import GoodsError, Params, load_params
@@ -77,11 +78,11 @@ def test_logits_come_back_from_a_table_in_the_order_of_classes() -> None:
 
 def test_rare_classes_weigh_more_by_the_root_of_their_count() -> None:
     labels = np.repeat([0, 1, 3], [100, 25, 1])  # class 2 has no row here
-    weights = gt.class_weights(labels, Params(num_classes=4)).numpy()
+    weights = gk.class_weights(labels, Params(num_classes=4)).numpy()
     assert weights[labels].mean() == pytest.approx(1)
     assert weights[1] / weights[0] == pytest.approx(2) and weights[3] / weights[0] == pytest.approx(10)
     assert np.isfinite(weights).all() and weights.shape == (4,)
-    plain = gt.class_weights(labels, Params(num_classes=4, use_class_weight=False))
+    plain = gk.class_weights(labels, Params(num_classes=4, use_class_weight=False))
     assert torch.equal(plain, torch.ones(4))
 
 
@@ -89,24 +90,24 @@ def test_losses_are_cross_entropy_weighted_row_by_row() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = {name: torch.randn(10, 4, generator=generator) for name in gu.OUTPUTS}
     labels = torch.randint(0, 4, (10,), generator=generator)
-    losses = gt.output_losses(logits, labels, torch.ones(4), 0.1, 10)
+    losses = gk.output_losses(logits, labels, torch.ones(4), 0.1, 10)
     assert set(losses) == set(gu.OUTPUTS)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, F.cross_entropy(logits[name], labels, label_smoothing=0.1))
 
     weight = torch.tensor([1.0, 2.0, 0.5, 3.0])
     each = F.cross_entropy(logits["text"], labels, reduction="none") * weight[labels]
-    found = gt.output_losses(logits, labels, weight, 0.0, 10)["text"]
+    found = gk.output_losses(logits, labels, weight, 0.0, 10)["text"]
     torch.testing.assert_close(found, each.mean())
-    halves = [gt.output_losses(logits, labels, weight, 0.0, 20)["text"] for _ in range(2)]
+    halves = [gk.output_losses(logits, labels, weight, 0.0, 20)["text"] for _ in range(2)]
     torch.testing.assert_close(sum(halves), each.mean())  # a share of a step counts as such
 
 
 def test_rates_and_decay_of_each_parameter(trained: Run) -> None:
     given = {"tune": "full", "learning_rate": 1e-5, "head_learning_rate": 1e-2, "weight_decay": 0.3}
     p = trained.p.model_copy(update=given)
-    model = gt.make_task(p, trained.goods, gu.read_folds(trained.goods, p)).model
-    optimizer = gt.make_optimizer(model, p)
+    model = gk.make_task(p, trained.goods, gu.read_folds(trained.goods, p)).model
+    optimizer = gk.make_optimizer(model, p)
     found = {id(w): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for w in g["params"]}
     names = {name: found.pop(id(w)) for name, w in model.named_parameters() if w.requires_grad}
     assert not found
@@ -179,9 +180,9 @@ def test_the_log_has_a_line_an_epoch_and_the_best_is_kept(mode: str, request: py
 @pytest.mark.parametrize("mode", ["trained", "tuned"])
 def test_the_kept_weights_reproduce_the_predictions(mode: str, request: pytest.FixtureRequest) -> None:
     p, goods = request.getfixturevalue(mode)
-    task = gt.make_task(p, goods, gu.read_folds(goods, p))
+    task = gk.make_task(p, goods, gu.read_folds(goods, p))
     gu.load_trained(task.model, p.run_dir / f"fold{p.fold}" / "model.safetensors")
-    logits = gu.predict(task.model, task.valid, p, gt.make_accelerator(p))
+    logits = gu.predict(task.model, task.valid, p, gr.make_accelerator(p))
     oof = pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
     np.testing.assert_allclose(gu.logits_frame(logits), oof[LOGITS], rtol=0, atol=1e-5)
 
@@ -313,7 +314,7 @@ def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Run, t
 
 @pytest.mark.parametrize("tune", ["head", "full"])
 def test_bf16_works_on_a_cpu_too_after_fp32(mini: dict[str, Any], trained: Run, tmp_path: Path, tune: str) -> None:
-    gt.make_accelerator(trained.p)  # a kernel that trained in fp32 before
+    gr.make_accelerator(trained.p)  # a kernel that trained in fp32 before
     given = {"tune": tune, "num_epochs": 1, "hidden_dim": 16}
     p = params(mini, tmp_path, **given, mixed_precision="bf16")
     metrics = fit(p)

@@ -21,7 +21,7 @@ from conftest import fit, fit_in_stretches
 
 import goods_checkpoint as gc
 import goods_model as gm
-import goods_train as gt
+import goods_predict as gr
 import goods_utils as gu
 from goods_params import ROOT, GoodsError, Params
 
@@ -92,7 +92,7 @@ def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
     backbone = {name: t for name, t in kept.items() if name.startswith("encoder.")}
     assert 0 < sum(t.numel() for t in backbone.values()) < 0.6 * whole
     assert {t.dtype for t in backbone.values()} == {torch.float16}
-    assert gt.predict_test(p, goods) == [1]
+    assert gr.predict_test(p, goods) == [1]
     test = pd.read_parquet(p.run_dir / "fold1" / "test.parquet")
     assert test["id"].tolist() == goods.test["id"].tolist() and np.isfinite(logits(test)).all()
     assert np.abs(logits(oof)).max() > 0
