@@ -175,9 +175,12 @@ def plan(p: Params, gpu: str | None = None, products: int | None = None) -> Plan
 
     No weights are needed, only the model directory's config.json. `products` stands for the rows of train.csv, which
     are counted where the table exists, as are test.csv's. A debug run's plan is that of the run it stands for.
-    Raises GoodsError for an unknown GPU, a missing or unusable config.json, and parameters that don't fit the model.
+    Raises GoodsError for an unknown GPU, a missing or unusable config.json, parameters that don't fit the model, and
+    other kinds than dual.
     """
     card = find_gpu(gpu)
+    if p.kind != "dual":
+        raise GoodsError(f"plans are made for dual encoders, not for kind {p.kind}")
     config = read_config(p.model_name)
     precision = p.mixed_precision
     if precision == "auto":

@@ -162,6 +162,7 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     pretrained = p.kind in ("dual", "text", "knn")
     if pretrained:
         _link_model(p, attached["model"], inputs)
+    _link_runs(p, attached["run"])
     before = earlier_run(attached["run"], p)
     steps = []
     if before and scoring_rerun() and trained_folds(before):
@@ -203,6 +204,18 @@ def _link_model(p: Params, folders: Sequence[Path], root: Path) -> None:
     path.symlink_to(the_model(folders, path.name, root), target_is_directory=True)
 
 
+def _link_runs(p: Params, folders: Sequence[Path]) -> None:
+    """Puts the attached runs that the parameters name where they are looked for, to be read. Raises GoodsError."""
+    for name in filter(None, (*p.runs, p.pseudo_from)):
+        place, run = gp.resolve(p.outputs_dir) / name, earlier_run(folders, p.model_copy(update={"run": name}))
+        if run is None:
+            raise GoodsError(f"the config needs the run '{name}', and no attached output has it. Attach that of the "
+                             "notebook that made it (Add Input, Your Work), or a dataset with its folder")  # fmt: skip
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(run, target_is_directory=True)
+
+
 def _adopt_weights(p: Params, before: Path) -> None:
     """Copies an attached run's folds to this one without their predictions for a test set that may be another."""
     gp.open_run(p)
@@ -220,7 +233,8 @@ def _adopt_weights(p: Params, before: Path) -> None:
 def run(session: Session) -> None:
     """Runs the pipeline, showing its lines; at its end submission.csv lies at the root of the working folder.
 
-    Caches lie outside of the output. Raises GoodsError with what the pipeline said when a step failed.
+    Caches and attached runs are no part of the output. Raises GoodsError with what the pipeline said when a step
+    failed.
     """
     cache = session.working / "outputs" / "cache"
     (session.scratch / "cache").mkdir(parents=True, exist_ok=True)
@@ -230,7 +244,6 @@ def run(session: Session) -> None:
     try:
         status, lines = _stream(session.command, wandb_environment(session.p))
     finally:
-        cache.unlink(missing_ok=True)
         _tidy(session.p.run_dir)
     if status:
         failed = [line for line in lines if " failed: " in line] or lines[-1:]
@@ -282,7 +295,9 @@ def _stream(command: list[str], more: dict[str, str]) -> tuple[int, list[str]]:
 
 
 def _tidy(run_dir: Path) -> None:
-    """Removes what nothing will read: the last state but one where the last is whole, and unfinished writings."""
+    """Removes what nothing will read: links, the last state but one where the last is whole, unfinished writings."""
+    for link in filter(Path.is_symlink, list(run_dir.parent.iterdir())):
+        link.unlink()
     for current in run_dir.glob(f"fold*/{CURRENT}"):
         (current.parents[1] / PREVIOUS).unlink(missing_ok=True)
     for litter in run_dir.rglob(".*.tmp"):

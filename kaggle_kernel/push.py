@@ -144,6 +144,8 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
+    if p.kind != "dual":
+        return [f"no plan was made: kind {p.kind} has none"]
     config = gp.resolve(p.model_name) / "config.json"
     if not config.is_file():
         return [f"no plan was made: {config} is not here; that one file is enough, without the weights"]

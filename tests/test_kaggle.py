@@ -342,6 +342,28 @@ def test_inputs_are_found_by_their_files(sample: Any, tmp_path: Path, competitio
     assert in_kernel.the_model(found["model"], "siglip-tiny", root) == root / model
 
 
+def test_attached_runs_are_blended(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = mount(sample, tmp_path / "kaggle", *LAYOUTS[1])
+    with pytest.raises(GoodsError, match="needs the run 'demo', and no attached output has it"):
+        in_kernel.prepare(root, "params/blend.yaml", runs=["demo", "words"])
+    run_here(sample, tmp_path / "first", [0, 1, 2], **SETTINGS)
+    p = gu.load_params("params/linear.yaml", run="words", data_dir=str(sample.data), n_folds=3,
+                       outputs_dir=str(tmp_path / "second"))  # fmt: skip
+    gu.open_run(p)
+    gu.fit_baseline(p, gu.read_goods(p))
+    gu.ensemble_folds(p, gu.read_goods(p))
+    for name in ("first", "second"):
+        shutil.rmtree(tmp_path / name / "cache", ignore_errors=True)
+        shutil.copytree(tmp_path / name, root / "input" / "notebooks" / "me" / name / "outputs")
+    session = in_kernel.prepare(root, "params/blend.yaml", runs=["demo", "words"], n_folds=3, blend_method="mean")
+    assert 'runs=["demo", "words"]' in session.command
+    gu.open_run(session.p)
+    assert set(gu.ensemble_folds(session.p, gu.read_goods(session.p)).table.index) > {"demo/fused", "words/text"}
+    shutil.rmtree(root / "working" / "outputs" / "cache", ignore_errors=True)
+    in_kernel.run(session._replace(command=[sys.executable, "-c", ""]))
+    assert [path.name for path in (root / "working" / "outputs").iterdir()] == ["blend"]
+
+
 def test_a_hundred_thousand_files_are_found_within_seconds(tmp_path: Path) -> None:
     for folder, marker in (("a/train_images", ""), ("a/photos", ""), ("z/tables", "train.csv test.csv")):
         (tmp_path / folder).mkdir(parents=True)
@@ -513,6 +535,7 @@ def test_a_run_that_does_not_fit_is_not_pushed(sample: Any) -> None:
     settings = {"model_name": str(sample.model), "image_size": 64, "train_csv": str(sample.data / "train.csv")}
     [said] = push.check_plan(defaults | {"settings": settings})
     assert "hours on two" in said
+    assert push.check_plan(defaults | {"config": "params/linear.yaml"}) == ["no plan was made: kind linear has none"]
     with pytest.raises(GoodsError, match="doesn't fit a T4"):
         push.check_plan(defaults | {"settings": settings | {"hidden_dim": 10_000_000}})
 

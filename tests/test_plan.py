@@ -482,6 +482,11 @@ def test_unknown_gpu(small: Any) -> None:
         plan(small(tune="head"), "RTX 9999")
 
 
+def test_another_kind(small: Any) -> None:
+    with pytest.raises(GoodsError, match="for dual encoders, not for kind text"):
+        plan(small(kind="text"), "T4")
+
+
 def test_gpu_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_gpu("Tesla T4").name == find_gpu("t4").name == find_gpu().name == "T4"
     assert find_gpu("NVIDIA H100 80GB HBM3").name == "H100"
