@@ -4,7 +4,9 @@ PYTHON ?= python3
 CONFIG ?= params/demo.yaml
 RUN ?=
 PY := .venv/bin/python
-PIP := $(PY) -m pip install -qq --disable-pip-version-check
+PIP := -m pip install -qq --disable-pip-version-check --no-compile
+# pip would do it on one core, and the packages' tests, too.
+COMPILE := -m compileall -q -j 0 -x '/tests?/|/testing/'
 # Threads that wait give the core to others, which matters where cores are few.
 export OMP_WAIT_POLICY ?= PASSIVE
 DEMO := data/sample models/siglip-tiny outputs/demo outputs/demo-kaggle
@@ -81,13 +83,15 @@ endef
 	$(check-python)
 	@$(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "Installing into .venv; the first time this takes some minutes."
-	@$(PIP) -r requirements.txt -r requirements-dev.txt
-	@$(PIP) --no-deps -e .
+	@$(PY) $(PIP) -r requirements.txt -r requirements-dev.txt
+	@$(PY) $(PIP) --no-deps -e .
+	@$(PY) $(COMPILE) .venv/lib > /dev/null || true
 	@touch $@
 
 .venv-kaggle/installed: requirements-kaggle.txt
 	$(check-python)
 	@$(PYTHON) -m venv --clear .venv-kaggle
 	@echo "Installing the versions of Kaggle's image into .venv-kaggle; the first time this takes some minutes."
-	@.venv-kaggle/bin/python -m pip install -qq --disable-pip-version-check -r requirements-kaggle.txt
+	@.venv-kaggle/bin/python $(PIP) -r requirements-kaggle.txt
+	@.venv-kaggle/bin/python $(COMPILE) .venv-kaggle/lib > /dev/null || true
 	@touch $@

@@ -10,7 +10,12 @@ products labelled for the next run), goods_why (what speaks for a prediction).
 Here they meet, and what stands on them all is added: submission and the command line.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import gc
+
+gc.disable()  # imports leave no garbage, and looking for it among a million objects costs a quarter of their time
 
 import argparse
 import json
@@ -74,6 +79,9 @@ from goods_pseudo import make_pseudo_labels
 from goods_task import make_task
 from goods_train import fit_fold, read_logs
 from goods_why import explain
+
+gc.freeze()  # nor is any looked for among them later, at the end of the process above all
+gc.enable()
 
 __all__ = [
     "OUTPUTS",

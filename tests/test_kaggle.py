@@ -223,7 +223,7 @@ def test_it_runs_with_the_versions_of_kaggles_image(pushed: dict[str, Any], samp
 def test_stopped_in_time_and_gone_on_with_twice_it_ends_as_in_one_go(
     pushed: dict[str, Any], sample: Any, tmp_path: Path
 ) -> None:
-    settings = {"tune": "full", "n_folds": 2, "num_epochs": 100, "num_workers": 0, "learning_rate": 1e-3}
+    settings = {"tune": "full", "n_folds": 2, "num_epochs": 70, "num_workers": 0, "learning_rate": 1e-3}
     whole = run_here(sample, tmp_path / "here", [0], **settings).run_dir
     training = seconds_trained(whole)
     starting, done, output = 20.0, 0.0, None  # seconds until the first step: a guess at first

@@ -60,12 +60,14 @@ def test_the_chinese_readme_has_the_same_commands_and_sections():
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory, sample) -> Path:
-    """The project in a folder of its own, with the sample and this Python as its .venv."""
+    """The project in a folder of its own, with the sample, a shorter demo, and this Python as its .venv."""
     root = tmp_path_factory.mktemp("readme") / "goods"
     left_out = shutil.ignore_patterns(".venv*", ".git", "sample", "siglip-tiny", "outputs", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, root, ignore=left_out)
     shutil.copytree(sample.data, root / "data" / "sample")
     shutil.copytree(sample.model, root / "models" / "siglip-tiny")
+    config = root / "params" / "demo.yaml"
+    config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3"))
     (root / ".venv").symlink_to(sys.prefix)
     (root / "outputs" / "demo" / "notebooks").mkdir(parents=True)
     return root

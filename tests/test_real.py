@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from goods_params import ROOT, load_params, resolve
 
 DATA, MODEL = os.environ.get("GOODS_REAL_DATA"), os.environ.get("GOODS_REAL_MODEL")
-ROWS, TEST_ROWS, FOLDS = 480, 40, 2
+ROWS, TEST_ROWS, FOLDS = 400, 30, 2
 
 pytestmark = pytest.mark.skipif(
     not (DATA and MODEL),
