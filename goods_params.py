@@ -13,6 +13,7 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -201,8 +202,11 @@ P = TypeVar("P", bound=Params)
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """A relative path means the project root, wherever the kernel stands."""
-    return ROOT / Path(path).expanduser()
+    """A relative path means the project root, wherever the kernel stands. Raises GoodsError for an unknown ~user."""
+    try:
+        return ROOT / Path(path).expanduser()
+    except RuntimeError as error:
+        raise GoodsError(f"{path}: {error}") from None
 
 
 def load_params(config: str | None = None, **given: Any) -> Params:
@@ -301,11 +305,15 @@ def _read_yaml(config: str) -> dict[str, Any]:
         known = ", ".join(sorted(f"params/{f.name}" for f in (ROOT / "params").glob("*.yaml")))
         raise GoodsError(f"there is no config {path}; in params/ there are: {known or 'none'}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        values, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise GoodsError(f"config {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise GoodsError(f"config {path} must hold lines of 'name: value'")
+    names = Counter(name.value for name, _ in node.value) if node else {}
+    if twice := [name for name, count in names.items() if count > 1]:  # YAML would take the last
+        raise GoodsError(f"config {path} says {', '.join(twice)} more than once")
     return values
 
 

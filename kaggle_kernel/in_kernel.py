@@ -208,6 +208,8 @@ def _link_runs(p: Params, folders: Sequence[Path]) -> None:
     """Puts the attached runs that the parameters name where they are looked for, to be read. Raises GoodsError."""
     for name in filter(None, (*p.runs, p.pseudo_from)):
         place, run = gp.resolve(p.outputs_dir) / name, earlier_run(folders, p.model_copy(update={"run": name}))
+        if place.is_dir() and not place.is_symlink():  # made in this session
+            continue
         if run is None:
             raise GoodsError(f"the config needs the run '{name}', and no attached output has it. Attach that of the "
                              "notebook that made it (Add Input, Your Work), or a dataset with its folder")  # fmt: skip

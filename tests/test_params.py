@@ -196,6 +196,7 @@ def test_all_ill_typed_values_are_told_at_once():
         ("run: 2024-13-45", "is not valid YAML.*month"),
         ("a: b: c", "is not valid YAML"),
         (b"run: caf\xe9", "is not valid YAML"),
+        ("dropout: 0.1\nseed: 1\ndropout: 0.2", "says dropout more than once"),
         ("- num_epochs", "must hold lines of 'name: value'"),
         ("num_epochs", "must hold lines of 'name: value'"),
         ("num_epochs: null", "'num_epochs' should be a valid integer, but is None"),
@@ -403,6 +404,8 @@ def test_a_relative_path_means_the_project_root(monkeypatch, tmp_path):
     assert gp.resolve("outputs") == gp.ROOT / "outputs"
     assert gp.resolve(tmp_path) == tmp_path
     assert gp.resolve("~/data") == Path.home() / "data"
+    with pytest.raises(GoodsError, match="~nobody-here/data: "):
+        gp.resolve("~nobody-here/data")
     assert load_params("params/head.yaml").run == "head"
 
 
