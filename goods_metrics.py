@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from goods_data import Goods
+from goods_data import Goods, titles_of
 from goods_params import OUTPUTS, atomic_path
 
 RESAMPLES = 400  # of the rows, for the interval of a gain
@@ -110,7 +110,8 @@ def prediction_table(frame: pd.DataFrame, goods: Goods, output: str | None = Non
     table = frame[["id", "label"]].assign(
         prediction=logits.argmax(1), probability=np.exp(log_softmax(logits, axis=1)).max(1)
     )
-    return table.merge(goods.train[["id", "title", "text", "image"]], on="id", validate="1:1")
+    table = table.merge(goods.train[["id", "title", "text", "image"]], on="id", validate="1:1")
+    return table.assign(title=titles_of(table))
 
 
 def write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:

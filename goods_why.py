@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from goods_data import Goods, all_products, load_photo, read_folds
+from goods_data import Goods, all_products, clean_text, load_photo, read_folds
 from goods_metrics import main_of
 from goods_model import GoodsClassifier, TextEmbedder, autocast, pick_device
 from goods_params import GoodsError, Params
@@ -94,7 +94,9 @@ def _both(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of each text with the photo; and with the text, of a white photo and of each patch hidden."""
     encoder, device = model.encoder, pick_device()
-    ids = encoder.processor.tokenize(texts, [product["title"]] * len(texts), p.max_text_length, p.text_windows)
+    ids = encoder.processor.tokenize(
+        texts, [clean_text(product["title"])] * len(texts), p.max_text_length, p.text_windows
+    )
     photos = hidden_patches(load_photo(product["image"], encoder.image_size), grid)
     image = torch.cat([encoder.embed_images(part.to(device)) for part in photos.split(p.eval_batch_size)])
     text = torch.cat([encoder.embed_texts(part.to(device)) for part in ids.split(p.eval_batch_size)])

@@ -384,9 +384,13 @@ def test_a_prediction_table_joins_the_products(trained: Run) -> None:
     oof = pd.read_parquet(trained.p.run_dir / "fold1" / "oof.parquet")
     table = gu.prediction_table(oof, trained.goods)
     product = trained.goods.train.set_index("id").loc[table["id"]]
-    for name in ("title", "text", "image", "label"):
+    for name in ("text", "image", "label"):
         assert table[name].tolist() == product[name].tolist()
+    assert table["title"].tolist() == [gu.clean_text(title) for title in product["title"]]
     probabilities = torch.softmax(torch.tensor(gu.frame_logits(oof, "fused")), 1)
     np.testing.assert_allclose(table["probability"], probabilities.max(1).values)
     assert table["prediction"].tolist() == probabilities.argmax(1).tolist()
     assert not gu.prediction_table(oof, trained.goods, "text")["prediction"].equals(table["prediction"])
+    g = trained.goods
+    escaped = gu.Goods(g.train.assign(title="Pots &amp;amp; pans"), g.test, g.labels, g.classes, g.photos)
+    assert set(gu.prediction_table(oof, escaped)["title"]) == {"Pots & pans"}
