@@ -17,7 +17,7 @@ DEMO := data/sample models/siglip-tiny outputs/demo outputs/demo-kaggle
 
 help: ## what can be made
 	@echo "make TARGET, where TARGET is"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 demo: sample ## the whole road on the embedded sample: eda, five folds, ensemble, submission.csv
 	@$(PY) pipeline.py --config params/demo.yaml --jobs 2
@@ -55,10 +55,10 @@ push: .venv/installed ## checks the kernel, pushes it to Kaggle, reads the answe
 kaggle-status: .venv/installed ## how the kernel's last version is getting on
 	@$(PY) -m kaggle_kernel.push status
 
-kaggle-output: .venv/installed ## brings a run of the kernel's last version to outputs/: make kaggle-output RUN=siglip-so400m-lora
+kaggle-output: .venv/installed ## brings the run of the kernel's last version to outputs/ (RUN= names another one)
 	@$(PY) -m kaggle_kernel.push output --run "$(RUN)"
 
-kaggle-weights: .venv/installed ## a run's trained folds as a private dataset: make kaggle-weights RUN=siglip-so400m-lora
+kaggle-weights: .venv/installed ## the trained folds of that run as a private dataset (RUN= names another one)
 	@$(PY) -m kaggle_kernel.push weights --run "$(RUN)"
 
 kaggle-backbone: .venv/installed ## the weights of the kernel's backbone as a private dataset, once

@@ -217,6 +217,12 @@ def load_params(config: str | None = None, **given: Any) -> Params:
     return _load(Params, config, given)
 
 
+def load_run(config: str, **given: Any) -> Params:
+    """load_params; the run is called as the config's file where neither of the two names it."""
+    p = load_params(config, **given)
+    return p if "run" in p.model_fields_set else load_params(config, **given, run=Path(config).stem)
+
+
 def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
     values = _read_yaml(config) if config else {}
     values |= given

@@ -453,9 +453,7 @@ def plan(args: argparse.Namespace) -> Pipeline:
     """Checks all that was asked for, before anything runs."""
     settings = read_settings(args.set)
     named = {"run": args.run} if args.run else {}
-    p = gp.load_params(args.config, **named, **settings)
-    if "run" not in p.model_fields_set:
-        p = gp.load_params(args.config, run=Path(args.config).stem, **settings)
+    p = gp.load_run(args.config, **named, **settings)
     names = read_steps(args.steps or [name for name in STEPS if name not in LEFT_OUT[p.kind]])
     folds = read_folds(args.folds, p)
     if args.folds and "train" not in names:

@@ -156,9 +156,7 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     if "data_dir" not in given:
         given["data_dir"] = str(the_competition(attached["competition"], inputs))
     given |= {"outputs_dir": str(working / "outputs")} | ({"run": run} if run else {})
-    p = gp.load_params(config, **given)
-    if "run" not in p.model_fields_set:  # the pipeline's rule, too
-        p = gp.load_params(config, **given, run=Path(config).stem)
+    p = gp.load_run(config, **given)
     pretrained = p.kind in ("dual", "text", "knn")
     if pretrained:
         _link_model(p, attached["model"], inputs)

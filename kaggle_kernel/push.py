@@ -1,10 +1,10 @@
 """Between here and Kaggle, by Kaggle's own command line, whose answers are read: it exits 0 when the server refuses.
 
-python -m kaggle_kernel.push push                   checks, then `kaggle kernels push`
-python -m kaggle_kernel.push status                 queued, running, complete, or why it failed
-python -m kaggle_kernel.push output --run NAME      brings the run to outputs/
-python -m kaggle_kernel.push weights --run NAME     the run's trained folds as a private dataset
-python -m kaggle_kernel.push backbone               the backbone of the kernel's config as a private dataset
+python -m kaggle_kernel.push push          checks, then `kaggle kernels push`
+python -m kaggle_kernel.push status        queued, running, complete, or why it failed
+python -m kaggle_kernel.push output        brings the kernel's run, or that of --run, to outputs/
+python -m kaggle_kernel.push weights       its trained folds as a private dataset
+python -m kaggle_kernel.push backbone      the backbone of the kernel's config as a private dataset
 """
 
 from __future__ import annotations
@@ -133,7 +133,12 @@ def kernel_params(parameters: dict[str, Any]) -> gp.Params:
     """The run's parameters as the kernel's parameters cell gives them."""
     names = ("run", "num_epochs", "max_hours", "debug")
     given = {name: parameters[name] for name in names if parameters[name] is not None}
-    return gp.load_params(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
+    return gp.load_run(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
+
+
+def kernel_run(folder: Path) -> str:
+    """The folder under outputs/ that the kernel's run writes."""
+    return kernel_params(build.read_parameters((folder / build.NOTEBOOK).read_text(encoding="utf-8"))).run_dir.name
 
 
 def check_plan(parameters: dict[str, Any]) -> list[str]:
@@ -332,15 +337,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Pushes the kernel, asks for its state, brings its output, or sends a run's weights or the backbone."""
     parser = argparse.ArgumentParser(prog="push.py", description=main.__doc__)
     parser.add_argument("what", choices=("push", "status", "output", "weights", "backbone"))
-    parser.add_argument("--run", help="output, weights: name of the run, a folder under outputs/")
+    parser.add_argument("--run", help="output, weights: a folder under outputs/ (the kernel's own)")
     parser.add_argument("--folder", type=Path, default=build.FOLDER, help="with main.ipynb and kernel-metadata.json")
     given = parser.parse_args(arguments)
     of_a_run = {"output": fetch_output, "weights": send_weights}
-    if given.what in of_a_run and not given.run:
-        parser.error(f"{given.what} needs --run")
     try:
         if given.what in of_a_run:
-            print(of_a_run[given.what](given.folder, given.run))
+            print(of_a_run[given.what](given.folder, given.run or kernel_run(given.folder)))
         else:
             print({"push": push, "status": status, "backbone": send_backbone}[given.what](given.folder))
     except (GoodsError, OSError) as error:

@@ -530,6 +530,17 @@ def test_parameters_that_would_fail_are_not_pushed(kernel: Path, parameters: dic
         push.preflight(kernel)
 
 
+def test_the_run_of_the_kernel(kernel: Path) -> None:
+    defaults = {name: default for name, (default, _) in build.PARAMETERS.items()}
+    for parameters, run in (
+        ({}, "siglip-so400m-lora"),
+        ({"run": "mine", "debug": True}, "mine-debug"),
+        ({"config": "params/linear.yaml"}, "linear"),
+    ):
+        (kernel / "main.ipynb").write_text(build.make_notebook(defaults | parameters))
+        assert push.kernel_run(kernel) == run
+
+
 def test_a_run_that_does_not_fit_is_not_pushed(sample: Any) -> None:
     defaults = {name: default for name, (default, _) in build.PARAMETERS.items()}
     settings = {"model_name": str(sample.model), "image_size": 64, "train_csv": str(sample.data / "train.csv")}
