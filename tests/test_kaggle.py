@@ -31,6 +31,7 @@ LAYOUTS = [
     ("goods-classification/data", "datasets/me/siglip-tiny"),
 ]
 IMAGE = ROOT / ".venv-kaggle" / "bin" / "python"  # with the versions of Kaggle's image
+slow = pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes 45 seconds: GOODS_SLOW=1 runs it")
 needs_image = pytest.mark.skipif(not IMAGE.exists(), reason="needs .venv-kaggle: make test-kaggle makes it")
 # In a network of its own, with nothing in it but this machine: where unshare isn't allowed, sockets refuse the others.
 OFFLINE = """
@@ -210,12 +211,21 @@ def test_the_pushed_notebook_runs_offline_to_the_local_submission(
     scores_again(sample, working, tmp_path, monkeypatch)
 
 
-@needs_image
-def test_it_runs_with_the_versions_of_kaggles_image(pushed: dict[str, Any], sample: Any, tmp_path: Path) -> None:
-    working = mount(sample, tmp_path / "kaggle", *LAYOUTS[1]) / "working"
-    assert not run_offline(pushed["text"], tmp_path / "kaggle", IMAGE, folds=FOLDS, settings=SETTINGS)
+@pytest.mark.parametrize(
+    ("python", "layout"),
+    [
+        pytest.param(IMAGE, 1, marks=needs_image, id="image-1"),
+        *(pytest.param(IMAGE, k, marks=[needs_image, slow], id=f"image-{k}") for k in (0, 2)),
+        *(pytest.param(Path(sys.executable), k, marks=slow, id=f"pinned-{k}") for k in (1, 2)),
+    ],
+)
+def test_it_runs_with_kaggles_versions_and_in_every_layout(
+    python: Path, layout: int, pushed: dict[str, Any], sample: Any, tmp_path: Path
+) -> None:
+    working = mount(sample, tmp_path / "kaggle", *LAYOUTS[layout]) / "working"
+    assert not run_offline(pushed["text"], tmp_path / "kaggle", python, folds=FOLDS, settings=SETTINGS)
     recorded = json.loads((working / "outputs" / "demo" / "environment.json").read_text())
-    assert "5.0.0" in json.dumps(recorded)
+    assert (recorded["transformers"] == "5.0.0") == (python == IMAGE)
     p = run_here(sample, tmp_path / "here", FOLDS, **SETTINGS)
     assert (working / "submission.csv").read_bytes() == (p.run_dir / "submission.csv").read_bytes()
 
