@@ -292,7 +292,7 @@ def send_backbone(folder: Path) -> str:
         raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first (README.md)")
     user = read_metadata(folder)["id"].split("/")[0]
     reference = send_dataset(f"{user}/{slugify(model.name)[:50]}", model, files)
-    return f"{reference} is being made, which takes Kaggle some minutes; `make kernel USER={user}` attaches it"
+    return f"{reference} is being made, which takes some minutes; attach it: make kernel USER={user} MODEL={reference}"
 
 
 def send_dataset(reference: str, root: Path, files: Iterable[Path]) -> str:
