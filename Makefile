@@ -38,7 +38,7 @@ run: .venv/installed ## an experiment: make run CONFIG=params/head.yaml RUN=hm A
 	@$(PY) pipeline.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(ARGS)
 
 sample: .venv/installed ## the sample competition and its tiny model: data/sample, models/siglip-tiny
-	@$(PY) goods_sample.py
+	@$(PY) -m goods.data.sample
 
 bench: .venv/installed ## what costs what, as ratios inside one run: benchmarks/results.md
 	@$(PY) benchmarks/bench.py

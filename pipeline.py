@@ -26,8 +26,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-import goods_params as gp
-from goods_params import OUTPUTS, ROOT, GoodsError, Params
+from goods.errors import GoodsError
+from goods.files import ROOT, file_stamp, write_json, write_text
+from goods.params import DEFAULT_CONFIG, OUTPUTS, RUNTIME_FIELDS, Params, load_run, parse_setting
+from goods.run import open_run
 
 STEPS = ("eda", "train", "baseline", "ensemble", "submission")
 # The steps that a kind of run leaves out; eda counts the tokens of a dual encoder.
@@ -114,7 +116,7 @@ def notebook_source(name: str) -> list[list[Any]]:
     return cells
 
 
-stamp = functools.cache(gp.file_stamp)  # photos are looked at once, not once a fold
+stamp = functools.cache(file_stamp)  # photos are looked at once, not once a fold
 
 
 def step_key(step: Step, p: Params) -> str:
@@ -122,10 +124,10 @@ def step_key(step: Step, p: Params) -> str:
     upstream = sorted(path for pattern in UPSTREAM.get(step.name, ()) for path in p.run_dir.glob(pattern))
     for run in p.runs if step.name == "ensemble" else ():
         upstream += sorted((p.run_dir.parent / run / "ensemble").glob("*.parquet"))
-    files = (*sorted(ROOT.glob("goods_*.py")), *upstream)
+    files = (*sorted(ROOT.glob("goods/**/*.py")), *upstream)
     parts = [
         step.file,
-        p.model_dump(mode="json", exclude=gp.RUNTIME_FIELDS - {"data_dir", *DATA_PATHS}),
+        p.model_dump(mode="json", exclude=RUNTIME_FIELDS - {"data_dir", *DATA_PATHS}),
         notebook_source(step.name),
         stamp(tuple(getattr(p, name) for name in READS[step.name])),
         [(path.parent.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files],
@@ -263,7 +265,7 @@ class Pipeline:
             self.file(step, ending).unlink(missing_ok=True)
         parameters = self.parameters | ({} if step.fold is None else {"fold": step.fold})
         settings = self.file(step, ".yaml")
-        gp.write_text(settings, yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
+        write_text(settings, yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
         source, executed = NOTEBOOKS / f"{step.name}.ipynb", self.file(step, ".ipynb")
         command = [sys.executable, "-m", "papermill", source, executed, "-f", settings]
         command += ["--kernel", "python3", "--no-progress-bar"]
@@ -288,7 +290,7 @@ class Pipeline:
         missing = [path for path in self.written(step) if not path.is_file()]
         # papermill takes sys.exit(0) in a cell for a good end
         if status == 0 and not missing and error != "SystemExit":
-            gp.write_json(self.file(step, ".done.json"), {"key": job.key, "seconds": round(seconds, 3)})
+            write_json(self.file(step, ".done.json"), {"key": job.key, "seconds": round(seconds, 3)})
             self.took[step] = duration(seconds)
             print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.p.run_dir)}", flush=True)
             return ""
@@ -417,7 +419,7 @@ def read_settings(texts: list[str]) -> dict[str, Any]:
     """The --set values; as in a notebook, null means "as the config says"."""
     settings = {}
     for text in texts:
-        name, value = gp.parse_setting(text)
+        name, value = parse_setting(text)
         if name in ("config", "run", "fold"):
             option = "--folds" if name == "fold" else f"--{name}"
             raise GoodsError(f"--set {text}: {name} has an option of its own, {option}")
@@ -453,14 +455,14 @@ def plan(args: argparse.Namespace) -> Pipeline:
     """Checks all that was asked for, before anything runs."""
     settings = read_settings(args.set)
     named = {"run": args.run} if args.run else {}
-    p = gp.load_run(args.config, **named, **settings)
+    p = load_run(args.config, **named, **settings)
     names = read_steps(args.steps or [name for name in STEPS if name not in LEFT_OUT[p.kind]])
     folds = read_folds(args.folds, p)
     if args.folds and "train" not in names:
         raise GoodsError("--folds says which folds to train, but --steps leaves train out; drop one of the two")
     for name in names:
         notebook_source(name)
-    gp.open_run(p)
+    open_run(p)
     stages = [[Step(name, fold) for fold in folds] if name == "train" else [Step(name)] for name in names]
     print(f"run {p.run} of {args.config} in {shown(p.run_dir)}", flush=True)
     return Pipeline(p, {"config": args.config, "run": p.run, **settings}, stages, args.jobs, args.force)
@@ -478,7 +480,7 @@ def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawTextHelpFormatter
     made = argparse.ArgumentParser(prog="pipeline.py", description=__doc__, formatter_class=formatter)
     add = made.add_argument
-    add("--config", default=gp.DEFAULT_CONFIG, help=f"the experiment's YAML file (default: {gp.DEFAULT_CONFIG})")
+    add("--config", default=DEFAULT_CONFIG, help=f"the experiment's YAML file (default: {DEFAULT_CONFIG})")
     add("--run", help="name of the folder under outputs/ (default: the config's run, or its file name)")
     add("--folds", nargs="+", type=int, metavar="N", help="the folds that train does (default: all)")
     add("--steps", nargs="+", metavar="STEP", help=f"some of: {' '.join(STEPS)} (default: all of the config's kind)")

@@ -26,23 +26,26 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModel, PretrainedConfig, SiglipConfig
 
-import goods_sample
-import goods_utils as gu
-from goods_data import TensorsDataset
-from goods_model import (
-    DualEncoder,
-    GoodsClassifier,
-    GoodsHeads,
-    Processor,
-    checkpoint_activations,
-    halve_frozen,
-    set_trainable,
-)
-from goods_params import ROOT, GoodsError, environment, write_json, write_text
-from goods_plan import find_gpu, measure_footprint
-from goods_predict import make_accelerator, predict
-from goods_task import Task
-from goods_train import Trainer
+from goods.cost.footprint import measure_footprint
+from goods.cost.plan import find_gpu
+from goods.data.datasets import TensorsDataset
+from goods.data.folds import read_folds
+from goods.data.photos import load_photo
+from goods.data.sample import LOOKS, make_competition, read_texts
+from goods.data.sample_model import make_model
+from goods.data.sample_photos import COLOURS, draw_photo
+from goods.data.tables import Goods, read_goods
+from goods.errors import GoodsError
+from goods.files import ROOT, write_json, write_text
+from goods.models.backbone import DualEncoder, Processor
+from goods.models.device import pick_precision
+from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.models.tuning import checkpoint_activations, halve_frozen, set_trainable
+from goods.params import Params, load_params
+from goods.run import environment, open_run
+from goods.training.inference import make_accelerator, predict, predict_test
+from goods.training.loop import Trainer, fit_fold, read_logs
+from goods.training.task import Task
 
 HERE = Path(__file__).resolve().parent
 CAP_GIB = 15  # of GPU memory, as a T4 has it
@@ -91,7 +94,7 @@ def photos(folder: Path, side: int, count: int = 8) -> list[str]:
     """Photos of the sample's glyphs, `side` pixels wide, as JPEG of quality 88."""
     files = []
     for i in range(count):
-        small = goods_sample.draw_photo(random.Random(i), *look(i), size=(min(side, 400),) * 2)
+        small = draw_photo(random.Random(i), *look(i), size=(min(side, 400),) * 2)
         path = folder / f"{side}-{i}.jpg"
         small.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=88)
         files.append(str(path))
@@ -100,8 +103,8 @@ def photos(folder: Path, side: int, count: int = 8) -> list[str]:
 
 def look(i: int) -> tuple[str, str]:
     """A look and a colour for draw_photo."""
-    looks = sorted(goods_sample.LOOKS)
-    return looks[i % len(looks)], sorted(goods_sample.COLOURS)[i % len(goods_sample.COLOURS)]
+    looks = sorted(LOOKS)
+    return looks[i % len(looks)], sorted(COLOURS)[i % len(COLOURS)]
 
 
 def bench_input(folder: Path) -> list[dict[str, Any]]:
@@ -110,11 +113,11 @@ def bench_input(folder: Path) -> list[dict[str, Any]]:
     for side in (100, 384, 1500):
         files = photos(folder, side)
         for size in (224, 384):
-            ours, plain = [gu.load_photo(f, size) for f in files], [plain_load(f, size) for f in files]
+            ours, plain = [load_photo(f, size) for f in files], [plain_load(f, size) for f in files]
             apart = np.mean(
                 [np.abs(a.permute(1, 2, 0).numpy().astype(int) - b).mean() for a, b in zip(ours, plain, strict=True)]
             )
-            fast = best_seconds(lambda files=files, size=size: [gu.load_photo(f, size) for f in files])
+            fast = best_seconds(lambda files=files, size=size: [load_photo(f, size) for f in files])
             slow = best_seconds(lambda files=files, size=size: [plain_load(f, size) for f in files])
             name = f"photos of {side} px read at {size} (apart by {apart:.2f})"
             rows.append(row(name, len(files) / fast, "photos/s", "plain Pillow", slow / fast))
@@ -130,13 +133,13 @@ def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
     """Products a second in training and evaluation, by tune mode, against full; and K folds' test prediction."""
     speed, predicted = {}, []
     for tune in ("full", "head", "last", "lora"):
-        p = gu.load_params("params/demo.yaml", **where, run=tune, tune=tune, last_blocks=1, num_epochs=2, n_folds=5)
-        gu.open_run(p)
-        goods = gu.read_goods(p)
-        gu.read_folds(goods, p)
+        p = load_params("params/demo.yaml", **where, run=tune, tune=tune, last_blocks=1, num_epochs=2, n_folds=5)
+        open_run(p)
+        goods = read_goods(p)
+        read_folds(goods, p)
         for k in p.folds:
-            gu.fit_fold(p.model_copy(update={"fold": k}), goods)
-        logs = gu.read_logs(p.run_dir)
+            fit_fold(p.model_copy(update={"fold": k}), goods)
+        logs = read_logs(p.run_dir)
         one, five = (predict_seconds(p, goods, folds) for folds in ([0], list(p.folds)))
         speed["training", tune] = len(goods.train) * 0.8 / logs["seconds"].min()
         speed["evaluation", tune] = len(goods.test) / one
@@ -147,7 +150,7 @@ def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
     ] + predicted
 
 
-def predict_seconds(p: gu.Params, goods: gu.Goods, folds: list[int]) -> float:
+def predict_seconds(p: Params, goods: Goods, folds: list[int]) -> float:
     """Seconds to predict the test set with these folds, embeddings and all."""
 
     def call() -> None:
@@ -156,7 +159,7 @@ def predict_seconds(p: gu.Params, goods: gu.Goods, folds: list[int]) -> float:
                 file.unlink()
         for cached in (p.run_dir.parent / "cache" / "embeddings").rglob("*.safetensors"):
             cached.unlink()
-        gu.predict_test(p, goods, folds)
+        predict_test(p, goods, folds)
 
     return best_seconds(call, runs=3)
 
@@ -206,7 +209,7 @@ def bench_cuda(folder: Path, config: PretrainedConfig = SO400M, steps: int = 12)
     card, rows = find_gpu(), []
     for tune in ("head", "last", "lora", "full"):
         file = "full" if tune == "last" else tune
-        p = gu.load_params(f"params/siglip-so400m-{file}.yaml", outputs_dir=str(folder), run=f"cuda-{tune}", tune=tune,
+        p = load_params(f"params/siglip-so400m-{file}.yaml", outputs_dir=str(folder), run=f"cuda-{tune}", tune=tune,
                            num_epochs=1, warm_start_epochs=0, checkpoint_minutes=1e6)  # fmt: skip
         torch.cuda.reset_peak_memory_stats()
         try:
@@ -214,7 +217,7 @@ def bench_cuda(folder: Path, config: PretrainedConfig = SO400M, steps: int = 12)
         except (torch.OutOfMemoryError, GoodsError) as error:
             rows.append(row(f"{tune}: {type(error).__name__} within {CAP_GIB} GiB", float("nan"), ""))
             continue
-        measured, precision = torch.cuda.max_memory_allocated() / 2**30, gu.pick_precision(p.mixed_precision)
+        measured, precision = torch.cuda.max_memory_allocated() / 2**30, pick_precision(p.mixed_precision)
         footprint = measure_footprint(config, p.model_copy(update={"micro_batch_size": micro}), precision)
         planned = footprint.allocated(p) / 2**30
         kind = "forward" if tune == "head" else "training"
@@ -228,7 +231,7 @@ def bench_cuda(folder: Path, config: PretrainedConfig = SO400M, steps: int = 12)
     return rows
 
 
-def random_training(p: gu.Params, config: PretrainedConfig, steps: int) -> tuple[float, int]:
+def random_training(p: Params, config: PretrainedConfig, steps: int) -> tuple[float, int]:
     """Products a second of the steps after the first epoch, and the micro batch size; with tune head, of embedding."""
     torch.manual_seed(0)
     backbone = AutoModel.from_config(config)
@@ -237,7 +240,7 @@ def random_training(p: gu.Params, config: PretrainedConfig, steps: int) -> tuple
         checkpoint_activations(backbone)
     encoder = DualEncoder(backbone, Processor(SimpleNamespace(pad_token_id=0), (0.5,) * 3, (0.5,) * 3), p)
     model = GoodsClassifier(encoder, GoodsHeads(config.vision_config.hidden_size, config.text_config.hidden_size, p))
-    halve_frozen(model, gu.pick_precision(p.mixed_precision))
+    halve_frozen(model, pick_precision(p.mixed_precision))
     batch = p.eval_batch_size if p.tune == "head" else p.batch_size
     rows, size = steps * batch, encoder.image_size
     columns = {
@@ -271,8 +274,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, model = folder / "sample", folder / "siglip-tiny"
-        goods_sample.make_competition(data, seed=0, train_per_class=24, test_per_class=24)
-        goods_sample.make_model(model, goods_sample.read_texts(data), seed=0)
+        make_competition(data, seed=0, train_per_class=24, test_per_class=24)
+        make_model(model, read_texts(data), seed=0)
         where = {"data_dir": str(data), "model_name": str(model), "outputs_dir": str(folder / "outputs")}
         rows = [*bench_input(folder), *bench_modes(where), *bench_overhead()]
         if torch.cuda.is_available():

@@ -19,18 +19,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
-from goods_data import Goods, titles_of
-from goods_params import atomic_path
+from goods.data.tables import Goods
+from goods.data.texts import titles_of
+from goods.files import atomic_path
 
 HASH_SIDE = 16  # a hash is so many cosine coefficients a side: 256 bits
 NEAR_BITS = 34  # of 256; changed copies differ in fewer, and strangers of one kind on white hardly in so few
 HASH_CHUNK = 2048  # rows of the table of distances held in memory at once
 MAX_PAIRS = 5000
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 Near-duplicates
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def photo_hashes(images: Sequence[str]) -> np.ndarray:
@@ -99,11 +95,6 @@ def _pairs(both: pd.DataFrame, a: np.ndarray, b: np.ndarray, bits: np.ndarray, k
     return pd.concat([pd.DataFrame({"kind": kind, "bits": bits, "across": across}), pairs], axis=1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 Words
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def empty_cells(goods: Goods, columns: Sequence[str]) -> pd.DataFrame:
     """Empty cells of each text column (rows), by table and in all."""
     tables = {"train": goods.train, "test": goods.test}
@@ -141,11 +132,6 @@ def telling_words(
         share = of[best] / (labels == index).sum()
         parts.append(pd.DataFrame({"class": name, "word": words[best], "z": z[best], "share": share}))
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 3 A shift from train to test
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Shift(NamedTuple):
@@ -195,11 +181,6 @@ def train_test_shift(goods: Goods, rows: int = 10_000, seed: int = 0) -> Shift:
     order = np.argsort(-np.abs(weight), kind="stable")
     drivers = pd.DataFrame({"name": np.array(names)[order], "weight": weight[order]})
     return Shift(float(roc_auc_score(is_test, odds)), drivers)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 4 Ids
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def odd_ids(goods: Goods, rare: float = 0.02) -> pd.DataFrame:

@@ -9,17 +9,23 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from goods_data import Goods, all_products, clean_text, load_photo, read_folds
-from goods_metrics import main_of
-from goods_model import GoodsClassifier, TextEmbedder, autocast, pick_device
-from goods_params import GoodsError, Params
-from goods_predict import load_model
+from goods.data.folds import read_folds
+from goods.data.photos import load_photo
+from goods.data.tables import Goods, all_products
+from goods.data.texts import clean_text
+from goods.errors import GoodsError
+from goods.models.device import autocast, pick_device
+from goods.models.embeddings import TextEmbedder
+from goods.models.heads import GoodsClassifier
+from goods.params import Params
+from goods.predictions import main_of
+from goods.training.inference import load_model
 
 MAX_WORDS = 64  # of a text, from its beginning; a text tower reads hardly more
 
 
 @dataclass(frozen=True)
-class Why:
+class Explanation:
     """The probability of the predicted class, and what is left of it.
 
     product: id, title, text, image. probabilities: "all", "without image", "without text" (those that there are).
@@ -34,7 +40,7 @@ class Why:
 
 
 @torch.no_grad()
-def explain(p: Params, goods: Goods, product_id: str, grid: int = 7) -> Why:
+def explain(p: Params, goods: Goods, product_id: str, grid: int = 7) -> Explanation:
     """Occlusion (Zeiler and Fergus, arXiv 1311.2901) of one product, by the fold that didn't learn from it.
 
     Hidden patches get the photo's mean colour; a hidden word is left out. Raises GoodsError for an unknown id, for an
@@ -64,7 +70,7 @@ def explain(p: Params, goods: Goods, product_id: str, grid: int = 7) -> Why:
         if product["image"]:
             patches = (by_text[0, predicted] - by_patch[1:, predicted]).reshape(grid, grid)
     shown = pd.DataFrame({"word": words[: len(lost)], "lost": lost})
-    return Why(product, predicted, probabilities, patches, shown)
+    return Explanation(product, predicted, probabilities, patches, shown)
 
 
 def _fold_of(p: Params, goods: Goods, product_id: str) -> int:

@@ -6,39 +6,19 @@ Light on purpose (pydantic and yaml, no torch), so that `pipeline.py` starts at 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import os
-import platform
-import sys
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-ROOT = Path(__file__).resolve().parent
-DEFAULT_CONFIG = "params/demo.yaml"
+from goods.errors import GoodsError
+from goods.files import ROOT, resolve
+
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
-
-
-class GoodsError(ValueError):
-    """A mistake the user can mend; its text says what is wrong, where, and what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        # IPython asks the exception for its own rendering: a sentence instead of forty lines of frames.
-        return [f"GoodsError: {self}"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 Parameters
-# ---------------------------------------------------------------------------------------------------------------------
+DEFAULT_CONFIG = "params/demo.yaml"
 
 
 def _no_bool(value: Any) -> Any:
@@ -66,7 +46,6 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text), AfterValidator(_distinct)]
-
 # Fields that may differ between two calls of one run: where things lie, how fast they go, which part is done now.
 RUNTIME_FIELDS = frozenset(
     "fold skip_folds outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir micro_batch_size "
@@ -201,14 +180,6 @@ class Params(BaseModel):
 P = TypeVar("P", bound=Params)
 
 
-def resolve(path: str | os.PathLike) -> Path:
-    """A relative path means the project root, wherever the kernel stands. Raises GoodsError for an unknown ~user."""
-    try:
-        return ROOT / Path(path).expanduser()
-    except RuntimeError as error:
-        raise GoodsError(f"{path}: {error}") from None
-
-
 def load_params(config: str | None = None, **given: Any) -> Params:
     """Params defaults < the YAML file `config` < `given`; with `data_dir`, the data paths not given are found below it.
 
@@ -268,7 +239,7 @@ def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
 def unknown_parameter(name: str, where: str | None = None, schema: type[Params] = Params) -> str:
     """The sentence for a name that Params doesn't have, with the nearest one it has."""
     near = _nearest(name, schema)
-    advice = f"did you mean '{near}'?" if near else "the parameters are the fields of Params in goods_params.py"
+    advice = f"did you mean '{near}'?" if near else "the parameters are the fields of Params in goods/params.py"
     return f"unknown parameter '{name}'{f' in {where}' if where else ''}; {advice}"
 
 
@@ -327,7 +298,7 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
     """The four data paths below `data_dir`, by their markers: the tables' and the photo folders' usual names."""
     base = resolve(p.data_dir)
     if not base.is_dir():
-        made = "the embedded sample is made by: python goods_sample.py"
+        made = "the embedded sample is made by: python -m goods.data.sample"
         hint = made if "sample" in base.name else "name the folder that holds train.csv, test.csv and the photos"
         raise GoodsError(f"data_dir {base} is not a folder; {hint}")
     # Tables in the folder itself are a whole: a test.csv of another competition below it must not fill a gap.
@@ -344,113 +315,3 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
         images = next((home / name for name in names if (home / name).is_dir()), home / names[0])
         found |= {f"{part}_csv": str(table), f"{part}_images_dir": str(images)}
     return {name: path for name, path in found.items() if name not in given}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 Run directory, environment record, atomic files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def open_run(p: Params) -> Path:
-    """The run's folder, made on first use; it keeps the parameters and the versions that made it.
-
-    Raises GoodsError when the name is already used by a run whose parameters differ in anything that changes results,
-    or when the parameters name a run that isn't there.
-    """
-    path = p.run_dir / "params.yaml"
-    if path.is_file():
-        # A parameter that is younger than the run had its default then.
-        before = Params().model_dump(mode="json") | load_recorded(path)
-        now = p.model_dump(mode="json")
-        differ = [n for n in Params.model_fields if n not in RUNTIME_FIELDS and before[n] != now[n]]
-        if differ:
-            changes = ", ".join(f"{n} was {before[n]!r} and is now {now[n]!r}" for n in differ)
-            raise GoodsError(f"run '{p.run}' was made with other parameters: {changes}. "
-                             f"Choose another name for run, or delete {p.run_dir}")  # fmt: skip
-        return p.run_dir
-    _check_named_runs(p)
-    write_text(path, yaml.safe_dump(p.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    write_json(p.run_dir / "environment.json", environment())
-    return p.run_dir
-
-
-def _check_named_runs(p: Params) -> None:
-    """Raises GoodsError when `runs` or `pseudo_from` names a run that isn't there, before this one records it."""
-    there = sorted(path.parent.name for path in resolve(p.outputs_dir).glob("*/params.yaml"))
-    for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
-        if name and name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
-            advice = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(there) or 'none'}"
-            raise GoodsError(f"{parameter}: there is no run '{name}' in {p.outputs_dir}; {advice}")
-
-
-def load_recorded(path: Path) -> dict[str, Any]:
-    """The parameters a run was made with, from its params.yaml."""
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError):
-        raise GoodsError(f"{path} can't be read; delete the run's folder to start it anew") from None
-
-
-def deadline(p: Params) -> float | None:
-    """The moment (seconds since 1970) at which to stop: max_hours after the pipeline's start, or after now."""
-    return float(os.environ.get("GOODS_STARTED") or time.time()) + p.max_hours * 3600 if p.max_hours else None
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, so that a run can be made again."""
-    names = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
-    versions = {}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {"python": sys.version.split()[0], "platform": platform.platform(), "cpus": os.cpu_count(), **versions}
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike):
-    """A temporary path beside `path` that takes its name at the end, or vanishes when the block fails."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp and safetensors make files private
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: str | os.PathLike, text: str) -> Path:
-    """Writes a text file whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return Path(path)
-
-
-def write_json(path: str | os.PathLike, value: Any) -> Path:
-    """Writes a JSON file whole or not at all."""
-    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def progress(*args: Any, shown: bool = True, **kwargs: Any) -> Any:
-    """A tqdm bar that moves in a notebook and in a terminal, and says nothing where its movements would fill a log."""
-    from tqdm.auto import tqdm  # pipeline.py does without
-
-    watched = "ipykernel" in sys.modules or sys.stderr.isatty()
-    return tqdm(*args, disable=not (shown and watched), **kwargs)
-
-
-def file_stamp(paths: Iterable[str | os.PathLike]) -> str:
-    """A hash of names, sizes and times of files and of all files below folders: has anything changed?"""
-    digest = hashlib.sha256()
-    for path in paths:
-        path = resolve(path)
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            stat = file.stat() if file.exists() else None
-            digest.update(f"{file}|{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return digest.hexdigest()

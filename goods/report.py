@@ -13,11 +13,18 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-import goods_plots as plots
-from goods_ensemble import fold_scores
-from goods_metrics import calibration_error, frame_logits, outputs_of
-from goods_params import GoodsError, Params, load_recorded, write_text
-from goods_train import read_logs
+from goods.ensemble.folds import fold_scores
+from goods.errors import GoodsError
+from goods.figures.eda import fold_balance
+from goods.figures.ensemble import curves, method_gains, modality_scores, prediction_balance, reliability
+from goods.figures.errors import class_f1, confused_pairs, confusion_matrix
+from goods.figures.training import learning_curves, rates_and_gradients
+from goods.files import write_text
+from goods.metrics import calibration_error
+from goods.params import Params
+from goods.predictions import frame_logits, outputs_of
+from goods.run import load_recorded
+from goods.training.loop import read_logs
 
 MAX_BYTES = 9_000_000  # of figures, so that the page can be mailed
 SHOWN_ISSUES = 20
@@ -28,7 +35,6 @@ TABLES = {
     "added": "What each member adds",
     "teacher": "Gain over the run that made the pseudo-labels",
 }
-
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ run }}</title>
@@ -97,12 +103,12 @@ def run_figures(run_dir: Path) -> dict[str, Figure | bytes]:
     classes = _json(run_dir / "labels.json").get("classes", [])
     found: dict[str, Figure | bytes] = {}
     if len(logs := read_logs(run_dir)):
-        found["learning_curves"] = plots.learning_curves(logs)
+        found["learning_curves"] = learning_curves(logs)
         if "gradient_norm" in logs:
-            found["rates_and_gradients"] = plots.rates_and_gradients(logs)
+            found["rates_and_gradients"] = rates_and_gradients(logs)
     folds = _table(run_dir / "folds.parquet")
     if folds is not None:
-        found["fold_balance"] = plots.fold_balance(folds["fold"], folds["label"], classes)
+        found["fold_balance"] = fold_balance(folds["fold"], folds["label"], classes)
     if (oof := _table(run_dir / "ensemble" / "oof.parquet")) is not None:
         found |= prediction_figures(run_dir, oof, classes)
     for name in PHOTO_FIGURES:
@@ -121,17 +127,17 @@ def prediction_figures(run_dir: Path, oof: pd.DataFrame, classes: list[str]) -> 
     if sum(map(len, before)) == len(oof):
         outputs = {"before": frame_logits(oof[["id"]].merge(pd.concat(before), on="id"))} | outputs
     found = {
-        "modalities": plots.modality_scores(fold_scores(oof).xs("macro_f1", axis=1, level=1)),
-        "reliability": plots.reliability(labels, outputs),
-        "curves": plots.curves(labels, logits, classes),
-        "class_f1": plots.class_f1(labels, predictions, classes),
-        "confusion": plots.confusion_matrix(labels, predictions, classes),
-        "confused_pairs": plots.confused_pairs(labels, predictions, classes),
+        "modalities": modality_scores(fold_scores(oof).xs("macro_f1", axis=1, level=1)),
+        "reliability": reliability(labels, outputs),
+        "curves": curves(labels, logits, classes),
+        "class_f1": class_f1(labels, predictions, classes),
+        "confusion": confusion_matrix(labels, predictions, classes),
+        "confused_pairs": confused_pairs(labels, predictions, classes),
     }
     if "methods" in metrics:
-        found["methods"] = plots.method_gains(pd.DataFrame.from_dict(metrics["methods"], orient="index"))
+        found["methods"] = method_gains(pd.DataFrame.from_dict(metrics["methods"], orient="index"))
     if (test := _table(run_dir / "ensemble" / "test.parquet")) is not None:
-        found["prediction_balance"] = plots.prediction_balance(labels, frame_logits(test).argmax(1), classes)
+        found["prediction_balance"] = prediction_balance(labels, frame_logits(test).argmax(1), classes)
     return found
 
 

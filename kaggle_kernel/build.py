@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from goods_params import ROOT, GoodsError, parse_setting, write_json, write_text
+from goods.errors import GoodsError
+from goods.files import ROOT, write_json, write_text
+from goods.params import parse_setting
 
 FOLDER = ROOT / "kaggle_kernel"
 NOTEBOOK, METADATA = "main.ipynb", "kernel-metadata.json"
@@ -29,7 +31,7 @@ NO_USER = "YOUR-KAGGLE-USERNAME"
 SLUG = COMPETITION = "goods-classification"
 BACKBONE = "siglip-so400m-patch14-384"
 
-MODULES = ("goods_*.py", "pipeline.py", "kaggle_kernel/in_kernel.py")  # readable, a cell each
+MODULES = ("goods_utils.py", "goods/**/*.py", "pipeline.py", "kaggle_kernel/in_kernel.py")  # readable, a cell each
 PACKED = ("notebooks/*.ipynb", "params/*.yaml")  # in one cell, as base64
 
 # The parameters cell: its defaults, and what each means.

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-import goods_params as gp
-import goods_tracking as gt
-from goods_checkpoint import CURRENT, PREVIOUS, adopt_fold
-from goods_params import GoodsError, Params
+from goods.errors import GoodsError
+from goods.files import ROOT, resolve
+from goods.params import OUTPUTS, Params, load_run
+from goods.run import load_recorded, open_run
+from goods.training.checkpoint import CURRENT, PREVIOUS, adopt_fold
+from goods.training.tracking import answer_within, has_key, pick_mode
 
 MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
 FREE_GB = 2.0  # the least to start with: executed notebooks, predictions and the weights of small models
@@ -117,7 +119,7 @@ def _own_name(folder: Path) -> str:
 
 def earlier_run(folders: Sequence[Path], p: Params) -> Path | None:
     """The attached folder of the run p.run that got furthest, or None."""
-    recorded = {folder: gp.load_recorded(folder / "params.yaml") for folder in folders}
+    recorded = {folder: load_recorded(folder / "params.yaml") for folder in folders}
     own = [folder for folder, was in recorded.items() if (was.get("run"), was.get("debug")) == (p.run, p.debug)]
     done = {folder: (len(trained_folds(folder)), len(list(folder.glob(f"fold*/{CURRENT}")))) for folder in own}
     return max(done, key=done.get, default=None)
@@ -156,7 +158,7 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     if "data_dir" not in given:
         given["data_dir"] = str(the_competition(attached["competition"], inputs))
     given |= {"outputs_dir": str(working / "outputs")} | ({"run": run} if run else {})
-    p = gp.load_run(config, **given)
+    p = load_run(config, **given)
     pretrained = p.kind in ("dual", "text", "knn")
     if pretrained:
         _link_model(p, attached["model"], inputs)
@@ -170,7 +172,7 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     elif before:
         given["resume_from"] = str(before)
         print(f"going on from {before}")
-    model = gp.resolve(p.model_name).resolve() if pretrained else f"none, kind {p.kind}"
+    model = resolve(p.model_name).resolve() if pretrained else f"none, kind {p.kind}"
     print(f"competition: {p.data_dir}\nmodel: {model}\nrun: {p.run_dir}")
     command = [sys.executable, "pipeline.py", "--config", config, "--run", p.run, *steps]
     if folds is not None and not steps:
@@ -194,7 +196,7 @@ def _check_disk(working: Path) -> None:
 
 def _link_model(p: Params, folders: Sequence[Path], root: Path) -> None:
     """Puts the attached weights where the config expects them, so that a run has the same parameters everywhere."""
-    path = gp.resolve(p.model_name)
+    path = resolve(p.model_name)
     if path.is_dir() and not path.is_symlink():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +207,7 @@ def _link_model(p: Params, folders: Sequence[Path], root: Path) -> None:
 def _link_runs(p: Params, folders: Sequence[Path]) -> None:
     """Puts the attached runs that the parameters name where they are looked for, to be read. Raises GoodsError."""
     for name in filter(None, (*p.runs, p.pseudo_from)):
-        place, run = gp.resolve(p.outputs_dir) / name, earlier_run(folders, p.model_copy(update={"run": name}))
+        place, run = resolve(p.outputs_dir) / name, earlier_run(folders, p.model_copy(update={"run": name}))
         if place.is_dir() and not place.is_symlink():  # made in this session
             continue
         if run is None:
@@ -218,7 +220,7 @@ def _link_runs(p: Params, folders: Sequence[Path]) -> None:
 
 def _adopt_weights(p: Params, before: Path) -> None:
     """Copies an attached run's folds to this one without their predictions for a test set that may be another."""
-    gp.open_run(p)
+    open_run(p)
     shutil.copyfile(before / "folds.parquet", p.run_dir / "folds.parquet")
     for fold in trained_folds(before):
         adopt_fold(p.model_copy(update={"fold": fold, "resume_from": str(before)}))
@@ -259,10 +261,10 @@ def wandb_environment(p: Params) -> dict[str, str]:
 
     Empty where tracking stays offline or needs no key from there; says in a line how it will be.
     """
-    mode = gt.pick_mode(p.wandb_mode, key_follows=True)
-    if mode != "online" or gt.has_key():
+    mode = pick_mode(p.wandb_mode, key_follows=True)
+    if mode != "online" or has_key():
         print(f"wandb: {mode}")
-    elif key := gt.answer_within(SECRET_SECONDS, _read_secret):
+    elif key := answer_within(SECRET_SECONDS, _read_secret):
         print(f"wandb: online, with the secret {SECRET}")
         return {SECRET: key}
     else:
@@ -278,10 +280,10 @@ def _read_secret() -> str:
 
 def _stream(command: list[str], more: dict[str, str]) -> tuple[int, list[str]]:
     """Runs a command, showing its lines as they come; returns its exit status and its lines."""
-    path = os.pathsep.join(filter(None, [str(gp.ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": path} | more
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, cwd=gp.ROOT, env=environment, text=True, errors="replace", **streams)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, errors="replace", **streams)
     lines = []
     try:
         for line in process.stdout:
@@ -310,4 +312,4 @@ def scores(session: Session) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     found = json.loads(path.read_text(encoding="utf-8"))
-    return pd.DataFrame({name: found[name] for name in gp.OUTPUTS if name in found}).T.round(4)
+    return pd.DataFrame({name: found[name] for name in OUTPUTS if name in found}).T.round(4)

@@ -22,8 +22,10 @@ from typing import Any
 
 from slugify import slugify
 
-import goods_params as gp
-from goods_params import ROOT, GoodsError
+from goods.cost.plan import KAGGLE_DISK_GB, plan_run
+from goods.errors import GoodsError
+from goods.files import ROOT, resolve, write_json, write_text
+from goods.params import Params, load_run
 from kaggle_kernel import build
 
 STAGE = ROOT / "build" / "kaggle"
@@ -129,11 +131,11 @@ def metadata_problems(metadata: dict[str, Any]) -> Iterator[str]:
         yield "no weights are attached: make kernel USER=... MODEL=owner/dataset"
 
 
-def kernel_params(parameters: dict[str, Any]) -> gp.Params:
+def kernel_params(parameters: dict[str, Any]) -> Params:
     """The run's parameters as the kernel's parameters cell gives them."""
     names = ("run", "num_epochs", "max_hours", "debug")
     given = {name: parameters[name] for name in names if parameters[name] is not None}
-    return gp.load_run(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
+    return load_run(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
 
 
 def kernel_run(folder: Path) -> str:
@@ -151,17 +153,16 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
     if p.kind != "dual":
         return [f"no plan was made: kind {p.kind} has none"]
-    config = gp.resolve(p.model_name) / "config.json"
+    config = resolve(p.model_name) / "config.json"
     if not config.is_file():
         return [f"no plan was made: {config} is not here; that one file is enough, without the weights"]
-    import goods_plan  # torch takes seconds to load
 
-    plan = goods_plan.plan(p, "T4")
+    plan = plan_run(p, "T4")
     if not plan.fits:
         raise GoodsError(f"the run doesn't fit a T4: {plan.advice}")
     hours, disk = sum(plan.hours.values()) / SESSION_GPUS, sum(plan.disk.values())
-    if disk > goods_plan.KAGGLE_DISK_GB:
-        raise GoodsError(f"the run would write {disk:.0f} GB, and a session may leave {goods_plan.KAGGLE_DISK_GB}: "
+    if disk > KAGGLE_DISK_GB:
+        raise GoodsError(f"the run would write {disk:.0f} GB, and a session may leave {KAGGLE_DISK_GB}: "
                          "tune=lora or optimizer=adafactor need less")  # fmt: skip
     notes = [f"planned: {plan.total_gib:.1f} GiB of a T4, {hours:.1f} hours on two, {disk:.1f} GB"]
     if hours > p.max_hours:
@@ -219,7 +220,7 @@ def push(folder: Path) -> str:
     print(*preflight(folder), sep="\n", flush=True)
     shutil.rmtree(STAGE, ignore_errors=True)
     notebook = build.make_notebook(build.check(folder), commit())
-    gp.write_text(STAGE / build.NOTEBOOK, notebook)
+    write_text(STAGE / build.NOTEBOOK, notebook)
     shutil.copyfile(folder / build.METADATA, STAGE / build.METADATA)
     return push_answer(call_kaggle("kernels", "push", "-p", str(STAGE)))
 
@@ -286,7 +287,7 @@ def send_weights(folder: Path, run: str) -> str:
 
 def send_backbone(folder: Path) -> str:
     """Makes a private dataset of the backbone that the kernel's config names, or a version of it."""
-    model = gp.resolve(kernel_params(build.check(folder)).model_name)
+    model = resolve(kernel_params(build.check(folder)).model_name)
     files = [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))]
     if not {".json", ".safetensors"} <= {path.suffix for path in files}:
         raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first (README.md)")
@@ -324,7 +325,7 @@ def pack(reference: str, root: Path, files: Iterable[Path]) -> Path:
         except OSError:  # another disk
             shutil.copyfile(file, copy)
     about = {"id": reference, "title": reference.split("/")[1], "licenses": [{"name": "unknown"}]}
-    gp.write_json(stage / "dataset-metadata.json", about)
+    write_json(stage / "dataset-metadata.json", about)
     return stage
 
 

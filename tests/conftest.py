@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 if TYPE_CHECKING:  # imported for real only after the environment is set
-    from goods_data import Goods
-    from goods_params import Params
+    from goods.data.tables import Goods
+    from goods.params import Params
 
 # Set before any test module imports torch, transformers or jupyter, and inherited by the notebooks that tests run:
 # nothing of the user's home (kernels, IPython profiles, caches) takes part, nothing is downloaded, one core is used.
@@ -43,12 +43,13 @@ class Sample(NamedTuple):
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
     """A small sample competition (21 classes, 6 + 2 products each) and its tiny SigLIP directory."""
-    import goods_sample
+    from goods.data.sample import make_competition, read_texts
+    from goods.data.sample_model import make_model
 
     folder = tmp_path_factory.mktemp("sample")
     made = Sample(folder / "data", folder / "siglip-tiny")
-    goods_sample.make_competition(made.data, seed=7, train_per_class=6, test_per_class=2)
-    goods_sample.make_model(made.model, goods_sample.read_texts(made.data), seed=7)
+    make_competition(made.data, seed=7, train_per_class=6, test_per_class=2)
+    make_model(made.model, read_texts(made.data), seed=7)
     return made
 
 
@@ -72,25 +73,29 @@ class Run(NamedTuple):
 @pytest.fixture(scope="session")
 def trained(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The miniature experiment with all folds trained; read it, and copy it to change it."""
-    import goods_utils as gu
+    from goods.data.tables import read_goods
+    from goods.params import load_params
+    from goods.run import open_run
+    from goods.training.loop import fit_fold
 
-    p = gu.load_params(**mini, outputs_dir=str(tmp_path_factory.mktemp("outputs")))
-    gu.open_run(p)
-    goods = gu.read_goods(p)
+    p = load_params(**mini, outputs_dir=str(tmp_path_factory.mktemp("outputs")))
+    open_run(p)
+    goods = read_goods(p)
     for fold in p.folds:
-        gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
+        fit_fold(p.model_copy(update={"fold": fold}), goods)
     return Run(p, goods)
 
 
 @pytest.fixture
 def make(request: pytest.FixtureRequest, sample: Sample, tmp_path: Path) -> Callable[..., Params]:
     """Parameters of a small run on the sample, the test module's SMALL first, in a folder of the test's own."""
-    import goods_utils as gu
+    from goods.params import load_params
+    from goods.run import open_run
 
     def make(**given: Any) -> Params:
         where = {"data_dir": str(sample.data), "model_name": str(sample.model), "outputs_dir": str(tmp_path / "out")}
-        p = gu.load_params(None, **where | request.module.SMALL | given)
-        gu.open_run(p)
+        p = load_params(None, **where | request.module.SMALL | given)
+        open_run(p)
         return p
 
     return make
@@ -98,9 +103,10 @@ def make(request: pytest.FixtureRequest, sample: Sample, tmp_path: Path) -> Call
 
 def fit(p: Params) -> pd.DataFrame:
     """Trains fold p.fold; its out-of-fold table."""
-    import goods_utils as gu
+    from goods.data.tables import read_goods
+    from goods.training.loop import fit_fold
 
-    gu.fit_fold(p, gu.read_goods(p))
+    fit_fold(p, read_goods(p))
     return pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
 
 

@@ -10,10 +10,17 @@ import pandas as pd
 import pytest
 from scipy.special import log_softmax
 
-import goods_blend as gb
-import goods_metrics as gm
-import goods_utils as gu
-from goods_params import GoodsError, Params
+from goods.data.folds import read_folds
+from goods.data.tables import read_goods
+from goods.ensemble.blend import METHODS, added_by, blend_members, fit_weights, method_table
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.errors import GoodsError
+from goods.members.linear import fit_linear
+from goods.metrics import calibration_error, macro_f1, paired_gain, score
+from goods.params import Params, load_params
+from goods.predictions import frame_logits
+from goods.run import open_run
 
 
 @pytest.fixture
@@ -21,20 +28,20 @@ def blend(trained, tmp_path) -> Params:
     """A blend of the miniature run and of a linear one, in a folder of the test's own."""
     outputs = tmp_path / "out"
     shutil.copytree(trained.p.run_dir, outputs / "mini")
-    gu.ensemble_folds(trained.p.model_copy(update={"outputs_dir": str(outputs)}), trained.goods)
+    ensemble_folds(trained.p.model_copy(update={"outputs_dir": str(outputs)}), trained.goods)
     given = {"data_dir": trained.p.data_dir, "outputs_dir": str(outputs), "n_folds": 3}
-    words = gu.load_params(None, **given, run="words", kind="linear")
-    gu.open_run(words)
-    gu.fit_linear(words, gu.read_goods(words))
-    gu.ensemble_folds(words, gu.read_goods(words))
-    p = gu.load_params(None, **given, run="blend", kind="blend", runs="mini, words")
-    gu.open_run(p)
+    words = load_params(None, **given, run="words", kind="linear")
+    open_run(words)
+    fit_linear(words, read_goods(words))
+    ensemble_folds(words, read_goods(words))
+    p = load_params(None, **given, run="blend", kind="blend", runs="mini, words")
+    open_run(p)
     return p
 
 
 def test_members_of_all_runs_become_one_prediction(blend):
-    goods = gu.read_goods(blend)
-    result = gu.ensemble_folds(blend, goods)
+    goods = read_goods(blend)
+    result = ensemble_folds(blend, goods)
     assert set(result.table.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
     weights = json.loads((blend.run_dir / "ensemble" / "weights.json").read_text())
     assert set(weights) == set(result.table.index) - {"blend"} and min(weights.values()) >= 0
@@ -42,7 +49,7 @@ def test_members_of_all_runs_become_one_prediction(blend):
     assert set(metrics["members"]) == set(result.table.index) and metrics["folds"].keys() == {"0", "1", "2"}
     assert result.tables["methods"].loc["weights", "log_loss"] < result.table["log_loss"].drop("blend").min()
     assert result.scores.loc["oof", ("fused", "macro_f1")] == pytest.approx(result.table.loc["blend", "macro_f1"])
-    assert gu.write_submission(blend, goods)["id"].tolist() == goods.test["id"].tolist()
+    assert write_submission(blend, goods)["id"].tolist() == goods.test["id"].tolist()
 
 
 def problem(seed: int = 0, n: int = 600, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -60,36 +67,36 @@ def problem(seed: int = 0, n: int = 600, classes: int = 5) -> tuple[np.ndarray, 
 
 def test_weights_take_what_adds_and_drop_what_does_not():
     labels, members = problem()
-    weights = gb.fit_weights(members, labels)
+    weights = fit_weights(members, labels)
     assert weights[2] < 0.1 * weights[:2].min()
-    alone = [gu.score(labels, values)["log_loss"] for values in members]
-    assert gu.score(labels, np.tensordot(weights, members, 1))["log_loss"] < min(alone) - 0.1
-    sharp = gb.fit_weights(members * 5, labels)  # a member that is too sure is cooled
+    alone = [score(labels, values)["log_loss"] for values in members]
+    assert score(labels, np.tensordot(weights, members, 1))["log_loss"] < min(alone) - 0.1
+    sharp = fit_weights(members * 5, labels)  # a member that is too sure is cooled
     np.testing.assert_allclose(sharp, weights / 5, atol=0.02)
 
 
 def test_the_score_of_a_blend_is_from_weights_that_never_saw_the_row(blend):
-    goods = gu.read_goods(blend)
-    before = gu.ensemble_folds(blend, goods).oof
-    folds = gu.read_folds(goods, blend)
+    goods = read_goods(blend)
+    before = ensemble_folds(blend, goods).oof
+    folds = read_folds(goods, blend)
     wrong = np.where(folds["fold"] == 1, (folds["label"] + 1) % 21, folds["label"])
     for run in ("mini", "words"):  # the labels of fold 1 are lies, everywhere
         path = blend.run_dir.parent / run / "ensemble" / "oof.parquet"
         oof = pd.read_parquet(path)
         oof.merge(folds.assign(label=wrong), on=["id", "fold"], suffixes=("_old", "")).to_parquet(path)
     folds.assign(label=wrong).to_parquet(blend.run_dir / "folds.parquet")
-    after = gu.ensemble_folds(blend, goods).oof
+    after = ensemble_folds(blend, goods).oof
     rows = (folds["fold"] == 1).to_numpy()
-    np.testing.assert_allclose(gu.frame_logits(before)[rows], gu.frame_logits(after)[rows], atol=1e-9)
-    assert not np.allclose(gu.frame_logits(before)[~rows], gu.frame_logits(after)[~rows], atol=1e-6)
+    np.testing.assert_allclose(frame_logits(before)[rows], frame_logits(after)[rows], atol=1e-9)
+    assert not np.allclose(frame_logits(before)[~rows], frame_logits(after)[~rows], atol=1e-6)
 
 
 def test_a_gain_has_its_noise():
     labels, members = problem()
     blended = np.tensordot([1, 1, 0], members, 1)
-    gain, low, high = gm.paired_gain(labels, blended.argmax(1), members[0].argmax(1))
+    gain, low, high = paired_gain(labels, blended.argmax(1), members[0].argmax(1))
     assert low < gain < high and low > 0
-    gain, low, high = gm.paired_gain(labels, members[0].argmax(1), members[1].argmax(1))
+    gain, low, high = paired_gain(labels, members[0].argmax(1), members[1].argmax(1))
     assert low < 0 < high
 
 
@@ -97,10 +104,10 @@ def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():
     _, members = problem(n=20_000)
     rng = np.random.default_rng(1)
     drawn = np.array([rng.choice(5, p=row) for row in np.exp(members[0])])
-    assert gm.calibration_error(drawn, members[0]) < 0.02
-    assert gm.calibration_error(drawn, members[0] * 4) > 0.1
+    assert calibration_error(drawn, members[0]) < 0.02
+    assert calibration_error(drawn, members[0] * 4) > 0.1
     sure = np.full((10, 2), [10.0, -10.0])
-    assert gm.calibration_error(np.repeat([0, 1], 5), sure) == pytest.approx(0.5, abs=1e-6)
+    assert calibration_error(np.repeat([0, 1], 5), sure) == pytest.approx(0.5, abs=1e-6)
 
 
 def change(path, edit) -> None:
@@ -122,54 +129,52 @@ def change(path, edit) -> None:
 def test_runs_that_do_not_fit_are_refused(blend, name, edit, message):
     change(blend.run_dir.parent / "words" / "ensemble" / f"{name}.parquet", edit)
     with pytest.raises(GoodsError, match=f"run 'words' .*{message}|run 'words' {message}"):
-        gu.ensemble_folds(blend, gu.read_goods(blend))
+        ensemble_folds(blend, read_goods(blend))
 
 
 def test_a_run_that_is_not_there_and_none_at_all(blend):
-    goods = gu.read_goods(blend)
+    goods = read_goods(blend)
     with pytest.raises(GoodsError, match=r"there is no readable ensemble in .*nowhere"):
-        gu.ensemble_folds(blend.model_copy(update={"runs": ("words", "nowhere")}), goods)
+        ensemble_folds(blend.model_copy(update={"runs": ("words", "nowhere")}), goods)
     with pytest.raises(GoodsError, match="kind blend needs runs"):
-        gu.ensemble_folds(blend.model_copy(update={"runs": ()}), goods)
+        ensemble_folds(blend.model_copy(update={"runs": ()}), goods)
 
 
 def test_a_single_member_is_calibrated(blend):
-    alone = gu.ensemble_folds(
-        blend.model_copy(update={"runs": ("words",), "blend_method": "mean"}), gu.read_goods(blend)
-    )
+    alone = ensemble_folds(blend.model_copy(update={"runs": ("words",), "blend_method": "mean"}), read_goods(blend))
     assert alone.table.loc["blend", "accuracy"] == alone.table.loc["words/text", "accuracy"]
     assert alone.tables["added"].empty
 
 
 def test_products_that_a_run_has_not_predicted_are_left_out_by_choice(blend):
-    goods = gu.read_goods(blend)
+    goods = read_goods(blend)
     change(blend.run_dir.parent / "words" / "ensemble" / "oof.parquet", lambda t: t[t["fold"] != 2])
-    result = gu.ensemble_folds(blend.model_copy(update={"allow_missing_folds": True}), goods)
-    folds = gu.read_folds(goods, blend)
+    result = ensemble_folds(blend.model_copy(update={"allow_missing_folds": True}), goods)
+    folds = read_folds(goods, blend)
     assert result.missing == [2] and result.oof["id"].tolist() == folds.loc[folds["fold"] != 2, "id"].tolist()
     assert len(result.test) == len(goods.test)
     change(blend.run_dir.parent / "words" / "ensemble" / "oof.parquet", lambda t: t.iloc[:0])
     with pytest.raises(GoodsError, match="no product is predicted out of fold by all runs"):
-        gu.ensemble_folds(blend.model_copy(update={"allow_missing_folds": True}), goods)
+        ensemble_folds(blend.model_copy(update={"allow_missing_folds": True}), goods)
 
 
-@pytest.mark.parametrize("method", gb.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_each_way_to_combine_beats_the_best_member(method):
     labels, members = problem()
     half = np.arange(len(labels)) % 2 == 0
-    combiner = gb.METHODS[method](members[:, half], labels[half])
+    combiner = METHODS[method](members[:, half], labels[half])
     assert combiner.weights.shape == (3,) and combiner.weights.min() >= 0
     logits = combiner.predict(members[:, ~half])
-    best = max(gu.score(labels[~half], member[~half])["macro_f1"] for member in members)
-    ours = gu.score(labels[~half], logits)["macro_f1"]
+    best = max(score(labels[~half], member[~half])["macro_f1"] for member in members)
+    ours = score(labels[~half], logits)["macro_f1"]
     assert np.isfinite(logits).all() and ours > best + (0.02 if method not in ("mean", "logits") else -0.1)
 
 
-@pytest.mark.parametrize("method", gb.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_class_that_no_row_has_is_never_predicted_much(method):
     labels, members = problem(classes=6)
     rows = labels != 3
-    combiner = gb.METHODS[method](members[:, rows], labels[rows])
+    combiner = METHODS[method](members[:, rows], labels[rows])
     logits = combiner.predict(members[:, rows])
     assert logits.shape == (rows.sum(), 6) and np.isfinite(logits).all()
 
@@ -178,21 +183,19 @@ def test_a_bias_for_rare_classes_helps_macro_f1():
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(4000) < 0.08, 1, 0)
     member = log_softmax(np.eye(2)[labels] * 1.5 + rng.normal(size=(4000, 2)) - [0, 2], axis=1)[None]
-    scores = {
-        m: gm.macro_f1(labels, gb.METHODS[m](member, labels).predict(member).argmax(1)) for m in ("weights", "bias")
-    }
+    scores = {m: macro_f1(labels, METHODS[m](member, labels).predict(member).argmax(1)) for m in ("weights", "bias")}
     assert scores["bias"] > scores["weights"] + 0.02
 
 
 def test_the_choice_is_made_without_the_fold_it_scores():
     labels, members = problem()
     folds = np.arange(len(labels)) % 4
-    honest = gb.blend(members, labels, folds)
+    honest = blend_members(members, labels, folds)
     lies = labels.copy()
     lies[folds == 2] = (lies[folds == 2] + 1) % 5
-    fooled = gb.blend(members, lies, folds)
+    fooled = blend_members(members, lies, folds)
     np.testing.assert_allclose(honest.oof[folds == 2], fooled.oof[folds == 2])
-    for method in gb.METHODS:
+    for method in METHODS:
         np.testing.assert_allclose(honest.methods[method][folds == 2], fooled.methods[method][folds == 2])
     assert honest.picked[2] == fooled.picked[2]
 
@@ -201,9 +204,9 @@ def test_noise_gains_nothing_and_the_table_says_so():
     rng = np.random.default_rng(0)
     labels, folds = rng.integers(5, size=1000), np.arange(1000) % 5
     members = log_softmax(rng.normal(size=(4, 1000, 5)), axis=2)  # know nothing: any gain would be a leak
-    made = gb.blend(members, labels, folds)
-    best = max(members, key=lambda member: gm.macro_f1(labels, member.argmax(1)))
-    table = gb.method_table(made, labels, folds, best)
+    made = blend_members(members, labels, folds)
+    best = max(members, key=lambda member: macro_f1(labels, member.argmax(1)))
+    table = method_table(made, labels, folds, best)
     assert table.loc["chosen", "macro_f1"] < 0.26 and table.loc["chosen", "gain_high"] < 0.08
     assert table["noise"].sum() >= 5 and table.loc["chosen", "calibration_error"] < 0.05
 
@@ -211,7 +214,7 @@ def test_noise_gains_nothing_and_the_table_says_so():
 def test_what_each_member_adds():
     labels, stacked = problem()
     members = dict(zip(("a/text", "b/image", "c/image"), stacked, strict=True))
-    added = gb.added_by(members, labels, np.arange(len(labels)) % 3)
+    added = added_by(members, labels, np.arange(len(labels)) % 3)
     assert set(added.index) == {*members, "all but texts"}
     assert added.loc["b/image", "gain_low"] > 0 and not added.loc["b/image", "noise"]
     assert added.loc["c/image", "noise"] and added.loc["all but texts", "gain_low"] > 0
@@ -219,5 +222,5 @@ def test_what_each_member_adds():
 
 def test_two_folds_leave_nothing_to_choose_on():
     labels, members = problem()
-    made = gb.blend(members, labels, np.arange(len(labels)) % 2)
+    made = blend_members(members, labels, np.arange(len(labels)) % 2)
     assert made.method == "mean" and np.isfinite(made.oof).all()

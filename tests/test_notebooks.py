@@ -19,13 +19,13 @@ import pandas as pd
 import pytest
 from conftest import Sample
 
-from goods_params import ROOT, Params
-from goods_text import CompressParams
+from goods.compress.params import CompressParams
+from goods.files import ROOT
+from goods.params import Params
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURES = {"eda": 9, "embed": 1, "train": 5, "baseline": 2, "ensemble": 8, "pseudo_label": 2, "submission": 1}
 SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it is run in test_text.py
-MODULES = sorted(path.stem for path in ROOT.glob("goods_*.py"))
 
 
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
@@ -94,7 +94,7 @@ def test_parameters_are_read_before_anything_else_is_defined(path: Path) -> None
 
 def test_the_install_puts_every_module_on_the_path() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["setuptools"]["py-modules"] == MODULES
+    assert project["tool"]["setuptools"]["py-modules"] == ["goods_utils", "pipeline"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

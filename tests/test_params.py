@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import goods_params as gp
-from goods_params import GoodsError, Params, load_params, parse_setting, read_params
+from goods import params
+from goods.errors import GoodsError
+from goods.files import ROOT, atomic_path, file_stamp, resolve, write_json, write_text
+from goods.params import Params, load_params, parse_setting, read_params
+from goods.run import environment, load_recorded, open_run
 
-CONFIGS = sorted(path.relative_to(gp.ROOT).as_posix() for path in (gp.ROOT / "params").glob("*.yaml"))
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "params").glob("*.yaml"))
 DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 
 # What each field may be given as, and what it then is.
@@ -104,7 +108,7 @@ def config(tmp_path: Path):
 
 def run_cell(source: str, namespace: dict | None = None) -> dict:
     """Runs a notebook cell that may end in read_params(globals()); returns the kernel's variables."""
-    namespace = {"gu": gp} if namespace is None else namespace
+    namespace = {"gu": params} if namespace is None else namespace
     exec(source, namespace)
     return namespace
 
@@ -250,7 +254,7 @@ p = gu.read_params(globals())
 
 
 def test_without_a_config_a_notebook_reads_the_demo(monkeypatch, config):
-    monkeypatch.setattr(gp, "DEFAULT_CONFIG", config("run: from-default"))
+    monkeypatch.setattr("goods.params.DEFAULT_CONFIG", config("run: from-default"))
     assert read_params({}).run == read_params({"config": None}).run == "from-default"
     with pytest.raises(GoodsError, match="there is no config"):
         read_params({"config": 3})
@@ -382,7 +386,7 @@ def test_without_data_dir_the_paths_stand_as_given():
 def test_data_dir_must_be_a_folder(tmp_path):
     with pytest.raises(GoodsError, match=r"data_dir .*nowhere is not a folder; name the folder that holds train\.csv"):
         load_params(data_dir=str(tmp_path / "nowhere"))
-    with pytest.raises(GoodsError, match=r"is made by: python goods_sample\.py"):
+    with pytest.raises(GoodsError, match=r"is made by: python -m goods\.data\.sample"):
         load_params(data_dir=str(tmp_path / "sample"))
 
 
@@ -401,11 +405,11 @@ def test_the_sample_never_fills_a_gap_in_the_real_data(tmp_path):
 
 def test_a_relative_path_means_the_project_root(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert gp.resolve("outputs") == gp.ROOT / "outputs"
-    assert gp.resolve(tmp_path) == tmp_path
-    assert gp.resolve("~/data") == Path.home() / "data"
+    assert resolve("outputs") == ROOT / "outputs"
+    assert resolve(tmp_path) == tmp_path
+    assert resolve("~/data") == Path.home() / "data"
     with pytest.raises(GoodsError, match="~nobody-here/data: "):
-        gp.resolve("~nobody-here/data")
+        resolve("~nobody-here/data")
     assert load_params("params/head.yaml").run == "head"
 
 
@@ -420,25 +424,25 @@ def make(tmp_path: Path, **given) -> Params:
 
 def test_a_run_keeps_its_parameters_and_versions(tmp_path):
     p = make(tmp_path, learning_rate="1e-4", text_columns="title")
-    folder = gp.open_run(p)
+    folder = open_run(p)
     assert folder == p.run_dir == tmp_path / "outputs" / "trial"
     assert Params(**yaml.safe_load((folder / "params.yaml").read_text())) == p
-    assert gp.load_recorded(folder / "params.yaml")["learning_rate"] == 1e-4
+    assert load_recorded(folder / "params.yaml")["learning_rate"] == 1e-4
     environment = json.loads((folder / "environment.json").read_text())
     assert {"python", "torch", "transformers", "pandas", "cpus"} <= set(environment)
 
 
 def test_the_same_parameters_resume(tmp_path):
     p = make(tmp_path)
-    before = (gp.open_run(p) / "params.yaml").stat().st_mtime_ns
-    assert gp.open_run(make(tmp_path)) == p.run_dir
+    before = (open_run(p) / "params.yaml").stat().st_mtime_ns
+    assert open_run(make(tmp_path)) == p.run_dir
     assert (p.run_dir / "params.yaml").stat().st_mtime_ns == before
 
 
 def test_other_parameters_are_refused_by_name(tmp_path):
-    gp.open_run(make(tmp_path))
+    open_run(make(tmp_path))
     with pytest.raises(GoodsError, match="run 'trial' was made with other parameters") as refused:
-        gp.open_run(make(tmp_path, num_epochs=9, text_columns="title", fold=2))
+        open_run(make(tmp_path, num_epochs=9, text_columns="title", fold=2))
     sentence = str(refused.value)
     assert "num_epochs was 5 and is now 9" in sentence
     assert "text_columns was ['title', 'description'] and is now ['title']" in sentence
@@ -448,12 +452,12 @@ def test_other_parameters_are_refused_by_name(tmp_path):
 
 def test_a_run_that_is_named_but_not_there_takes_no_name(tmp_path):
     with pytest.raises(GoodsError, match=r"runs: there is no run 'trail' in .*; there are: none"):
-        gp.open_run(load_params(outputs_dir=str(tmp_path), run="both", kind="blend", runs="trail"))
-    gp.open_run(load_params(outputs_dir=str(tmp_path), run="trial"))
+        open_run(load_params(outputs_dir=str(tmp_path), run="both", kind="blend", runs="trail"))
+    open_run(load_params(outputs_dir=str(tmp_path), run="trial"))
     with pytest.raises(GoodsError, match=r"pseudo_from: there is no run 'trail' in .*; did you mean 'trial'\?"):
-        gp.open_run(load_params(outputs_dir=str(tmp_path), run="both", pseudo_from="trail"))
+        open_run(load_params(outputs_dir=str(tmp_path), run="both", pseudo_from="trail"))
     assert not (tmp_path / "both").exists()
-    assert gp.open_run(load_params(outputs_dir=str(tmp_path), run="both", pseudo_from="trial")).name == "both"
+    assert open_run(load_params(outputs_dir=str(tmp_path), run="both", pseudo_from="trial")).name == "both"
 
 
 @pytest.mark.parametrize(
@@ -469,23 +473,23 @@ def test_a_run_that_is_named_but_not_there_takes_no_name(tmp_path):
     ids=lambda other: next(iter(other)),
 )
 def test_what_changes_no_result_may_differ(tmp_path, other):
-    gp.open_run(make(tmp_path))
-    assert gp.open_run(make(tmp_path, **other)) == make(tmp_path).run_dir
+    open_run(make(tmp_path))
+    assert open_run(make(tmp_path, **other)) == make(tmp_path).run_dir
 
 
 def test_a_debug_run_is_one_of_its_own(tmp_path):
     real, debug = make(tmp_path), make(tmp_path, debug=True)
-    assert gp.open_run(debug).name == "trial-debug"
-    assert gp.open_run(real).name == "trial"
-    assert gp.load_recorded(debug.run_dir / "params.yaml")["debug"] is True
+    assert open_run(debug).name == "trial-debug"
+    assert open_run(real).name == "trial"
+    assert load_recorded(debug.run_dir / "params.yaml")["debug"] is True
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "just text", "- 3"])
 def test_a_spoilt_record_says_what_to_do(tmp_path, text):
     p = make(tmp_path)
-    (gp.open_run(p) / "params.yaml").write_text(text)
+    (open_run(p) / "params.yaml").write_text(text)
     with pytest.raises(GoodsError, match=r"params\.yaml can't be read; delete the run's folder"):
-        gp.open_run(p)
+        open_run(p)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -497,8 +501,8 @@ def test_a_spoilt_record_says_what_to_do(tmp_path, text):
 def test_a_run_always_resumes_with_what_it_was_given(tmp_path, learning_rate, seed, column):
     given = {"learning_rate": learning_rate, "seed": seed, "label_column": column, "text_columns": [column]}
     p = load_params(outputs_dir=tempfile.mkdtemp(dir=tmp_path), **given)
-    assert gp.open_run(p) == gp.open_run(p)
-    assert Params(**gp.load_recorded(p.run_dir / "params.yaml")) == p
+    assert open_run(p) == open_run(p)
+    assert Params(**load_recorded(p.run_dir / "params.yaml")) == p
 
 
 def files_in(folder: Path) -> list[str]:
@@ -506,31 +510,31 @@ def files_in(folder: Path) -> list[str]:
 
 
 def test_files_are_written_whole(tmp_path):
-    path = gp.write_text(tmp_path / "new" / "deep" / "a.txt", "Straße\n")
+    path = write_text(tmp_path / "new" / "deep" / "a.txt", "Straße\n")
     assert path.read_bytes() == "Straße\n".encode()
     assert path.stat().st_mode & 0o777 == 0o644
-    gp.write_json(tmp_path / "a.json", {"name": "café", "n": [1, 2]})
+    write_json(tmp_path / "a.json", {"name": "café", "n": [1, 2]})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "café", "n": [1, 2]}
     assert files_in(tmp_path / "new" / "deep") == ["a.txt"]
 
 
 def test_a_failure_leaves_the_earlier_file_and_no_litter(tmp_path):
-    path = gp.write_text(tmp_path / "a.txt", "before")
-    with pytest.raises(KeyboardInterrupt), gp.atomic_path(path) as temporary:
+    path = write_text(tmp_path / "a.txt", "before")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
         temporary.write_text("half")
         assert temporary.parent == path.parent  # a rename within one file system
         assert path.read_text() == "before"
         raise KeyboardInterrupt
     with pytest.raises(TypeError):
-        gp.write_json(path, {"a": object()})
+        write_json(path, {"a": object()})
     with pytest.raises(UnicodeEncodeError):
-        gp.write_text(path, "\ud800")
+        write_text(path, "\ud800")
     assert path.read_text() == "before"
     assert files_in(tmp_path) == ["a.txt"]
 
 
 def test_a_failure_leaves_no_new_file(tmp_path):
-    with pytest.raises(ZeroDivisionError), gp.atomic_path(tmp_path / "a.txt") as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text(str(1 / 0))
     assert files_in(tmp_path) == []
 
@@ -553,22 +557,22 @@ def later(path: Path) -> None:
 )
 def test_file_stamp_sees_what_changes_below_a_folder(tmp_path, change):
     (touch(tmp_path, "sub/b.txt") / "a.txt").write_text("text")
-    before = gp.file_stamp([tmp_path])
-    assert gp.file_stamp([tmp_path]) == before
+    before = file_stamp([tmp_path])
+    assert file_stamp([tmp_path]) == before
     change(tmp_path)
-    assert gp.file_stamp([tmp_path]) != before
+    assert file_stamp([tmp_path]) != before
 
 
 def test_file_stamp_of_files(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
-    missing = gp.file_stamp([first, second])
+    missing = file_stamp([first, second])
     first.touch()
-    assert len({missing, gp.file_stamp([first, second]), gp.file_stamp([second]), gp.file_stamp([])}) == 4
+    assert len({missing, file_stamp([first, second]), file_stamp([second]), file_stamp([])}) == 4
 
 
 def test_the_environment_record_bears_a_missing_package(monkeypatch):
     def version(name: str) -> str:
-        raise gp.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(gp.metadata, "version", version)
-    assert gp.environment()["torch"] is None
+    monkeypatch.setattr(metadata, "version", version)
+    assert environment()["torch"] is None

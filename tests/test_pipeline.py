@@ -22,11 +22,14 @@ ROOT = Path(pipeline.__file__).parent
 PARAMETERS = "config = None\nrun = None\nfold = None\nnum_epochs = None"
 START = """
 import json, sys, time
-import goods_params as gp
-p = gp.read_params(globals())
+
+from goods.files import ROOT, write_json, write_text
+from goods.params import read_params
+
+p = read_params(globals())
 folder = p.run_dir / f"fold{p.fold}"
 ensemble = p.run_dir / "ensemble"
-order = gp.ROOT / "order.txt"
+order = ROOT / "order.txt"
 print("kernel", sys.executable, file=order.open("a"))
 """
 # Each notebook says in order.txt that it ran and with what; what it writes depends only on what it is given.
@@ -34,42 +37,42 @@ CELLS = {
     "eda": 'print("eda", p.num_epochs, file=order.open("a"))',
     "train": """
 print("train", p.fold, p.num_epochs, "from", time.time(), file=order.open("a"))
-trouble = gp.ROOT / f"trouble{p.fold}"
+trouble = ROOT / f"trouble{p.fold}"
 if trouble.exists():
     exec(trouble.read_text())
 log = ""
 for epoch in (1, 2):
     line = {"epoch": epoch, "epochs": 2, "train_loss": 1 / epoch, "macro_f1": 0.4 * epoch, "seconds": 0.25}
     log += json.dumps(line) + "\\n"
-    gp.write_text(folder / "log.jsonl", log)
-gp.write_text(folder / "oof.parquet", f"oof {p.fold}")
-gp.write_text(folder / "test.parquet", f"test {p.fold}")
-gp.write_json(folder / "metrics.json", {"fused": {"accuracy": 0.81, "macro_f1": 0.8}})
+    write_text(folder / "log.jsonl", log)
+write_text(folder / "oof.parquet", f"oof {p.fold}")
+write_text(folder / "test.parquet", f"test {p.fold}")
+write_json(folder / "metrics.json", {"fused": {"accuracy": 0.81, "macro_f1": 0.8}})
 print("trained", p.fold, "until", time.time(), file=order.open("a"))
 """,
     "ensemble": """
 print("ensemble", file=order.open("a"))
 for name in ("oof", "test"):
     parts = [f.read_text() for f in sorted(p.run_dir.glob(f"fold*/{name}.parquet"))]
-    gp.write_text(ensemble / f"{name}.parquet", "; ".join(parts))
-gp.write_json(ensemble / "metrics.json", {name: {"accuracy": 0.9, "macro_f1": 0.875} for name in ("fused", "image")})
+    write_text(ensemble / f"{name}.parquet", "; ".join(parts))
+write_json(ensemble / "metrics.json", {name: {"accuracy": 0.9, "macro_f1": 0.875} for name in ("fused", "image")})
 """,
     "submission": """
 print("submission", file=order.open("a"))
-gp.write_text(p.run_dir / "submission.csv", (ensemble / "test.parquet").read_text())
-gp.write_text(p.run_dir / "submission_probs.csv", "")
+write_text(p.run_dir / "submission.csv", (ensemble / "test.parquet").read_text())
+write_text(p.run_dir / "submission_probs.csv", "")
 """,
 }
 
 
 class Project:
-    """A project folder with pipeline.py, goods_params.py and four miniature notebooks."""
+    """A project folder with pipeline.py, the package goods and four miniature notebooks."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir()
-        for name in ("pipeline.py", "goods_params.py"):
-            shutil.copy(ROOT / name, root / name)
+        shutil.copy(ROOT / "pipeline.py", root)
+        shutil.copytree(ROOT / "goods", root / "goods", ignore=shutil.ignore_patterns("__pycache__"))
         for name, source in CELLS.items():
             self.write_notebook(name, START, source)
         for name in ("train_images", "test_images"):
@@ -203,7 +206,7 @@ def test_a_failing_fold_leaves_its_neighbour_and_stops_what_needs_it(project: Pr
 
 
 def test_a_mistake_the_user_can_mend_is_one_sentence_and_stops_the_other_folds(project: Project) -> None:
-    (project.root / "trouble0").write_text('raise gp.GoodsError("there is no model in models/none; download one")')
+    (project.root / "trouble0").write_text('raise GoodsError("there is no model in models/none; download one")')
     called = project.call("--steps", "train")
     assert called.returncode == 1 and project.ran() == ["train 0 3"]
     assert "train fold 0 failed: there is no model in models/none; download one\n" in called.stderr
@@ -214,7 +217,7 @@ def test_a_mistake_the_user_can_mend_is_one_sentence_and_stops_the_other_folds(p
     [
         ("sys.exit(0)", "SystemExit: 0"),  # papermill takes it for a good end
         ("import os; os._exit(9)", "Kernel died"),
-        ("folder = gp.ROOT / 'elsewhere'", "ended without writing outputs/mini/fold0/oof.parquet"),
+        ("folder = ROOT / 'elsewhere'", "ended without writing outputs/mini/fold0/oof.parquet"),
     ],
 )
 def test_an_end_without_an_error_is_a_failure_too(project: Project, trouble: str, sentence: str) -> None:
@@ -226,7 +229,7 @@ def test_an_end_without_an_error_is_a_failure_too(project: Project, trouble: str
 
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_step_ends_its_children_and_is_run_again(project: Project, way: int) -> None:
-    (project.root / "trouble0").write_text("import os; (gp.ROOT / 'pid').write_text(str(os.getpid())); time.sleep(60)")
+    (project.root / "trouble0").write_text("import os; (ROOT / 'pid').write_text(str(os.getpid())); time.sleep(60)")
     # As in a terminal: tests begun in the background hand on an ignored SIGINT.
     foreground = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     called = subprocess.Popen(
@@ -292,7 +295,7 @@ def test_folds_that_find_the_time_over_are_left_for_the_next_call(project: Proje
     assert late.returncode == 0, late.stderr
     assert project.ran() == ["train 0 3"] and "the same command goes on" in late.stdout
 
-    (project.root / "trouble1").write_text("raise gp.GoodsError('max_hours 1.0 were over before the first step')")
+    (project.root / "trouble1").write_text("raise GoodsError('max_hours 1.0 were over before the first step')")
     again = project.call(*arguments)
     assert again.returncode == 0, again.stderr
     assert project.ran() == ["train 1 3", "train 2 3"]

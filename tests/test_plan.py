@@ -16,40 +16,33 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-import goods_plan
-from goods_checkpoint import save_state
-from goods_model import (
-    DualEncoder,
-    GoodsClassifier,
-    GoodsHeads,
-    halve_frozen,
-    load_backbone,
-    load_processor,
-    save_trained,
-    set_trainable,
-)
-from goods_params import GoodsError, Params
-from goods_plan import (
+from goods.cost.footprint import (
     ACTIVATIONS,
     COPIES,
     DTYPES,
     FURTHER,
-    GIB,
     GRADIENTS,
     OPTIMIZER,
     WEIGHTS,
     CudaDropout,
-    Plan,
+    Footprint,
     StepMeter,
+    _backbone,
+    _cpu_autocast,
     count_step,
-    find_gpu,
     measure_footprint,
     optimizer_buffers,
     optimizer_bytes,
-    plan,
     read_config,
 )
-from goods_task import make_optimizer, trained
+from goods.cost.plan import GIB, GPUS, Gpu, Plan, find_gpu, plan_run, with_overhead
+from goods.errors import GoodsError
+from goods.models.backbone import DualEncoder, load_backbone, load_processor
+from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.models.tuning import block_rates, halve_frozen, save_trained, set_trainable
+from goods.params import Params
+from goods.training.checkpoint import save_state
+from goods.training.optim import make_optimizer, trainable_parameters
 
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 SMALL = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -76,7 +69,7 @@ def so400m(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
     def make(gpu: str, **given: Any) -> Plan:
         began = time.process_time()
-        made = plan(Params(model_name=model_name, train_csv="no/train.csv", test_csv="no/test.csv", **given), gpu)
+        made = plan_run(Params(model_name=model_name, train_csv="no/train.csv", test_csv="no/test.csv", **given), gpu)
         assert time.process_time() - began < 15  # seconds of one core
         return made
 
@@ -95,7 +88,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make
 
 
-def footprint_of(p: Params, precision: str = "fp16") -> goods_plan.Footprint:
+def footprint_of(p: Params, precision: str = "fp16") -> Footprint:
     return measure_footprint(read_config(p.model_name), p, precision)
 
 
@@ -121,7 +114,7 @@ def test_so400m_parameters(so400m: Any) -> None:
     heads = sum(q.numel() for q in GoodsHeads(1152, 1152, made.params).parameters())
     assert made.total - heads == 877_960_498
     assert made.trainable == made.total - 32_000 * 1152 - 2  # token embeddings, logit_scale, logit_bias
-    backbone = goods_plan._backbone(read_config(made.params.model_name), made.params)
+    backbone = _backbone(read_config(made.params.model_name), made.params)
     assert sum(q.numel() for q in backbone.vision_model.parameters()) / 1e6 == pytest.approx(428.2, abs=0.05)
     assert sum(q.numel() for q in backbone.text_model.parameters()) / 1e6 == pytest.approx(449.7, abs=0.05)
 
@@ -202,7 +195,7 @@ def profiled_peak(model: nn.Module, pixels: Tensor, input_ids: Tensor, dtype: to
     """Bytes that the CPU allocator hands out at most in a step, as torch's profiler records them."""
 
     def step() -> None:
-        with goods_plan._cpu_autocast(dtype):
+        with _cpu_autocast(dtype):
             logits = model(pixels, input_ids)
         loss = sum(F.cross_entropy(v.float(), torch.zeros(len(pixels), dtype=torch.int64)) for v in logits.values())
         del logits
@@ -281,7 +274,7 @@ def test_optimizer_state_is_that_of_the_real_one(sample: Any, optimizer: str) ->
     step = make_optimizer(model, p)
     for group in step.param_groups:
         group["foreach"] = True  # AdamW's own choice on a GPU; Adafactor has none
-    for parameter in trained(model).values():
+    for parameter in trainable_parameters(model).values():
         parameter.grad = torch.full_like(parameter, 1e-3)
     step.step()
     meter = StepMeter()
@@ -290,9 +283,11 @@ def test_optimizer_state_is_that_of_the_real_one(sample: Any, optimizer: str) ->
     with meter:
         step.step()
     tensors = [t for s in step.state.values() for t in s.values() if isinstance(t, Tensor) and t.ndim]
-    assert sum(optimizer_bytes(q.shape, optimizer) for q in trained(model).values()) == sum(t.nbytes for t in tensors)
-    shapes = {name.removeprefix("encoder.backbone."): q.shape for name, q in trained(model).items()}
-    planned = optimizer_buffers(shapes, goods_plan.block_rates(model.encoder.backbone, p), p)
+    assert sum(optimizer_bytes(q.shape, optimizer) for q in trainable_parameters(model).values()) == sum(
+        t.nbytes for t in tensors
+    )
+    shapes = {name.removeprefix("encoder.backbone."): q.shape for name, q in trainable_parameters(model).items()}
+    planned = optimizer_buffers(shapes, block_rates(model.encoder.backbone, p), p)
     scalars = 64 * len(shapes)
     assert meter.most[ACTIVATIONS] <= planned + scalars
     if optimizer == "adamw":
@@ -303,7 +298,7 @@ def test_optimizer_state_is_that_of_the_real_one(sample: Any, optimizer: str) ->
 
 
 def training_gib(p: Params) -> float:
-    return sum(plan(p, "T4").memory["training"].values())
+    return sum(plan_run(p, "T4").memory["training"].values())
 
 
 def test_memory_goes_the_way_it_should(small: Any) -> None:
@@ -315,12 +310,12 @@ def test_memory_goes_the_way_it_should(small: Any) -> None:
     assert training_gib(small(micro_batch_size=8, image_size=384)) > usual
     assert training_gib(small(micro_batch_size=8, text_windows=4)) > usual
     assert training_gib(small(micro_batch_size=8, mixed_precision="fp32")) > usual
-    averaged = plan(small(micro_batch_size=8, ema_decay=0.99, wise_ft=True), "T4")
+    averaged = plan_run(small(micro_batch_size=8, ema_decay=0.99, wise_ft=True), "T4")
     fp32 = 4 * averaged.trainable / GIB
     assert averaged.memory["training"][FURTHER] == pytest.approx(fp32)
     assert averaged.memory["evaluation"][FURTHER] == pytest.approx(2 * fp32)
     assert averaged.memory["interpolation"][FURTHER] == pytest.approx(4 * fp32)
-    soup = plan(small(micro_batch_size=8, soup=True), "T4").memory
+    soup = plan_run(small(micro_batch_size=8, soup=True), "T4").memory
     assert (soup["training"][FURTHER], soup["evaluation"][FURTHER]) == (0, pytest.approx(2 * fp32))
 
 
@@ -334,14 +329,14 @@ def test_activations_grow_in_a_line_with_the_batch(small: Any) -> None:
 def test_what_is_trained(small: Any) -> None:
     share = {}
     for tune in ("head", "lora", "last", "full"):
-        made = plan(small(tune=tune, frozen=("vision_model.head",) if tune == "full" else ()), "T4")
+        made = plan_run(small(tune=tune, frozen=("vision_model.head",) if tune == "full" else ()), "T4")
         share[tune] = made.trainable / made.total
     assert share["head"] < share["lora"] < share["last"] < share["full"] < 1
-    made = plan(small(tune="lora", lora_rank=16), "T4")
+    made = plan_run(small(tune="lora", lora_rank=16), "T4")
     layers = 2 * 2 * (4 * 16 * (128 + 128) + 2 * 16 * (128 + 512))  # towers, blocks: attention, MLP
     heads = sum(q.numel() for q in GoodsHeads(128, 128, made.params).parameters())
     assert made.trainable == layers + heads
-    assert list(plan(small(tune="head"), "T4").memory) == ["embedding"]
+    assert list(plan_run(small(tune="head"), "T4").memory) == ["embedding"]
 
 
 def test_frozen_weights_take_16_bits(small: Any) -> None:
@@ -352,49 +347,51 @@ def test_frozen_weights_take_16_bits(small: Any) -> None:
 
 def test_hours(small: Any) -> None:
     p = small(num_epochs=4, n_folds=5, mixed_precision="fp16")
-    made = plan(p, "T4", products=1000)
+    made = plan_run(p, "T4", products=1000)
     rate = 65e12 * find_gpu("T4").utilisation * 3600
     forward = made.flops["forward, image"] + made.flops["forward, text"]
     step = made.flops["training, forward"] + made.flops["training, backward"]
     assert made.hours["training"] == pytest.approx(5 * 4 * 800 * step / rate)
     assert made.hours["validation"] == pytest.approx(5 * 5 * 200 * forward / rate)
     assert made.hours["test prediction"] == pytest.approx(5 * 10_000 * forward / rate)
-    flipped = plan(p.model_copy(update={"test_time_flip": True, "skip_folds": 4}), "T4", products=1000)
+    flipped = plan_run(p.model_copy(update={"test_time_flip": True, "skip_folds": 4}), "T4", products=1000)
     assert flipped.hours["test prediction"] == pytest.approx(2 / 5 * made.hours["test prediction"])
     assert flipped.hours["training"] == pytest.approx(1 / 5 * made.hours["training"])
-    slow = plan(p.model_copy(update={"mixed_precision": "fp32"}), "T4", products=1000)
+    slow = plan_run(p.model_copy(update={"mixed_precision": "fp32"}), "T4", products=1000)
     assert slow.hours["training"] == pytest.approx(65 / 8.1 * made.hours["training"])
-    head = plan(small(tune="head"), "T4", products=1000)
+    head = plan_run(small(tune="head"), "T4", products=1000)
     assert head.hours == {"embeddings, once": pytest.approx(11_000 * forward / rate)}
 
 
 def test_rows_come_from_the_tables(small: Any, tmp_path: Path) -> None:
     p = small(tune="head")
-    assert plan(p, "T4").rows == (50_000, 10_000)
-    assert "50,000 products to train on (assumed), 10,000 to predict (assumed)" in str(plan(p, "T4"))
+    assert plan_run(p, "T4").rows == (50_000, 10_000)
+    assert "50,000 products to train on (assumed), 10,000 to predict (assumed)" in str(plan_run(p, "T4"))
     (tmp_path / "train.csv").write_text('id,title\n1,"two\nlines"\n2,b\n3,c\n')
     (tmp_path / "test.csv").write_text("id,title\n4,d\n")
     p = p.model_copy(update={"train_csv": str(tmp_path / "train.csv"), "test_csv": str(tmp_path / "test.csv")})
-    assert plan(p, "T4").rows == (3, 1)
-    assert plan(p, "T4", products=7).rows == (7, 1)
+    assert plan_run(p, "T4").rows == (3, 1)
+    assert plan_run(p, "T4", products=7).rows == (7, 1)
     for text in ("", "id,title\n"):
         (tmp_path / "test.csv").write_text(text)
-        assert plan(p, "T4").rows == (3, 10_000)
+        assert plan_run(p, "T4").rows == (3, 10_000)
     with pytest.raises(GoodsError, match="at least one"):
-        plan(p, "T4", products=0)
+        plan_run(p, "T4", products=0)
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
 def test_disk_is_what_the_files_take(sample: Any, tmp_path: Path, tune: str) -> None:
     p = Params(model_name=str(sample.model), image_size=64, hidden_dim=64, tune=tune, n_folds=3, warm_start_epochs=1,
                train_csv="no/train.csv", test_csv="no/test.csv")  # fmt: skip
-    made, model = plan(p, "T4", products=100), real_classifier(p, "fp32")
+    made, model = plan_run(p, "T4", products=100), real_classifier(p, "fp32")
     save_trained(model, tmp_path / "model.safetensors")
     assert made.disk["weights of all folds"] == pytest.approx(
         3e-9 * (tmp_path / "model.safetensors").stat().st_size, rel=0.05
     )
-    state = {f"model.{name}": q for name, q in trained(model).items()}
-    state |= {f"{moment}.{name}": torch.zeros_like(q) for moment in "mv" for name, q in trained(model).items()}
+    state = {f"model.{name}": q for name, q in trainable_parameters(model).items()}
+    state |= {
+        f"{moment}.{name}": torch.zeros_like(q) for moment in "mv" for name, q in trainable_parameters(model).items()
+    }
     save_state(tmp_path, state, {})
     saved = (tmp_path / "checkpoint/state.safetensors").stat().st_size
     assert made.disk["states of a fold in training"] == pytest.approx(2e-9 * saved, rel=0.05)
@@ -414,9 +411,9 @@ def test_disk_of_so400m(so400m: Any) -> None:
 
 def tiny_gpu(monkeypatch: pytest.MonkeyPatch, allocated_gib: float) -> None:
     """A T4 on which torch may allocate so much."""
-    gpu = goods_plan.GPUS["T4"]
-    small = goods_plan.Gpu("T4", goods_plan.with_overhead(allocated_gib), gpu.tflops_16, gpu.tflops_32, bf16=False)
-    monkeypatch.setitem(goods_plan.GPUS, "T4", small)
+    gpu = GPUS["T4"]
+    small = Gpu("T4", with_overhead(allocated_gib), gpu.tflops_16, gpu.tflops_32, bf16=False)
+    monkeypatch.setitem(GPUS, "T4", small)
 
 
 @pytest.mark.parametrize(
@@ -438,21 +435,21 @@ def test_advice_names_the_parameter(
         if "eval_batch_size" not in given
         else small(optimizer="adafactor", **given)
     )
-    made = plan(p, "T4")
+    made = plan_run(p, "T4")
     worst = max(made.memory.values(), key=lambda parts: sum(parts.values()))
     tiny_gpu(monkeypatch, made.allocated_gib - (1 - spare) * worst[ACTIVATIONS])
-    tight = plan(p, "T4")
+    tight = plan_run(p, "T4")
     assert not tight.fits and expected <= set(tight.changes), tight.changes
     assert all(f"{name}=" in tight.advice for name in expected)
-    assert plan(p.model_copy(update=tight.changes), "T4").fits
+    assert plan_run(p.model_copy(update=tight.changes), "T4").fits
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_advice_always_fits(small: Any, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     p = small(wise_ft=True, ema_decay=0.99, image_size=384, eval_batch_size=64)
-    tiny_gpu(monkeypatch, share * plan(p, "T4").allocated_gib)
-    tight = plan(p, "T4")
-    assert tight.changes and plan(p.model_copy(update=tight.changes), "T4").fits
+    tiny_gpu(monkeypatch, share * plan_run(p, "T4").allocated_gib)
+    tight = plan_run(p, "T4")
+    assert tight.changes and plan_run(p.model_copy(update=tight.changes), "T4").fits
     assert "tune" not in tight.changes
 
 
@@ -465,12 +462,12 @@ def test_advice_on_so400m(so400m: Any) -> None:
 
 def test_advice_changes_what_is_trained_last(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p = small(optimizer="adafactor", gradient_checkpointing=True, micro_batch_size=1, eval_batch_size=1)
-    lora = plan(p.model_copy(update={"tune": "lora"}), "T4")
-    assert lora.allocated_gib < plan(p, "T4").allocated_gib
+    lora = plan_run(p.model_copy(update={"tune": "lora"}), "T4")
+    assert lora.allocated_gib < plan_run(p, "T4").allocated_gib
     tiny_gpu(monkeypatch, 1.02 * lora.allocated_gib)
-    assert plan(p, "T4").changes == {"tune": "lora"}
+    assert plan_run(p, "T4").changes == {"tune": "lora"}
     tiny_gpu(monkeypatch, 1e-4)
-    made = plan(p, "T4")
+    made = plan_run(p, "T4")
     assert made.changes == {} and "larger GPU" in made.advice
 
 
@@ -479,12 +476,12 @@ def test_advice_changes_what_is_trained_last(small: Any, monkeypatch: pytest.Mon
 
 def test_unknown_gpu(small: Any) -> None:
     with pytest.raises(GoodsError, match=r"'RTX 9999'.*T4, P100, V100, L4, A100, H100, H200"):
-        plan(small(tune="head"), "RTX 9999")
+        plan_run(small(tune="head"), "RTX 9999")
 
 
 def test_another_kind(small: Any) -> None:
     with pytest.raises(GoodsError, match="for dual encoders, not for kind text"):
-        plan(small(kind="text"), "T4")
+        plan_run(small(kind="text"), "T4")
 
 
 def test_gpu_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,14 +500,14 @@ def test_gpu_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_gpu_that_is_not_known_has_no_hours(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(goods_plan, "find_gpu", lambda name: goods_plan.Gpu("NVIDIA GeForce RTX 4090", 24))
-    made = plan(small(tune="head"))
+    monkeypatch.setattr("goods.cost.plan.find_gpu", lambda name: Gpu("NVIDIA GeForce RTX 4090", 24))
+    made = plan_run(small(tune="head"))
     assert made.hours == {} and "not known for NVIDIA GeForce RTX 4090" in str(made) and made.fits
 
 
 def test_precision(small: Any) -> None:
-    assert [plan(small(tune="head"), gpu).precision for gpu in ("V100", "L4")] == ["fp16", "bf16"]
-    emulated = plan(small(tune="head", mixed_precision="bf16"), "T4")
+    assert [plan_run(small(tune="head"), gpu).precision for gpu in ("V100", "L4")] == ["fp16", "bf16"]
+    emulated = plan_run(small(tune="head", mixed_precision="bf16"), "T4")
     assert emulated.precision == "bf16" and any("emulates bf16" in note for note in emulated.notes)
 
 
@@ -523,7 +520,7 @@ def test_errors(small: Any, tmp_path: Path) -> None:
         ({"model_name": str(tmp_path)}, "there is no .*config.json"),
     ):
         with pytest.raises(GoodsError, match=message):
-            plan(p.model_copy(update=given), "T4")
+            plan_run(p.model_copy(update=given), "T4")
     for text, message in (
         ("{", "can't be used"),
         ('{"model_type": "unheard-of"}', "can't be used"),
@@ -531,7 +528,7 @@ def test_errors(small: Any, tmp_path: Path) -> None:
     ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(GoodsError, match=message):
-            plan(p.model_copy(update={"model_name": str(tmp_path)}), "T4")
+            plan_run(p.model_copy(update={"model_name": str(tmp_path)}), "T4")
 
 
 def test_clip(tmp_path: Path) -> None:
@@ -540,7 +537,7 @@ def test_clip(tmp_path: Path) -> None:
               "vision_config": size | {"image_size": 64, "patch_size": 16}}  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     p = Params(model_name=str(tmp_path), image_size=64, hidden_dim=64, gradient_checkpointing=True)
-    made = plan(p, "T4")
+    made = plan_run(p, "T4")
     assert made.fits and made.flops["training, recomputed"] > 0
     heads = GoodsHeads(96, 96, p)
     assert made.disk["weights of all folds"] > 5 * 4 * sum(q.numel() for q in heads.parameters()) / 1e9
@@ -548,7 +545,7 @@ def test_clip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"wise_ft": True, "ema_decay": 0.9, "text_windows": 3}, {"tune": "head"}])
 def test_shown_in_80_columns(small: Any, given: dict[str, Any]) -> None:
-    made = plan(small(**given), "T4")
+    made = plan_run(small(**given), "T4")
     text = str(made)
     assert ("fill its 3 windows" in text) == (made.params.text_windows == 3)
     assert max(map(len, text.splitlines())) <= 80
@@ -561,6 +558,6 @@ def test_shown_in_80_columns(small: Any, given: dict[str, Any]) -> None:
 
 def test_a_plan_changes_nothing(small: Any) -> None:
     state = torch.get_rng_state()
-    assert plan(small(tune="lora"), "T4") == plan(small(tune="lora"), "T4")
+    assert plan_run(small(tune="lora"), "T4") == plan_run(small(tune="lora"), "T4")
     assert torch.equal(state, torch.get_rng_state())
     assert torch.zeros(1).tolist() == [0.0]  # no fake mode is left on

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from goods_params import ROOT, Params
+from goods.files import ROOT
+from goods.params import Params
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

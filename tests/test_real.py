@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from sklearn.model_selection import train_test_split
 
-from goods_params import ROOT, load_params, resolve
+from goods.files import ROOT, resolve
+from goods.params import load_params
 
 DATA, MODEL = os.environ.get("GOODS_REAL_DATA"), os.environ.get("GOODS_REAL_MODEL")
 ROWS, TEST_ROWS, FOLDS = 400, 30, 2

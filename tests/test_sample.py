@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-import goods_sample as gs
-from goods_params import GoodsError
+from goods.data.sample import CLASSES, DUPLICATES, LOOKS, WORDS, main, make_competition, read_texts
+from goods.data.sample_model import make_model
+from goods.data.sample_photos import GLYPHS, draw_photo
+from goods.errors import GoodsError
 
 PARTS = {"train": 6, "test": 2}  # what the `sample` fixture has of each class
 
@@ -36,20 +38,20 @@ def photos(folder: Path, part: str) -> dict[str, Path]:
 
 
 def test_classes_need_photo_and_text():
-    pairs = [(look, words) for _, look, words in gs.CLASSES]
-    assert len(gs.CLASSES) == len(set(pairs)) == len({name for name, _, _ in gs.CLASSES}) == 21
+    pairs = [(look, words) for _, look, words in CLASSES]
+    assert len(CLASSES) == len(set(pairs)) == len({name for name, _, _ in CLASSES}) == 21
     looks, words = Counter(look for look, _ in pairs), Counter(words for _, words in pairs)
     # Nobody can tell the classes of one look by the photo, nor those of one vocabulary by the text.
     assert 0.6 < len(looks) / 21 < 0.85 and 0.6 < len(words) / 21 < 0.85
-    assert set(looks) == set(gs.LOOKS) and set(words) == set(gs.WORDS)
-    assert {glyph for glyphs, _, _ in gs.LOOKS.values() for glyph in glyphs.split()} == set(gs.GLYPHS)
+    assert set(looks) == set(LOOKS) and set(words) == set(WORDS)
+    assert {glyph for glyphs, _, _ in LOOKS.values() for glyph in glyphs.split()} == set(GLYPHS)
 
 
-@pytest.mark.parametrize("look", gs.LOOKS)
+@pytest.mark.parametrize("look", LOOKS)
 def test_every_look_fills_its_photo(look: str):
-    colour = gs.LOOKS[look][1].split()[0]
+    colour = LOOKS[look][1].split()[0]
     for seed in range(6):
-        photo = gs.draw_photo(random.Random(seed), look, colour)
+        photo = draw_photo(random.Random(seed), look, colour)
         assert photo.mode == "RGB" and photo.size == (100, 100)
         background = np.median(np.asarray(photo)[[0, 1, -1]].reshape(-1, 3), axis=0)
         drawn = (np.abs(np.asarray(photo) - background).max(axis=2) > 40).mean()
@@ -60,8 +62,8 @@ def test_same_seed_same_bytes(tmp_path: Path):
     torch_state, random_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         random.seed(name)  # nothing global takes part
-        assert gs.make_competition(tmp_path / name, seed, 2, 1)
-        assert gs.make_model(tmp_path / f"model-{name}", gs.read_texts(tmp_path / name), seed)
+        assert make_competition(tmp_path / name, seed, 2, 1)
+        assert make_model(tmp_path / f"model-{name}", read_texts(tmp_path / name), seed)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") != contents(tmp_path / "c")
     assert contents(tmp_path / "model-a") == contents(tmp_path / "model-b")
     weights = [(tmp_path / f"model-{name}" / "model.safetensors").read_bytes() for name in "ac"]
@@ -72,7 +74,7 @@ def test_same_seed_same_bytes(tmp_path: Path):
 
 
 def test_layout(sample):
-    assert json.loads((sample.data / "labels.json").read_text()) == {str(k): c[0] for k, c in enumerate(gs.CLASSES)}
+    assert json.loads((sample.data / "labels.json").read_text()) == {str(k): c[0] for k, c in enumerate(CLASSES)}
     ids = []
     for part, per_class in PARTS.items():
         table = rows(sample.data, part)
@@ -107,13 +109,13 @@ def test_mess(sample, part: str):
 def test_duplicates_within_train_and_across(sample):
     train, test = rows(sample.data, "train"), rows(sample.data, "test")
     known = {(row["title"], row["description"]): row["categories"] for row in train}
-    assert len(known) == len(train) - gs.DUPLICATES
-    assert sum((row["title"], row["description"]) in known for row in test) == gs.DUPLICATES
+    assert len(known) == len(train) - DUPLICATES
+    assert sum((row["title"], row["description"]) in known for row in test) == DUPLICATES
     shas = {
         part: [hashlib.sha256(f.read_bytes()).hexdigest() for f in photos(sample.data, part).values()] for part in PARTS
     }
-    assert len(set(shas["train"])) == len(shas["train"]) - gs.DUPLICATES
-    assert sum(sha in shas["train"] for sha in shas["test"]) == gs.DUPLICATES
+    assert len(set(shas["train"])) == len(shas["train"]) - DUPLICATES
+    assert sum(sha in shas["train"] for sha in shas["test"]) == DUPLICATES
 
 
 def test_model_loads_and_tells_products_apart(sample):
@@ -148,7 +150,7 @@ def test_frozen_towers_know_something(sample):
     with torch.inference_mode():
         text = model.get_text_features(input_ids=inputs["input_ids"]).pooler_output
         image = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
-    classes = [gs.CLASSES[int(row["categories"])] for row in table]
+    classes = [CLASSES[int(row["categories"])] for row in table]
     for embeddings, kind in ((image, 1), (text, 2)):
         scaled = torch.nn.functional.normalize((embeddings - embeddings.mean(0)) / embeddings.std(0), dim=1)
         nearest = (scaled @ scaled.T).fill_diagonal_(-1).argmax(1).tolist()
@@ -166,16 +168,16 @@ def test_second_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
         "--train-per-class=2",
         "--test-per-class=1",
     ]
-    gs.main(command)
+    main(command)
     assert capsys.readouterr().out.startswith("made ")
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
-    gs.main(command)
+    main(command)
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "there already, unchanged" in out and "made" not in out
     assert before == {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")}
     first = contents(tmp_path)
     next(iter(photos(paths["data"], "train").values())).unlink()
-    gs.main(command)
+    main(command)
     out = capsys.readouterr().out
     assert out.startswith(f"made {paths['data']} in") and f"{paths['model']} there already" in out
     assert contents(tmp_path) == first
@@ -186,25 +188,25 @@ def test_failure_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest
         raise KeyboardInterrupt
 
     data, model = tmp_path / "data", tmp_path / "model"
-    gs.make_competition(data, 1, 2, 1)
+    make_competition(data, 1, 2, 1)
     before = contents(data)
     with monkeypatch.context() as patch:
-        patch.setattr(gs, "_write_table", fail)  # the last step
-        patch.setattr(gs, "_draw_weights", fail)
+        patch.setattr("goods.data.sample._write_table", fail)  # the last step
+        patch.setattr("goods.data.sample_model._draw_weights", fail)
         for folder in (data, tmp_path / "new"):
             with pytest.raises(KeyboardInterrupt):
-                gs.make_competition(folder, 2, 2, 1)
+                make_competition(folder, 2, 2, 1)
         with pytest.raises(KeyboardInterrupt):
-            gs.make_model(model, gs.read_texts(data), 2)
+            make_model(model, read_texts(data), 2)
     assert list(tmp_path.iterdir()) == [data] and contents(data) == before
 
 
 def test_leaves_other_peoples_folders_alone(tmp_path: Path):
     (tmp_path / "train.csv").write_text("id\n")
     with pytest.raises(GoodsError, match="didn't make it"):
-        gs.make_competition(tmp_path, 0, 2, 1)
-    with pytest.raises(SystemExit, match=r"goods_sample: .*didn't make it"):
-        gs.main(["--data", str(tmp_path)])
+        make_competition(tmp_path, 0, 2, 1)
+    with pytest.raises(SystemExit, match=r"goods.data.sample: .*didn't make it"):
+        main(["--data", str(tmp_path)])
     assert contents(tmp_path) == {"train.csv": b"id\n"}
     with pytest.raises(GoodsError, match="at least 2 products"):
-        gs.make_competition(tmp_path / "new", 0, 1, 1)
+        make_competition(tmp_path / "new", 0, 1, 1)

@@ -20,9 +20,14 @@ from conftest import Sample
 from loopback import Handler, Server, serving
 from test_notebooks import arguments, papermill
 
-import goods_text as gt
-import goods_utils as gu
-from goods_params import ROOT, GoodsError, read_params
+from goods.compress.answers import Answer, AnswerCache, answer_key
+from goods.compress.job import Compressed, compress_goods, tidy_answer
+from goods.compress.local import LocalLM
+from goods.compress.params import DEFAULT_PROMPT, CompressParams, compress_prompt
+from goods.data.tables import read_goods
+from goods.errors import GoodsError
+from goods.files import ROOT
+from goods.params import load_params, read_params
 
 KEY = "sk-test-7f3a91"
 
@@ -112,15 +117,15 @@ def write_goods(folder: Path, train: list[str], test: list[str]) -> Path:
     return folder
 
 
-def api_params(tmp_path: Path, server: LanguageModel, **more: Any) -> gt.CompressParams:
+def api_params(tmp_path: Path, server: LanguageModel, **more: Any) -> CompressParams:
     fields: dict[str, Any] = {
         "outputs_dir": str(tmp_path / "out"), "data_dir": str(tmp_path / "goods"), "llm": "api", "llm_model": "mini",
         "llm_base_url": f"{server.url}/v1", "llm_max_retries": 2, "llm_timeout": 1.0,
     }  # fmt: skip
-    return read_params(fields | more, gt.CompressParams)
+    return read_params(fields | more, CompressParams)
 
 
-def status_of(result: gt.Compressed) -> dict[str, str]:
+def status_of(result: Compressed) -> dict[str, str]:
     return dict(zip(result.texts["text"], result.texts["compressed_status"], strict=True))
 
 
@@ -137,7 +142,7 @@ def test_each_text_is_asked_for_once_and_never_with_its_label(server: LanguageMo
     (goods / "labels.json").write_text('{"0": "Lamps", "1": "Toys"}')
     server.delay = 0.1
     p = api_params(tmp_path, server, llm_timeout=20)
-    result = gt.compress_goods(p)
+    result = compress_goods(p)
     assert len(server.asked) == 91 and set(server.asked.values()) == {1}
     assert server.most == 20
     assert "secretlabel" not in json.dumps(server.requests)
@@ -152,22 +157,22 @@ def test_each_text_is_asked_for_once_and_never_with_its_label(server: LanguageMo
     assert (result.cost["tokens read now"], result.cost["tokens written now"]) == (910, 364)
     assert KEY not in "".join(f.read_text() for f in (tmp_path / "out").rglob("*") if f.is_file())
 
-    again = gt.compress_goods(p)
+    again = compress_goods(p)
     assert sum(server.asked.values()) == 91 and again.cost["texts answered now"] == again.cost["tokens read now"] == 0
     pd.testing.assert_frame_equal(again.texts, result.texts)
-    gt.compress_goods(p.model_copy(update={"llm_model": "other"}))
+    compress_goods(p.model_copy(update={"llm_model": "other"}))
     assert set(server.asked.values()) == {2}
 
 
 def test_a_training_reads_the_tables(server: LanguageModel, sample: Sample, tmp_path: Path) -> None:
     p = api_params(tmp_path, server, data_dir=str(sample.data), llm_timeout=20)
-    gt.compress_goods(p)
+    compress_goods(p)
     tables = {f"{name}_csv": str(p.compressed_dir / f"{name}.csv") for name in ("train", "test")}
-    q = gu.load_params(
+    q = load_params(
         run="next", outputs_dir=p.outputs_dir, data_dir=p.data_dir, text_columns="compressed_text", **tables
     )
-    short = gu.read_goods(q)
-    whole = gu.read_goods(gu.load_params(run="whole", outputs_dir=p.outputs_dir, data_dir=p.data_dir))
+    short = read_goods(q)
+    whole = read_goods(load_params(run="whole", outputs_dir=p.outputs_dir, data_dir=p.data_dir))
     assert short.classes == whole.classes and short.labels == whole.labels
     assert short.train["label"].tolist() == whole.train["label"].tolist()
     assert short.test["id"].tolist() == whole.test["id"].tolist()
@@ -178,7 +183,7 @@ def test_what_goes_wrong_with_some_texts(server: LanguageModel, tmp_path: Path) 
     marks = "429 500 timeout always500 400 notjson noshape empty long cut".split()
     texts = [f"this is product #{mark} and more words" for mark in marks] + ["a plain product with more words"]
     write_goods(tmp_path / "goods", texts, ["another plain product of words"])
-    result = gt.compress_goods(api_params(tmp_path, server))
+    result = compress_goods(api_params(tmp_path, server))
     status = {text.partition("#")[2].split()[0]: why for text, why in status_of(result).items() if "#" in text}
     assert status.pop("429") == status.pop("500") == status.pop("timeout") == "ok"
     expected = {
@@ -196,10 +201,10 @@ def test_what_goes_wrong_with_some_texts(server: LanguageModel, tmp_path: Path) 
     assert 1 <= second - first < 2  # Retry-After
 
     before = server.asked.copy()
-    gt.compress_goods(api_params(tmp_path, server))
+    compress_goods(api_params(tmp_path, server))
     again = {text.partition("#")[2].split()[0] for text, n in server.asked.items() if n > before[text] and "#" in text}
     assert again == {"always500", "400", "notjson", "noshape"}  # what was answered isn't paid for twice
-    gt.compress_goods(api_params(tmp_path, server, llm_max_tokens=256, llm_max_retries=0))
+    compress_goods(api_params(tmp_path, server, llm_max_tokens=256, llm_max_retries=0))
     assert server.asked[texts[-2]] == 2  # cut at 128 tokens, so it's worth another try
 
 
@@ -223,7 +228,7 @@ def test_an_api_that_cannot_serve_stops_the_job(
         monkeypatch.setenv("OPENAI_API_KEY", change.pop("key"))
     p = api_params(tmp_path, server, **change, llm_max_retries=0)
     with pytest.raises(GoodsError, match=message) as error:
-        gt.compress_goods(p)
+        compress_goods(p)
     assert "sk-" not in str(error.value)
     assert not p.compressed_dir.exists()
 
@@ -233,18 +238,18 @@ def test_an_endpoint_that_dies_stops_the_job_and_keeps_what_it_answered(server: 
     write_goods(tmp_path / "goods", good + bad, ["test"])
     p = api_params(tmp_path, server, llm_max_retries=0, llm_concurrency=4)
     with pytest.raises(GoodsError, match="failed 20 times in a row"):
-        gt.compress_goods(p)
+        compress_goods(p)
     assert sum(server.asked[text] for text in bad) <= 24
     with pytest.raises(GoodsError):
-        gt.compress_goods(p)
+        compress_goods(p)
     assert {server.asked[text] for text in good} == {1}
 
 
 KILLED = """
 import sys
-import goods_params, goods_text
-from goods_params import read_params
-goods_text.compress_goods(read_params(__import__("json").loads(sys.argv[1]), goods_text.CompressParams))
+from goods.compress.job import compress_goods; from goods.compress.params import CompressParams
+from goods.params import read_params
+compress_goods(read_params(__import__("json").loads(sys.argv[1]), CompressParams))
 """
 
 
@@ -267,7 +272,7 @@ def test_killed_half_way_and_resumed(server: LanguageModel, tmp_path: Path) -> N
     cache = tmp_path / "out" / "cache" / "compressed" / "answers.jsonl"
     with cache.open("ab") as file:  # as a kill within a write leaves it
         file.write(b'{"key": "ab12", "text": "torn')
-    result = gt.compress_goods(p)
+    result = compress_goods(p)
     assert set(server.asked) == {*texts, "a test product of a shop"}
     assert sum(n - 1 for n in server.asked.values()) <= 20  # those in flight, at most
     assert result.texts["compressed_status"].eq("ok").all() and len(result.texts) == 301
@@ -294,22 +299,22 @@ def test_the_notebook(server: LanguageModel, sample: Sample, tmp_path: Path) -> 
 
 def test_the_cache_bears_damage_and_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    first, second = gt.Answer("größer\n✓", 0, 5, 2), gt.Answer("cut", 64, 5, 64)
-    with gt.AnswerCache(path) as cache:
+    first, second = Answer("größer\n✓", 0, 5, 2), Answer("cut", 64, 5, 64)
+    with AnswerCache(path) as cache:
         cache.add("a", first)
         cache.add("b", second)
     whole = path.read_bytes()
     path.write_bytes(whole + b'not json\n[1]\n{"key": "c"}\n{"key": "d", "te')
-    with gt.AnswerCache(path) as cache:
+    with AnswerCache(path) as cache:
         assert cache.answers == {"a": first, "b": second}
         assert [cache.lacks(key, 64) for key in "abcd"] == [False, False, True, True]
         assert cache.lacks("b", 65)
         cache.add("d", first)
-    with gt.AnswerCache(path) as cache:
+    with AnswerCache(path) as cache:
         assert cache.answers == {"a": first, "b": second, "d": first}
     for size in range(len(whole)):  # wherever a kill tore it
         path.write_bytes(whole[:size])
-        with gt.AnswerCache(path) as cache:
+        with AnswerCache(path) as cache:
             assert len(cache.answers) == whole[:size].count(b"\n")
         assert path.read_bytes() == whole[: whole[:size].rfind(b"\n") + 1]
 
@@ -319,21 +324,21 @@ def test_a_second_job_waits(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     seen: list[int] = []
 
     def second() -> None:
-        with gt.AnswerCache(path) as cache:
+        with AnswerCache(path) as cache:
             seen.append(len(cache.answers))
 
-    with gt.AnswerCache(path) as cache:
+    with AnswerCache(path) as cache:
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(0.3)
         assert not seen
-        cache.add("a", gt.Answer("short", 0, 1, 1))
+        cache.add("a", Answer("short", 0, 1, 1))
     thread.join(10)
     assert seen == [1] and "another job is adding to" in capsys.readouterr().out
 
 
 def test_a_key_depends_on_text_prompt_and_model() -> None:
-    keys = {gt.answer_key(*each) for each in [("a", "b", "c"), ("ab", "", "c"), ("b", "a", "c"), ("a", "b", "d")]}
+    keys = {answer_key(*each) for each in [("a", "b", "c"), ("ab", "", "c"), ("b", "a", "c"), ("a", "b", "d")]}
     assert len(keys) == 4
 
 
@@ -348,7 +353,7 @@ def test_a_key_depends_on_text_prompt_and_model() -> None:
     ],
 )
 def test_tidy_answer(answer: str, tidy: str) -> None:
-    assert gt.tidy_answer(answer) == tidy
+    assert tidy_answer(answer) == tidy
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -367,27 +372,27 @@ def test_tidy_answer(answer: str, tidy: str) -> None:
 )
 def test_bad_parameters(given: dict[str, Any], message: str) -> None:
     with pytest.raises(GoodsError, match=re.escape(message)):
-        read_params(given, gt.CompressParams)
+        read_params(given, CompressParams)
 
 
 def test_a_key_in_place_of_its_variable_is_not_repeated() -> None:
     with pytest.raises(GoodsError, match="parameter 'llm_key_variable' should match") as error:
-        read_params({"llm_key_variable": KEY}, gt.CompressParams)
+        read_params({"llm_key_variable": KEY}, CompressParams)
     assert KEY not in str(error.value)
 
 
 def test_bad_tables(server: LanguageModel, tmp_path: Path) -> None:
     goods = write_goods(tmp_path / "goods", ["one", "two"], ["three"])
     p = api_params(tmp_path, server)
-    gt.compress_goods(p)
+    compress_goods(p)
     with pytest.raises(GoodsError, match="has a compressed_text already; name the original tables"):
-        gt.compress_goods(p.model_copy(update={"train_csv": str(p.compressed_dir / "train.csv")}))
+        compress_goods(p.model_copy(update={"train_csv": str(p.compressed_dir / "train.csv")}))
     (goods / "test.csv").unlink()
     with pytest.raises(GoodsError, match=r"there is no .*test\.csv"):
-        gt.compress_goods(p)
+        compress_goods(p)
     (goods / "labels.json").write_text("{")
     with pytest.raises(GoodsError, match=r"labels\.json can't be read as class names"):
-        gt.compress_prompt(p)
+        compress_prompt(p)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -416,7 +421,7 @@ def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator([gt.DEFAULT_PROMPT], trainer)
+    tokenizer.train_from_iterator([DEFAULT_PROMPT], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[2])
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
@@ -429,18 +434,18 @@ def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def local_params(tmp_path: Path, model: Path, **more: Any) -> gt.CompressParams:
+def local_params(tmp_path: Path, model: Path, **more: Any) -> CompressParams:
     (tmp_path / "goods").mkdir(exist_ok=True)
     fields: dict[str, Any] = {
         "outputs_dir": str(tmp_path / "out"), "data_dir": str(tmp_path / "goods"), "llm_model": str(model),
         "llm_max_tokens": 16, "llm_prompt": "Shorten.{classes}",
     }  # fmt: skip
-    return read_params(fields | more, gt.CompressParams)
+    return read_params(fields | more, CompressParams)
 
 
 def test_a_batch_answers_as_one_by_one(causal_lm: Path, tmp_path: Path) -> None:
     texts = ["a", "a red lamp", "a very long text of a lamp " * 8, "größer ✓ 猫", "x " * 100_000]
-    lm = gt.LocalLM(local_params(tmp_path, causal_lm), "Shorten.")
+    lm = LocalLM(local_params(tmp_path, causal_lm), "Shorten.")
     together = lm.ask(texts)
     assert together == [lm.ask([text])[0] for text in texts]
     assert len({answer.text for answer in together}) == len(texts)
@@ -454,12 +459,12 @@ def test_a_local_job_and_its_resumption(causal_lm: Path, tmp_path: Path) -> None
     train = [f"a lamp {k % 12} for the desk" for k in range(20)] + [""]
     write_goods(tmp_path / "goods", train, ["a chair"])
     p = local_params(tmp_path, causal_lm, eval_batch_size=5, llm_max_tokens=200)
-    result = gt.compress_goods(p)
+    result = compress_goods(p)
     assert result.cost["texts answered now"] == 13 and result.cost["tokens written now"] > 0
     assert result.texts["compressed_status"].iloc[20] == "empty"
     moved = tmp_path / "moved"
     moved.symlink_to(causal_lm)
-    again = gt.compress_goods(p.model_copy(update={"llm_model": str(moved)}))
+    again = compress_goods(p.model_copy(update={"llm_model": str(moved)}))
     assert again.cost["texts answered now"] == 0
     pd.testing.assert_frame_equal(again.texts, result.texts)
 
@@ -467,28 +472,26 @@ def test_a_local_job_and_its_resumption(causal_lm: Path, tmp_path: Path) -> None
 def test_max_hours_leave_the_rest_for_later(causal_lm: Path, tmp_path: Path) -> None:
     write_goods(tmp_path / "goods", ["one", "two"], ["three"])
     p = local_params(tmp_path, causal_lm, max_hours=1e-9)
-    result = gt.compress_goods(p)
+    result = compress_goods(p)
     assert result.texts["compressed_status"].eq("failed: not asked, max_hours were over").all()
-    assert gt.compress_goods(p.model_copy(update={"max_hours": None})).cost["texts answered now"] == 3
+    assert compress_goods(p.model_copy(update={"max_hours": None})).cost["texts answered now"] == 3
 
 
 def test_local_models_that_do_not_serve(causal_lm: Path, tmp_path: Path) -> None:
     import shutil
 
     with pytest.raises(GoodsError, match=r"is not a model directory with config\.json.*set llm to 'api'"):
-        gt.LocalLM(local_params(tmp_path, tmp_path), "Shorten.")
+        LocalLM(local_params(tmp_path, tmp_path), "Shorten.")
     with pytest.raises(GoodsError, match="leave no room for a text in the 512 tokens that tiny-lm reads"):
-        gt.LocalLM(local_params(tmp_path, causal_lm, llm_max_tokens=500), "Shorten.")
+        LocalLM(local_params(tmp_path, causal_lm, llm_max_tokens=500), "Shorten.")
     bare = shutil.copytree(causal_lm, tmp_path / "bare")
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(GoodsError, match="has no chat template; take an instruction-tuned model"):
-        gt.LocalLM(local_params(tmp_path, bare), "Shorten.")
+        LocalLM(local_params(tmp_path, bare), "Shorten.")
     (bare / "chat_template.jinja").write_text(
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
     )
-    assert (
-        gt.LocalLM(local_params(tmp_path, bare), "Shorten.")._chat("lamp").startswith("<|start|>user Shorten.\n\nlamp")
-    )
+    assert LocalLM(local_params(tmp_path, bare), "Shorten.")._chat("lamp").startswith("<|start|>user Shorten.\n\nlamp")
     (bare / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(GoodsError, match=r"the causal LM in .*bare can't be loaded"):
-        gt.LocalLM(local_params(tmp_path, bare), "Shorten.")
+        LocalLM(local_params(tmp_path, bare), "Shorten.")

@@ -18,9 +18,10 @@ import pytest
 from conftest import Run
 from loopback import Handler, Server, serving
 
-import goods_tracking as gt
-import goods_utils as gu
-from goods_params import Params
+from goods.params import Params
+from goods.run import open_run
+from goods.training.loop import fit_fold
+from goods.training.tracking import Tracker, make_tracker, pick_mode
 
 BLOCK = 32768
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -34,7 +35,7 @@ FAILURES = {
 def params(trained: Run, outputs: Path, **given: Any) -> Params:
     p = trained.p.model_copy(update={"outputs_dir": str(outputs), "num_epochs": 2, "wandb_mode": "offline"} | given)
     shutil.copytree(Path(trained.p.outputs_dir) / "cache", outputs / "cache")
-    gu.open_run(p)
+    open_run(p)
     return p
 
 
@@ -118,11 +119,11 @@ class Api(Handler):
 
 def test_an_online_run_tells_the_server_all(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    monkeypatch.setattr(gt, "WAIT_SECONDS", 60.0)
+    monkeypatch.setattr("goods.training.tracking.WAIT_SECONDS", 60.0)
     with serving(Wandb()) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         p = params(trained, tmp_path, wandb_mode="online")
-        metrics = gu.fit_fold(p, trained.goods)
+        metrics = fit_fold(p, trained.goods)
     assert (server.run["groupName"], server.run["displayName"]) == ("mini", "mini-fold0") and server.exit_code == 0
     assert json.loads(server.run["config"])["num_epochs"]["value"] == 2
     assert max(line.get("macro_f1", 0) for line in server.history) == pytest.approx(metrics["fused"]["macro_f1"])
@@ -139,9 +140,9 @@ def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
     from wandb.proto import wandb_internal_pb2
 
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    monkeypatch.setattr(gt, "WAIT_SECONDS", 60.0)
+    monkeypatch.setattr("goods.training.tracking.WAIT_SECONDS", 60.0)
     p = params(trained, tmp_path)
-    metrics = gu.fit_fold(p, trained.goods)
+    metrics = fit_fold(p, trained.goods)
     (path,) = p.run_dir.glob("wandb/offline-run-*/*.wandb")
     history, config, kinds = [], {}, set()
     for data in records(path.read_bytes()):
@@ -168,10 +169,10 @@ def test_a_failing_wandb_costs_at_most_five_seconds(
     failure: str, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "wandb.py").write_text(FAILURES[failure])
-    monkeypatch.setattr(gt, "ROOT", tmp_path)  # first on the path of wandb's process
+    monkeypatch.setattr("goods.files.ROOT", tmp_path)  # first on the path of wandb's process
     p = params(trained, tmp_path / "outputs")
     began = time.monotonic()
-    tracker = gt.make_tracker(p, "0123abcd")
+    tracker = make_tracker(p, "0123abcd")
     for step in range(5000):
         tracker.log({"step": step, "loss": 1.0})
     tracker.finish(metrics={}, oof="", classes=[], errors=[])
@@ -187,7 +188,7 @@ def test_a_failing_wandb_costs_at_most_five_seconds(
 def test_a_full_disk_or_a_file_in_the_way_stops_nothing(trained: Run, tmp_path: Path, capsys) -> None:
     p = params(trained, tmp_path)
     (p.run_dir / "wandb").write_text("in the way")
-    assert gu.fit_fold(p, trained.goods)["fused"]["macro_f1"] > 0
+    assert fit_fold(p, trained.goods)["fused"]["macro_f1"] > 0
     assert capsys.readouterr().out.count("the run goes on without it") == 1
 
 
@@ -198,13 +199,13 @@ def test_a_key_without_a_network_is_offline_soon(monkeypatch: pytest.MonkeyPatch
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
-        assert gt.pick_mode("auto") == "online"
+        assert pick_mode("auto") == "online"
         monkeypatch.delenv("WANDB_API_KEY")
-        assert gt.pick_mode("auto") == "offline"
+        assert pick_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    assert gt.pick_mode("online") == gt.pick_mode("auto") == "offline"
-    assert gt.pick_mode("disabled") == "disabled"
+    assert pick_mode("online") == pick_mode("auto") == "offline"
+    assert pick_mode("disabled") == "disabled"
 
 
 def test_a_server_that_never_answers_costs_at_most_five_seconds(
@@ -218,8 +219,8 @@ def test_a_server_that_never_answers_costs_at_most_five_seconds(
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", SECRET)
         began = time.monotonic()
-        tracker = gt.make_tracker(p, "0123abcd")
-        assert isinstance(tracker, gt.Tracker)
+        tracker = make_tracker(p, "0123abcd")
+        assert isinstance(tracker, Tracker)
         tracker.log({"loss": 1.0})
         tracker.finish(metrics={}, oof="", classes=[], errors=[])
         assert time.monotonic() - began < 5

@@ -19,25 +19,35 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 from torch.nn import functional as F
 
-import goods_predict as gr
-import goods_task as gk
-import goods_utils as gu
-from goods_data import Goods
-from goods_params import GoodsError, Params, load_params
+from goods.data.folds import read_folds
+from goods.data.tables import Goods, read_goods
+from goods.data.texts import clean_text
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.errors import GoodsError
+from goods.metrics import score
+from goods.models.tuning import load_trained
+from goods.params import OUTPUTS, Params, load_params
+from goods.predictions import frame_logits, logits_frame, prediction_table
+from goods.run import open_run
+from goods.training.inference import make_accelerator, predict
+from goods.training.loop import fit_fold, read_logs
+from goods.training.optim import class_weights, make_optimizer, output_losses
+from goods.training.task import make_task
 
 CLASSES = 21
-LOGITS = [f"{output}_{k}" for output in gu.OUTPUTS for k in range(CLASSES)]
+LOGITS = [f"{output}_{k}" for output in OUTPUTS for k in range(CLASSES)]
 
 
 def params(mini: dict[str, Any], outputs: Path, **given: Any) -> Params:
     """Parameters of a run of its own below `outputs`, opened."""
     p = load_params(**{**mini, "outputs_dir": str(outputs), **given})
-    gu.open_run(p)
+    open_run(p)
     return p
 
 
 def fit(p: Params, goods: Goods | None = None) -> dict[str, Any]:
-    return gu.fit_fold(p, goods or gu.read_goods(p))
+    return fit_fold(p, goods or read_goods(p))
 
 
 def files(p: Params) -> dict[str, bytes]:
@@ -55,7 +65,7 @@ def test_scores_are_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     labels, logits = rng.integers(0, 5, 300), rng.normal(size=(300, 6)) * 3  # class 5 is predicted, and never occurs
     logits[np.arange(300), labels] += 3
-    found, predictions = gu.score(labels, logits), logits.argmax(1)
+    found, predictions = score(labels, logits), logits.argmax(1)
     probabilities = torch.softmax(torch.from_numpy(logits), 1).numpy()
     assert found["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
     assert found["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
@@ -64,50 +74,50 @@ def test_scores_are_scikit_learns() -> None:
 
 
 def test_scores_of_logits_beyond_exp() -> None:
-    found = gu.score(np.array([0, 1]), np.array([[5000.0, 0.0], [5000.0, 0.0]]))
+    found = score(np.array([0, 1]), np.array([[5000.0, 0.0], [5000.0, 0.0]]))
     assert found == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "log_loss": 2500.0}
 
 
 def test_logits_come_back_from_a_table_in_the_order_of_classes() -> None:
-    logits = {name: np.random.default_rng(k).normal(size=(4, 12)) for k, name in enumerate(gu.OUTPUTS)}
-    frame = gu.logits_frame(logits)
+    logits = {name: np.random.default_rng(k).normal(size=(4, 12)) for k, name in enumerate(OUTPUTS)}
+    frame = logits_frame(logits)
     assert list(frame)[:3] == ["fused_0", "fused_1", "fused_2"] and frame.shape == (4, 36)
     for name, values in logits.items():
-        np.testing.assert_array_equal(gu.frame_logits(frame, name), values)
+        np.testing.assert_array_equal(frame_logits(frame, name), values)
 
 
 def test_rare_classes_weigh_more_by_the_root_of_their_count() -> None:
     labels = np.repeat([0, 1, 3], [100, 25, 1])  # class 2 has no row here
-    weights = gk.class_weights(labels, Params(num_classes=4)).numpy()
+    weights = class_weights(labels, Params(num_classes=4)).numpy()
     assert weights[labels].mean() == pytest.approx(1)
     assert weights[1] / weights[0] == pytest.approx(2) and weights[3] / weights[0] == pytest.approx(10)
     assert np.isfinite(weights).all() and weights.shape == (4,)
-    plain = gk.class_weights(labels, Params(num_classes=4, use_class_weight=False))
+    plain = class_weights(labels, Params(num_classes=4, use_class_weight=False))
     assert torch.equal(plain, torch.ones(4))
 
 
 def test_losses_are_cross_entropy_weighted_row_by_row() -> None:
     generator = torch.Generator().manual_seed(0)
-    logits = {name: torch.randn(10, 4, generator=generator) for name in gu.OUTPUTS}
+    logits = {name: torch.randn(10, 4, generator=generator) for name in OUTPUTS}
     labels = torch.randint(0, 4, (10,), generator=generator)
-    losses = gk.output_losses(logits, labels, torch.ones(4), 0.1, 10)
-    assert set(losses) == set(gu.OUTPUTS)
+    losses = output_losses(logits, labels, torch.ones(4), 0.1, 10)
+    assert set(losses) == set(OUTPUTS)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, F.cross_entropy(logits[name], labels, label_smoothing=0.1))
 
     weight = torch.tensor([1.0, 2.0, 0.5, 3.0])
     each = F.cross_entropy(logits["text"], labels, reduction="none") * weight[labels]
-    found = gk.output_losses(logits, labels, weight, 0.0, 10)["text"]
+    found = output_losses(logits, labels, weight, 0.0, 10)["text"]
     torch.testing.assert_close(found, each.mean())
-    halves = [gk.output_losses(logits, labels, weight, 0.0, 20)["text"] for _ in range(2)]
+    halves = [output_losses(logits, labels, weight, 0.0, 20)["text"] for _ in range(2)]
     torch.testing.assert_close(sum(halves), each.mean())  # a share of a step counts as such
 
 
 def test_rates_and_decay_of_each_parameter(trained: Run) -> None:
     given = {"tune": "full", "learning_rate": 1e-5, "head_learning_rate": 1e-2, "weight_decay": 0.3}
     p = trained.p.model_copy(update=given)
-    model = gk.make_task(p, trained.goods, gu.read_folds(trained.goods, p)).model
-    optimizer = gk.make_optimizer(model, p)
+    model = make_task(p, trained.goods, read_folds(trained.goods, p)).model
+    optimizer = make_optimizer(model, p)
     found = {id(w): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for w in g["params"]}
     names = {name: found.pop(id(w)) for name, w in model.named_parameters() if w.requires_grad}
     assert not found
@@ -130,7 +140,7 @@ def tuned(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run
     """One fold with all of the backbone trained."""
     given = {"run": "tuned", "tune": "full", "num_epochs": 8, "learning_rate": 1e-3, "fold": 1}
     p = params(mini, tmp_path_factory.mktemp("outputs"), **given)
-    goods = gu.read_goods(p)
+    goods = read_goods(p)
     fit(p, goods)
     return Run(p, goods)
 
@@ -146,7 +156,7 @@ def test_what_a_fold_leaves(mode: str, request: pytest.FixtureRequest) -> None:
     assert {f.name for f in folder.iterdir()} - {"test.parquet"} == {
         "log.jsonl", "metrics.json", "model.safetensors", "oof.parquet",
     }  # fmt: skip
-    oof, folds = pd.read_parquet(folder / "oof.parquet"), gu.read_folds(goods, p)
+    oof, folds = pd.read_parquet(folder / "oof.parquet"), read_folds(goods, p)
     assert list(oof) == ["id", "label", "fold", *LOGITS]
     own = folds[folds["fold"] == p.fold]
     pd.testing.assert_frame_equal(oof[["id", "label", "fold"]], own.reset_index(drop=True), check_dtype=False)
@@ -155,8 +165,8 @@ def test_what_a_fold_leaves(mode: str, request: pytest.FixtureRequest) -> None:
     assert np.isfinite(oof[LOGITS].to_numpy()).all()
 
     metrics = json.loads((folder / "metrics.json").read_text())
-    for output in gu.OUTPUTS:
-        expected = gu.score(oof["label"].to_numpy(), gu.frame_logits(oof, output))
+    for output in OUTPUTS:
+        expected = score(oof["label"].to_numpy(), frame_logits(oof, output))
         assert metrics[output] == pytest.approx(expected, abs=1e-6)
     assert (metrics["fold"], metrics["rows"]) == (p.fold, len(folds) - len(own))
     assert metrics["resources"]["seconds"] > 0
@@ -180,11 +190,11 @@ def test_the_log_has_a_line_an_epoch_and_the_best_is_kept(mode: str, request: py
 @pytest.mark.parametrize("mode", ["trained", "tuned"])
 def test_the_kept_weights_reproduce_the_predictions(mode: str, request: pytest.FixtureRequest) -> None:
     p, goods = request.getfixturevalue(mode)
-    task = gk.make_task(p, goods, gu.read_folds(goods, p))
-    gu.load_trained(task.model, p.run_dir / f"fold{p.fold}" / "model.safetensors")
-    logits = gu.predict(task.model, task.valid, p, gr.make_accelerator(p))
+    task = make_task(p, goods, read_folds(goods, p))
+    load_trained(task.model, p.run_dir / f"fold{p.fold}" / "model.safetensors")
+    logits = predict(task.model, task.valid, p, make_accelerator(p))
     oof = pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
-    np.testing.assert_allclose(gu.logits_frame(logits), oof[LOGITS], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits_frame(logits), oof[LOGITS], rtol=0, atol=1e-5)
 
 
 def test_the_best_epoch_is_not_the_last_one_here(trained: Run) -> None:
@@ -207,7 +217,7 @@ def test_training_learns(mode: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_both_together_beat_each_alone(trained: Run) -> None:
-    scores = gu.ensemble_folds(trained.p, trained.goods).scores.xs("macro_f1", axis=1, level=1).loc["oof"]
+    scores = ensemble_folds(trained.p, trained.goods).scores.xs("macro_f1", axis=1, level=1).loc["oof"]
     assert scores["fused"] > scores["image"] + 0.05 and scores["fused"] > scores["text"] + 0.05
 
 
@@ -246,11 +256,11 @@ def copy_of(run: Run, folder: Path) -> Params:
 
 
 def whole_run(p: Params) -> dict[str, bytes]:
-    goods = gu.read_goods(p)
+    goods = read_goods(p)
     for fold in (0, 2):
         fit(p.model_copy(update={"fold": fold}), goods)
-    gu.ensemble_folds(p, goods)
-    gu.write_submission(p, goods)
+    ensemble_folds(p, goods)
+    write_submission(p, goods)
     return files(p) | {"ensemble": (p.run_dir / "ensemble" / "test.parquet").read_bytes()}
 
 
@@ -291,7 +301,7 @@ def with_sentinel(goods: Goods, row: int, folder: Path) -> Goods:
 
 @pytest.mark.parametrize("tune", ["head", "full"])
 def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Run, tmp_path: Path, tune: str) -> None:
-    folds = gu.read_folds(trained.goods, trained.p)
+    folds = read_folds(trained.goods, trained.p)
 
     def weights(name: str, row: int | None) -> dict[str, bytes]:
         # One epoch, so that the choice of the best one, which may look at what is held back, has no say.
@@ -314,7 +324,7 @@ def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Run, t
 
 @pytest.mark.parametrize("tune", ["head", "full"])
 def test_bf16_works_on_a_cpu_too_after_fp32(mini: dict[str, Any], trained: Run, tmp_path: Path, tune: str) -> None:
-    gr.make_accelerator(trained.p)  # a kernel that trained in fp32 before
+    make_accelerator(trained.p)  # a kernel that trained in fp32 before
     given = {"tune": tune, "num_epochs": 1, "hidden_dim": 16}
     p = params(mini, tmp_path, **given, mixed_precision="bf16")
     metrics = fit(p)
@@ -355,11 +365,11 @@ def test_folds_without_a_class_and_tiny_test_sets(
     mini: dict[str, Any], tmp_path: Path, change: Callable[[Goods], Goods]
 ) -> None:
     p = params(mini, tmp_path, num_epochs=2)
-    goods = change(gu.read_goods(p))
+    goods = change(read_goods(p))
     for fold in p.folds:
         metrics = fit(p.model_copy(update={"fold": fold}), goods)
         assert math.isfinite(metrics["fused"]["log_loss"])
-    assert len(gu.ensemble_folds(p, goods).test) == len(goods.test)
+    assert len(ensemble_folds(p, goods).test) == len(goods.test)
 
 
 def test_a_batch_larger_than_the_training_set_is_one_step(mini: dict[str, Any], tmp_path: Path) -> None:
@@ -375,22 +385,22 @@ def test_a_debug_run_is_one_epoch_in_a_folder_of_its_own(mini: dict[str, Any], t
 
 
 def test_logs_of_all_folds_together(trained: Run, tmp_path: Path) -> None:
-    logs = gu.read_logs(trained.p.run_dir)
+    logs = read_logs(trained.p.run_dir)
     assert logs.groupby("fold").size().to_dict() == dict.fromkeys(range(3), trained.p.num_epochs)
-    assert gu.read_logs(tmp_path).empty
+    assert read_logs(tmp_path).empty
 
 
 def test_a_prediction_table_joins_the_products(trained: Run) -> None:
     oof = pd.read_parquet(trained.p.run_dir / "fold1" / "oof.parquet")
-    table = gu.prediction_table(oof, trained.goods)
+    table = prediction_table(oof, trained.goods)
     product = trained.goods.train.set_index("id").loc[table["id"]]
     for name in ("text", "image", "label"):
         assert table[name].tolist() == product[name].tolist()
-    assert table["title"].tolist() == [gu.clean_text(title) for title in product["title"]]
-    probabilities = torch.softmax(torch.tensor(gu.frame_logits(oof, "fused")), 1)
+    assert table["title"].tolist() == [clean_text(title) for title in product["title"]]
+    probabilities = torch.softmax(torch.tensor(frame_logits(oof, "fused")), 1)
     np.testing.assert_allclose(table["probability"], probabilities.max(1).values)
     assert table["prediction"].tolist() == probabilities.argmax(1).tolist()
-    assert not gu.prediction_table(oof, trained.goods, "text")["prediction"].equals(table["prediction"])
+    assert not prediction_table(oof, trained.goods, "text")["prediction"].equals(table["prediction"])
     g = trained.goods
-    escaped = gu.Goods(g.train.assign(title="Pots &amp;amp; pans"), g.test, g.labels, g.classes, g.photos)
-    assert set(gu.prediction_table(oof, escaped)["title"]) == {"Pots & pans"}
+    escaped = Goods(g.train.assign(title="Pots &amp;amp; pans"), g.test, g.labels, g.classes, g.photos)
+    assert set(prediction_table(oof, escaped)["title"]) == {"Pots & pans"}

@@ -18,12 +18,18 @@ import pytest
 import torch
 import yaml
 from conftest import fit, fit_in_stretches
+from safetensors.torch import load_file
 
-import goods_checkpoint as gc
-import goods_model as gm
-import goods_predict as gr
-import goods_utils as gu
-from goods_params import ROOT, GoodsError, Params
+from goods.data.tables import read_goods
+from goods.errors import GoodsError
+from goods.files import ROOT
+from goods.models.backbone import DualEncoder, load_backbone, load_processor
+from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.models.tuning import block_rates, set_trainable
+from goods.params import Params
+from goods.training.checkpoint import CURRENT, load_state, save_state
+from goods.training.inference import predict_test
+from goods.training.loop import fit_fold, read_logs
 
 SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
          "num_epochs": 2, "learning_rate": 1e-3, "max_text_length": 64, "fold": 1}  # fmt: skip
@@ -37,13 +43,13 @@ def logits(oof: pd.DataFrame) -> np.ndarray:
 
 
 def trainable(p: Params) -> set[str]:
-    backbone = gm.load_backbone(p.model_name)
-    gm.set_trainable(backbone, p)
+    backbone = load_backbone(p.model_name)
+    set_trainable(backbone, p)
     return {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
 
 
 def test_full_trains_all_but_the_token_embeddings_and_the_contrastive_scale(make):
-    backbone = gm.load_backbone(make().model_name)
+    backbone = load_backbone(make().model_name)
     never = {"logit_scale", "logit_bias", "text_model.embeddings.token_embedding.weight"}
     assert trainable(make(tune="full")) == {name for name, _ in backbone.named_parameters()} - never
 
@@ -75,9 +81,9 @@ def test_lora_targets_that_match_nothing_are_told_what_there_is(make):
 
 def test_rates_fall_block_by_block(make):
     p = make(tune="full", learning_rate=1.0, layer_decay=0.5)
-    backbone = gm.load_backbone(p.model_name)
-    gm.set_trainable(backbone, p)
-    rates = gm.block_rates(backbone, p)
+    backbone = load_backbone(p.model_name)
+    set_trainable(backbone, p)
+    rates = block_rates(backbone, p)
     assert rates["vision_model.head.probe"] == rates["text_model.encoder.layers.1.mlp.fc1.weight"] == 1
     assert rates["vision_model.encoder.layers.0.mlp.fc1.weight"] == 0.5
     assert rates["vision_model.embeddings.patch_embedding.weight"] == 0.25
@@ -86,13 +92,13 @@ def test_rates_fall_block_by_block(make):
 @pytest.mark.parametrize("tune", ["last", "lora"])
 def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
     p = make(tune=tune, num_epochs=1, last_blocks=1)
-    oof, goods = fit(p), gu.read_goods(p)
-    whole = sum(t.numel() for t in gm.load_backbone(p.model_name).parameters())
-    kept = gm.load_file(p.run_dir / "fold1" / "model.safetensors")
+    oof, goods = fit(p), read_goods(p)
+    whole = sum(t.numel() for t in load_backbone(p.model_name).parameters())
+    kept = load_file(p.run_dir / "fold1" / "model.safetensors")
     backbone = {name: t for name, t in kept.items() if name.startswith("encoder.")}
     assert 0 < sum(t.numel() for t in backbone.values()) < 0.6 * whole
     assert {t.dtype for t in backbone.values()} == {torch.float16}
-    assert gr.predict_test(p, goods) == [1]
+    assert predict_test(p, goods) == [1]
     test = pd.read_parquet(p.run_dir / "fold1" / "test.parquet")
     assert test["id"].tolist() == goods.test["id"].tolist() and np.isfinite(logits(test)).all()
     assert np.abs(logits(oof)).max() > 0
@@ -108,17 +114,17 @@ def test_micro_batches_add_up_to_the_batch(make):
 
 
 def test_out_of_memory_halves_what_is_done_at_once(make, monkeypatch, capsys):
-    forward = gm.GoodsClassifier.forward
+    forward = GoodsClassifier.forward
 
     def small_gpu(self, pixels, input_ids):
         if self.training and len(pixels) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return forward(self, pixels, input_ids)
 
-    monkeypatch.setattr(gm.GoodsClassifier, "forward", small_gpu)
+    monkeypatch.setattr(GoodsClassifier, "forward", small_gpu)
     p = make(dropout=0.0, num_epochs=1)
     small = fit(p)
-    assert gu.fit_fold(p, gu.read_goods(p))["resources"]["micro_batch_size"] == 4
+    assert fit_fold(p, read_goods(p))["resources"]["micro_batch_size"] == 4
     assert "going on with 4 products at once, 16 a step as before" in capsys.readouterr().out
     monkeypatch.undo()
     np.testing.assert_allclose(logits(small), logits(fit(make(run="b", dropout=0.0, num_epochs=1))), atol=1e-4)
@@ -127,7 +133,7 @@ def test_out_of_memory_halves_what_is_done_at_once(make, monkeypatch, capsys):
 def test_early_stopping_stops(make):
     p = make(tune="head", num_epochs=50, early_stopping=2, head_learning_rate=1e-9)
     fit(p)
-    assert len(gu.read_logs(p.run_dir)) == 3  # nothing gets better after the first
+    assert len(read_logs(p.run_dir)) == 3  # nothing gets better after the first
 
 
 def test_a_warm_start_begins_where_the_heads_left_off(make):
@@ -136,14 +142,14 @@ def test_a_warm_start_begins_where_the_heads_left_off(make):
         run="warm", tune="last", num_epochs=1, learning_rate=1e-9, head_learning_rate=1e-9,
         warm_start_epochs=30, warm_start_learning_rate=1e-2,
     )  # fmt: skip
-    metrics = [gu.fit_fold(p, gu.read_goods(p))["fused"]["log_loss"] for p in (cold, warm)]
+    metrics = [fit_fold(p, read_goods(p))["fused"]["log_loss"] for p in (cold, warm)]
     assert metrics[1] < metrics[0] - 0.1
 
 
 def test_wise_ft_never_scores_below_the_tuned_weights(make):
     p = make(tune="full", wise_ft=True, warm_start_epochs=20, learning_rate=0.05, num_epochs=1)
-    metrics = gu.fit_fold(p, gu.read_goods(p))
-    assert metrics["fused"]["macro_f1"] >= gu.read_logs(p.run_dir)["macro_f1"].max() - 1e-9
+    metrics = fit_fold(p, read_goods(p))
+    assert metrics["fused"]["macro_f1"] >= read_logs(p.run_dir)["macro_f1"].max() - 1e-9
     assert metrics["wise_ft_alpha"] in (0.25, 0.5, 0.75, 1.0)
 
 
@@ -153,7 +159,7 @@ def test_the_average_of_weights_differs_from_the_last_ones(make):
 
 
 def test_modality_dropout_takes_one_input_of_some_products_in_training_only(make):
-    heads = gm.GoodsHeads(6, 4, make(modality_dropout=0.5, num_classes=21))
+    heads = GoodsHeads(6, 4, make(modality_dropout=0.5, num_classes=21))
     image, text = torch.ones(4000, 6), torch.ones(4000, 4)
     dropped = heads.train()._drop_modality(image, text)
     lost = [(part == 0).all(1) for part in dropped]
@@ -178,7 +184,7 @@ def test_a_nan_loss_names_the_step_and_its_products(make):
 
 
 def test_windows_carry_the_title_and_go_through_the_whole_text(make):
-    processor = gm.load_processor(make().model_name)
+    processor = load_processor(make().model_name)
     words = [f"w{i}" for i in range(40)]
     text = "red guitar. " + " ".join(f"guitar strings {w}" for w in words)
     short = "red guitar"
@@ -193,8 +199,8 @@ def test_windows_carry_the_title_and_go_through_the_whole_text(make):
 
 def test_a_texts_embedding_is_the_mean_over_its_windows(make):
     p = make(text_windows=3, max_text_length=32)
-    processor = gm.load_processor(p.model_name)
-    encoder = gm.DualEncoder(gm.load_backbone(p.model_name), processor, p).eval()
+    processor = load_processor(p.model_name)
+    encoder = DualEncoder(load_backbone(p.model_name), processor, p).eval()
     text = "red guitar " * 30
     ids = processor.tokenize([text, "red guitar"], ["red guitar"] * 2, 32, windows=3)
     with torch.no_grad():
@@ -211,42 +217,42 @@ def test_a_texts_embedding_is_the_mean_over_its_windows(make):
 def state(tmp_path):
     """Two states, saved one after the other."""
     for step in (1, 2):
-        gc.save_state(tmp_path, {"a": torch.full((3,), float(step)), "n": torch.tensor(step)}, {"step": step})
+        save_state(tmp_path, {"a": torch.full((3,), float(step)), "n": torch.tensor(step)}, {"step": step})
     return tmp_path
 
 
 def test_the_newest_state_is_loaded(state):
-    tensors, facts = gc.load_state(state)
+    tensors, facts = load_state(state)
     assert facts == {"step": 2} and tensors["a"].tolist() == [2, 2, 2] and tensors["n"] == 2
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "gone"])
 def test_a_damaged_state_gives_way_to_the_one_before(state, harm, capsys):
-    path = state / gc.CURRENT
+    path = state / CURRENT
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     if harm == "gone":
         path.unlink()
     else:
         path.write_bytes({"cut": data[:-4], "flip": bytes(data), "empty": b""}[harm])
-    assert gc.load_state(state)[1] == {"step": 1}
+    assert load_state(state)[1] == {"step": 1}
     assert ("is damaged" in capsys.readouterr().out) == (harm != "gone")
 
 
 def test_a_state_of_another_version_is_refused(state, monkeypatch):
-    monkeypatch.setattr(gc, "VERSION", 2)
+    monkeypatch.setattr("goods.training.checkpoint.VERSION", 2)
     with pytest.raises(GoodsError, match="another version"):
-        gc.load_state(state)
+        load_state(state)
 
 
 def test_a_full_disk_leaves_the_state_before(state, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(gc, "save_file", full)
+    monkeypatch.setattr("goods.training.checkpoint.save_file", full)
     with pytest.raises(GoodsError, match="the disk is full"):
-        gc.save_state(state, {"a": torch.ones(1)}, {"step": 3})
-    assert gc.load_state(state)[1] == {"step": 2}
+        save_state(state, {"a": torch.ones(1)}, {"step": 3})
+    assert load_state(state)[1] == {"step": 2}
     assert not list(state.rglob("*.tmp"))
 
 
@@ -259,7 +265,7 @@ def test_a_soup_of_epochs_is_kept_where_it_is_better(make):
     p = make(run="soup", tune="full", num_epochs=4, learning_rate=3e-3, soup=True)
     fit(p)
     metrics = json.loads((p.run_dir / "fold1" / "metrics.json").read_text())
-    alone = gu.read_logs(p.run_dir)["macro_f1"].max()
+    alone = read_logs(p.run_dir)["macro_f1"].max()
     assert metrics["soup_epochs"] > 1 and metrics["fused"]["macro_f1"] >= alone
 
 
@@ -311,7 +317,7 @@ def command(tmp_path):
 def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
     p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
     fit(p)
-    step_seconds = gu.read_logs(p.run_dir)["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
+    step_seconds = read_logs(p.run_dir)["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
     started = command(p, "killed")
     folder = p.run_dir.parent / "killed" / "fold1"
     rng, kills = random.Random(0), 0
@@ -334,7 +340,7 @@ def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
 
 def wait_for_a_new_state(folder: Path, process: subprocess.Popen) -> None:
     def written() -> int:
-        return (folder / gc.CURRENT).stat().st_mtime_ns if (folder / gc.CURRENT).is_file() else 0
+        return (folder / CURRENT).stat().st_mtime_ns if (folder / CURRENT).is_file() else 0
 
     before = written()
     while written() == before and process.poll() is None:

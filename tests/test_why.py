@@ -11,17 +11,19 @@ import torch
 from conftest import Run
 from scipy.special import softmax
 
-import goods_plots as plots
-import goods_utils as gu
-import goods_why as gw
-from goods_params import GoodsError
+from goods.data.folds import read_folds
+from goods.data.tables import Goods
+from goods.errors import GoodsError
+from goods.explain import explain, hidden_patches
+from goods.figures.errors import occlusion
+from goods.predictions import frame_logits
 
 
 def test_the_probability_is_that_of_the_fold_that_held_the_product_back(trained: Run):
     oof = pd.read_parquet(trained.p.run_dir / "fold2" / "oof.parquet")
     row = 5
-    why = gu.explain(trained.p, trained.goods, oof["id"][row], grid=4)
-    expected = softmax(gu.frame_logits(oof)[row])
+    why = explain(trained.p, trained.goods, oof["id"][row], grid=4)
+    expected = softmax(frame_logits(oof)[row])
     assert why.predicted == expected.argmax() and why.product["id"] == oof["id"][row]
     assert why.probabilities["all"] == pytest.approx(expected.max(), abs=1e-4)
     assert set(why.probabilities) == {"all", "without text", "without image"}
@@ -34,7 +36,7 @@ def test_the_probability_is_that_of_the_fold_that_held_the_product_back(trained:
 
 def test_a_hidden_patch_hides_that_patch_alone():
     photo = torch.randint(256, (3, 10, 10), dtype=torch.uint8)
-    hidden = gw.hidden_patches(photo, 3)  # 10 is no multiple of 3
+    hidden = hidden_patches(photo, 3)  # 10 is no multiple of 3
     assert hidden.shape == (11, 3, 10, 10) and torch.equal(hidden[0], photo) and (hidden[1] == 255).all()
     changed = torch.stack([(part != photo).any(0) for part in hidden[2:]])
     assert (changed.sum(0) <= 1).all() and changed.sum(0).float().mean() > 0.9  # each pixel by one patch
@@ -44,24 +46,24 @@ def test_a_product_without_photo_or_text(trained: Run):
     goods, test = trained.goods, trained.goods.test.copy()
     test.loc[0, ["image", "sha"]] = ""
     test.loc[1, "text"] = ""
-    bare = gu.Goods(goods.train, test, goods.labels, goods.classes, goods.photos)
-    blind = gu.explain(trained.p, bare, test["id"][0])
+    bare = Goods(goods.train, test, goods.labels, goods.classes, goods.photos)
+    blind = explain(trained.p, bare, test["id"][0])
     assert blind.patches is None and blind.probabilities["all"] == pytest.approx(blind.probabilities["without image"])
-    mute = gu.explain(trained.p, bare, test["id"][1])
+    mute = explain(trained.p, bare, test["id"][1])
     assert mute.words.empty and mute.probabilities["all"] == pytest.approx(mute.probabilities["without text"])
     for why in (blind, mute):
-        figure = plots.occlusion(why.product["image"], why.patches, why.words, why.probabilities, "Cups & mugs")
+        figure = occlusion(why.product["image"], why.patches, why.words, why.probabilities, "Cups & mugs")
         assert figure.get_suptitle().startswith("Cups & mugs with probability .")
 
 
 def test_what_can_not_be_explained(trained: Run, tmp_path):
     with pytest.raises(GoodsError, match="there is no product 'nobody'"):
-        gu.explain(trained.p, trained.goods, "nobody")
+        explain(trained.p, trained.goods, "nobody")
     with pytest.raises(GoodsError, match="kind blend keeps no model"):
-        gu.explain(trained.p.model_copy(update={"kind": "blend"}), trained.goods, "nobody")
+        explain(trained.p.model_copy(update={"kind": "blend"}), trained.goods, "nobody")
     shutil.copytree(trained.p.run_dir, tmp_path / "mini")
     shutil.rmtree(tmp_path / "mini" / "fold2")
     p = trained.p.model_copy(update={"outputs_dir": str(tmp_path)})
-    folds = gu.read_folds(trained.goods, p)
+    folds = read_folds(trained.goods, p)
     with pytest.raises(GoodsError, match=r"fold 2 of run 'mini' is not trained.* choose a product of fold 0, 1"):
-        gu.explain(p, trained.goods, folds.loc[folds["fold"] == 2, "id"].iloc[0])
+        explain(p, trained.goods, folds.loc[folds["fold"] == 2, "id"].iloc[0])

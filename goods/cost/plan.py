@@ -9,54 +9,39 @@ from __future__ import annotations
 import html
 import math
 import re
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from textwrap import wrap
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from goods_model import (
-    DualEncoder,
-    GoodsClassifier,
-    GoodsHeads,
-    Processor,
-    block_rates,
-    checkpoint_activations,
-    halve_frozen,
-    set_trainable,
+from goods.cost.footprint import (
+    ACTIVATIONS,
+    COPIES,
+    FURTHER,
+    GRADIENTS,
+    OPTIMIZER,
+    PARTS,
+    WEIGHTS,
+    Footprint,
+    measure_footprint,
+    micro_batch_size,
+    read_config,
 )
-from goods_params import GoodsError, Params, resolve
+from goods.errors import GoodsError
+from goods.files import resolve
+from goods.params import Params
 
 GIB, GB = 2**30, 10**9
 CUDA_CONTEXT_GIB = 0.6  # what CUDA, cuBLAS and cuDNN take for themselves beside torch's allocator, about
 ALLOCATOR_SLACK = 0.05  # share that torch's allocator holds on top, in blocks rounded up and left over
-ADAFACTOR_BUFFERS = 5  # tensors of the size of the parameter at hand that a step of Adafactor holds at once
 DEFAULT_ROWS = (50_000, 10_000)  # products to train on and to predict, where no table tells
 KAGGLE_DISK_GB = 20  # of output that a Kaggle session may leave
 SMALLER_IMAGE = 224
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-PARTS = ("weights", "gradients", "optimizer state", "further weights", "16-bit copies", "activations, buffers")
-WEIGHTS, GRADIENTS, OPTIMIZER, FURTHER, COPIES, ACTIVATIONS = PARTS
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 8 Plan
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -170,7 +155,7 @@ class Plan:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
-def plan(p: Params, gpu: str | None = None, products: int | None = None) -> Plan:
+def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> Plan:
     """What a run with these parameters will cost on one GPU: T4, P100, V100, L4, A100, H100 or H200.
 
     No weights are needed, only the model directory's config.json. `products` stands for the rows of train.csv, which
@@ -220,27 +205,6 @@ def with_overhead(allocated_gib: float) -> float:
     return allocated_gib * (1 + ALLOCATOR_SLACK) + CUDA_CONTEXT_GIB
 
 
-def micro_batch_size(p: Params) -> int:
-    """Products that go through the model at once in training."""
-    return min(p.micro_batch_size or p.batch_size, p.batch_size)
-
-
-def read_config(model_name: str) -> PretrainedConfig:
-    """The config.json of a local model directory; raises GoodsError when it is missing or of no use."""
-    folder = resolve(model_name)
-    if not (folder / "config.json").is_file():
-        raise GoodsError(f"there is no {folder / 'config.json'}; a plan needs at least that file of the model")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, json and huggingface_hub each have their own
-        raise _unusable(folder, error) from error
-
-
-def _unusable(folder: Path, error: Exception) -> GoodsError:
-    why = next(iter(str(error).splitlines()), type(error).__name__)
-    return GoodsError(f"{folder / 'config.json'} can't be used: {why}; get it again")
-
-
 def count_rows(p: Params, products: int | None = None) -> tuple[tuple[int, int], str]:
     """Products to train on and to predict, and a note on where the numbers come from."""
     if products is not None:
@@ -261,289 +225,6 @@ def _csv_rows(path: Path) -> int | None:
         return len(pd.read_csv(path, usecols=[0], dtype=str, encoding="utf-8-sig")) or None
     except (OSError, ValueError):  # read_goods says what is wrong with a table; a plan does without
         return None
-
-
-# Memory and FLOPs, counted on a step ---------------------------------------------------------------------------------
-
-
-class StepMeter(TorchDispatchMode):
-    """While it is entered, counts FLOPs and the bytes of all tensor storages alive, each storage once.
-
-    live and peak: bytes by kind, now and when the sum was highest; most: each kind's own highest. A storage is an
-    activation unless `hold` says otherwise, or it is the 16-bit copy that autocast makes of a weight.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: Counter[str] = Counter()
-        self.peak: dict[str, int] = {}
-        self.most: Counter[str] = Counter()
-        self.flops: Counter[str] = Counter()
-        self.phase = "forward"
-        self._peak_bytes = 0
-        self._storages: dict[int, tuple[str, int, weakref.ref]] = {}
-
-    def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Counts these tensors' storages under that kind."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if known := self._storages.pop(id(storage), None):
-                self.live[known[0]] -= known[1]
-            self._add(storage, kind)
-
-    def _add(self, storage: torch.UntypedStorage, kind: str) -> None:
-        key, size = id(storage), storage.nbytes()
-
-        def gone(_: weakref.ref) -> None:
-            kind, size, _ = self._storages.pop(key)
-            self.live[kind] -= size
-
-        self._storages[key] = (kind, size, weakref.ref(storage, gone))
-        self.live[kind] += size
-        self.most[kind] = max(self.most[kind], self.live[kind])
-        if (total := sum(self.live.values())) > self._peak_bytes:
-            self._peak_bytes, self.peak = total, dict(self.live)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:  # three of four calls on fake tensors; the long way doubles the time
-            return args[0].fake_device
-        if isinstance(args[0] if args else None, FakeTensor):
-            func, args = _all_true(func, args)
-        out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        if packet in _FLOPS:
-            # In the backward pass gradients are enabled only while checkpointed blocks are computed once more.
-            again = self.phase == "backward" and torch.is_grad_enabled()
-            self.flops["recomputed" if again else self.phase] += _FLOPS[packet](*args, **kwargs, out_val=out)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._storages:
-                self._add(storage, COPIES if self._is_copy(func, args, tensor) else ACTIVATIONS)
-        return out
-
-    def _is_copy(self, func: Any, args: tuple, tensor: Tensor) -> bool:
-        if func is not torch.ops.aten._to_copy.default or tensor.dtype not in DTYPES.values():
-            return False
-        return self._storages.get(id(args[0].untyped_storage()), ("",))[0] == WEIGHTS
-
-
-def _all_true(func: Any, args: tuple) -> tuple[Any, tuple]:
-    """The call with its boolean mask taken as all true, since a fake mask has no values: every text window is used."""
-    aten = torch.ops.aten
-    if func is aten.nonzero.default:
-        mask = args[0]
-        return aten.new_empty.default, (mask.to(torch.int64), (mask.numel(), mask.ndim))
-    if func is aten.index.Tensor and args[1][0] is not None and args[1][0].dtype == torch.bool:
-        mask = args[1][0]
-        rows = mask.new_empty(mask.numel(), dtype=torch.int64)
-        return func, (args[0], [rows] * mask.ndim + list(args[1][1:]))
-    return func, args
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
-
-
-def _attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
-
-
-# torch's own formulas, those of FlopCounterMode, which leave out the CPU's attention.
-_FLOPS = flop_registry | {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-
-
-class CudaDropout(nn.Dropout):
-    """Dropout as on CUDA, which keeps a mask of one byte an element; the CPU keeps one as wide as the input."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Any shape, unchanged."""
-        if not self.training or self.p == 0:
-            return input
-        return torch.native_dropout(input, self.p, True)[0]
-
-
-def count_step(
-    model: nn.Module, pixels: Tensor, input_ids: Tensor, dtype: torch.dtype | None = None, accumulate: bool = False
-) -> StepMeter:
-    """Forward, loss and backward of a classifier's micro batch under a meter; on real or fake CPU tensors.
-
-    dtype: of autocast, or None. accumulate: gradients of an earlier micro batch are there already.
-    """
-    # Fake CUDA tensors need a GPU: without one autocast turns itself off and the backward pass asks the driver for a
-    # context (ran with torch 2.10), or a build for CPUs aborts (2.13). What differs on a CPU, beside CudaDropout: layer
-    # norms and softmax keep 16 bits where CUDA's autocast goes to 32 (only pooled vectors meet that); its attention
-    # stands for the memory-efficient kernel (both keep inputs, output and one sum a query); cuDNN takes no workspace.
-    meter = StepMeter()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    meter.hold([*model.parameters(), *model.buffers()], WEIGHTS)
-    meter.hold([pixels, input_ids], ACTIVATIONS)
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter) if accumulate else None
-    meter.hold([parameter.grad for parameter in trained if accumulate], GRADIENTS)
-    hooks = [q.register_post_accumulate_grad_hook(lambda q: meter.hold([q.grad], GRADIENTS)) for q in trained]
-    labels = torch.zeros(len(pixels), dtype=torch.int64)
-    model.train()
-    with meter:
-        with _cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
-            logits = model(pixels, input_ids)
-        loss = sum(F.cross_entropy(values.float(), labels) for values in logits.values())
-        del logits
-        meter.phase = "backward"
-        loss.backward()
-    for hook in hooks:
-        hook.remove()
-    for parameter in trained:
-        parameter.grad = None
-    return meter
-
-
-def count_embedding(
-    encoder: DualEncoder, pixels: Tensor, input_ids: Tensor, dtype: torch.dtype | None = None
-) -> tuple[StepMeter, int, int]:
-    """The encoder's forward pass without gradients, FLOPs by "image" and "text"; and image_dim, text_dim."""
-    meter = StepMeter()
-    meter.hold([*encoder.parameters(), *encoder.buffers()], WEIGHTS)
-    meter.hold([pixels, input_ids], ACTIVATIONS)
-    encoder.eval()
-    with torch.no_grad(), meter, _cpu_autocast(dtype):
-        meter.phase = "image"
-        image = encoder.embed_images(pixels)
-        meter.phase = "text"
-        text = encoder.embed_texts(input_ids)
-    return meter, image.shape[1], text.shape[1]
-
-
-def _cpu_autocast(dtype: torch.dtype | None) -> AbstractContextManager:
-    return torch.autocast("cpu", dtype=dtype) if dtype else nullcontext()
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What was counted: bytes of a step and of an evaluation by kind, the trained parameters, FLOPs."""
-
-    image_size: int
-    total: int  # parameters
-    trained: dict[str, torch.Size]  # by the names of block_rates, the heads' by their own
-    rates: dict[str, float]
-    step: dict[str, int]  # at the step's worst moment
-    step_most: Counter[str]  # each kind at its own worst moment
-    evaluation: dict[str, int]
-    evaluation_most: Counter[str]
-    embedding: int  # of a product, in the cache
-    flops: dict[str, float]  # a product
-
-    @property
-    def trainable(self) -> int:
-        """Parameters that are trained."""
-        return sum(shape.numel() for shape in self.trained.values())
-
-    def optimizer(self, p: Params) -> int:
-        """Bytes of the optimizer's state."""
-        return sum(optimizer_bytes(shape, p.optimizer) for shape in self.trained.values())
-
-    def phases(self, p: Params) -> dict[str, dict[str, int]]:
-        """{phase: {part: bytes}} that torch allocates at each phase's worst moment."""
-        if p.tune == "head":
-            return {"embedding": dict.fromkeys(PARTS, 0) | self.evaluation}
-        fp32 = 4 * self.trainable
-        always = {WEIGHTS: self.step[WEIGHTS], OPTIMIZER: self.optimizer(p), FURTHER: fp32 if p.ema_decay else 0}
-        # An average stands in for the weights while it is scored, and these are kept meanwhile; a soup is mixed first.
-        seen = self.evaluation | always | {FURTHER: always[FURTHER] + (2 * fp32 if p.soup else always[FURTHER])}
-        found = {
-            "training": self.step | always,
-            "optimizer": always | {GRADIENTS: fp32, ACTIVATIONS: optimizer_buffers(self.trained, self.rates, p)},
-            "evaluation": seen,
-        }
-        if p.wise_ft:  # the tuned, the mixed, and the model's own weights while the mixed ones stand in for them
-            found["interpolation"] = seen | {FURTHER: always[FURTHER] + 3 * fp32}
-        return {phase: dict.fromkeys(PARTS, 0) | parts for phase, parts in found.items()}
-
-    def allocated(self, p: Params) -> int:
-        """Bytes that torch allocates at the worst moment."""
-        return max(sum(parts.values()) for parts in self.phases(p).values())
-
-
-def measure_footprint(config: PretrainedConfig, p: Params, precision: str) -> Footprint:
-    """Builds the classifier that p describes without memory, runs an evaluation and a step, and counts."""
-    backbone = _backbone(config, p)
-    with torch.device("meta"):
-        # Of the processor only pad token, mean and deviation are used, and no value matters here.
-        encoder = DualEncoder(backbone, Processor(SimpleNamespace(pad_token_id=0), (0.5,) * 3, (0.5,) * 3), p)
-    halve_frozen(encoder, precision)
-    dtype, micro = DTYPES.get(precision), micro_batch_size(p)
-    with FakeTensorMode():
-        seen, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size), dtype)
-        model = GoodsClassifier(encoder, GoodsHeads(*dims, p))
-        flops = {f"forward, {name}": seen.flops[name] / p.eval_batch_size for name in ("image", "text")}
-        step = StepMeter()
-        if p.tune != "head":
-            for module in model.modules():
-                if type(module) is nn.Dropout:
-                    module.__class__ = CudaDropout
-            step = count_step(model, *_inputs(encoder, p, micro), dtype, accumulate=micro < p.batch_size)
-            flops |= {f"training, {name}": n / micro for name, n in step.flops.items()}
-    trained = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return Footprint(
-        image_size=encoder.image_size,
-        total=sum(parameter.numel() for parameter in model.parameters()),
-        trained={name.removeprefix("encoder.backbone."): shape for name, shape in trained.items()},
-        rates=block_rates(backbone, p),
-        step=step.peak,
-        step_most=step.most,
-        evaluation=seen.peak,
-        evaluation_most=seen.most,
-        embedding=4 * sum(dims),
-        flops=flops,
-    )
-
-
-def _backbone(config: PretrainedConfig, p: Params) -> nn.Module:
-    with torch.device("meta"):
-        try:
-            backbone = AutoModel.from_config(config, dtype=torch.float32)
-        except Exception as error:  # a config.json can be wrong in any way
-            raise _unusable(resolve(p.model_name), error) from error
-        if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
-            kind = type(backbone).__name__
-            raise GoodsError(f"{resolve(p.model_name)} holds a {kind}; a dual encoder such as SigLIP is needed")
-        set_trainable(backbone, p)
-    if p.gradient_checkpointing:
-        checkpoint_activations(backbone)
-    return backbone
-
-
-def _fake(module: nn.Module) -> nn.Module:
-    """The module with fake CPU tensors in place of its meta tensors, which autocast leaves alone."""
-    return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-
-
-def _inputs(encoder: DualEncoder, p: Params, batch: int) -> tuple[Tensor, Tensor]:
-    size = encoder.image_size
-    pixels = torch.empty(batch, 3, size, size, dtype=torch.uint8)
-    return pixels, torch.empty(batch, p.text_windows, p.max_text_length, dtype=torch.int64)
-
-
-def optimizer_bytes(shape: torch.Size, optimizer: str) -> int:
-    """State of a parameter in fp32: two moments (adamw), or a second moment in rows and columns (adafactor)."""
-    if optimizer == "adamw":
-        return 8 * shape.numel()
-    return 4 * (shape[:-1].numel() + (shape[:-2] + shape[-1:]).numel() if len(shape) > 1 else shape.numel())
-
-
-def optimizer_buffers(trained: dict[str, torch.Size], rates: dict[str, float], p: Params) -> int:
-    """What a step holds for a moment: on a GPU, AdamW takes the roots of a whole parameter group at once."""
-    if p.optimizer == "adafactor":
-        return ADAFACTOR_BUFFERS * 4 * max(shape.numel() for shape in trained.values())
-    groups: Counter[tuple[float, bool]] = Counter()
-    for name, shape in trained.items():
-        groups[rates.get(name, p.head_learning_rate), len(shape) > 1] += 4 * shape.numel()
-    return max(groups.values())
-
-
-# What to change ------------------------------------------------------------------------------------------------------
 
 
 def suggest(p: Params, memory_gib: float, measure: Callable[[Params], Footprint]) -> dict[str, Any]:
@@ -617,9 +298,6 @@ def _smaller_batches(p: Params, footprint: Footprint, limit: float) -> dict[str,
     return changes
 
 
-# Hours and disk ------------------------------------------------------------------------------------------------------
-
-
 def estimate_hours(
     p: Params, flops: dict[str, float], rows: tuple[int, int], gpu: Gpu, precision: str
 ) -> dict[str, float]:
@@ -661,9 +339,6 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
         "embeddings": embedded * footprint.embedding,
     }
     return {name: size / GB for name, size in sizes.items() if size}
-
-
-# The report ----------------------------------------------------------------------------------------------------------
 
 
 def _report(plan: Plan) -> Iterator[str]:

@@ -16,18 +16,13 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 from sklearn.linear_model import LogisticRegression
 
-from goods_metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
+from goods.metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
 
 GREEDY_PICKS = 20
 BIASES = np.linspace(-1, 1, 9)  # tried for each class, in turn
 COSTS = (1e-4, 1e-3, 1e-2)  # of the stacked regression: scikit-learn's C, one over the strength of L2
 INNER_PARTS = 3
 PARALLEL_SIZE = 100_000  # log-probabilities from which on it pays to start processes
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 15 Ways to combine members
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -189,11 +184,6 @@ def _regressed(machine: LogisticRegression, num_classes: int, members: np.ndarra
     return full
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 16 Blending, honestly scored
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Blend:
     """Members put together.
@@ -215,7 +205,9 @@ class Blend:
         return self.combiner.predict(members) / self.temperature
 
 
-def blend(members: np.ndarray, labels: np.ndarray, folds: np.ndarray, methods: Sequence[str] = tuple(METHODS)) -> Blend:
+def blend_members(
+    members: np.ndarray, labels: np.ndarray, folds: np.ndarray, methods: Sequence[str] = tuple(METHODS)
+) -> Blend:
     """Nested cross-validation of the methods over the folds that the members were trained on.
 
     members: (members, n, num_classes) out-of-fold log-probabilities. For each fold, a method is chosen by macro-F1 and

@@ -11,15 +11,15 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax, logsumexp
 
-from goods_blend import METHODS, added_by, blend, method_table, row_of
-from goods_data import Goods, read_folds
-from goods_metrics import calibrated, calibration_error, frame_logits, logits_frame, macro_f1, outputs_of, score
-from goods_params import GoodsError, Params, atomic_path, resolve, write_json
-from goods_predict import predict_test
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 17 Folds together
-# ---------------------------------------------------------------------------------------------------------------------
+from goods.data.folds import read_folds
+from goods.data.tables import Goods
+from goods.ensemble.blend import METHODS, added_by, blend_members, method_table, row_of
+from goods.errors import GoodsError
+from goods.files import atomic_path, resolve, write_json
+from goods.metrics import calibrated, calibration_error, macro_f1, score
+from goods.params import Params
+from goods.predictions import frame_logits, logits_frame, outputs_of
+from goods.training.inference import predict_test
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,8 @@ def _write_ensemble(folder: Path, result: Ensemble, weights: dict[str, float], *
     write_json(folder / "metrics.json", metrics | {"missing_folds": result.missing} | more)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 18 Runs together
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def blend_runs(p: Params, goods: Goods) -> Ensemble:
-    """All members of p.runs as one prediction (goods_blend); writes ensemble/ as ensemble_folds does.
+    """All members of p.runs as one prediction (goods.ensemble.blend); writes ensemble/ as ensemble_folds does.
 
     A member is one output of a run. Out of fold, each fold is predicted by a method that was chosen, fitted and
     calibrated without it; the test set by the method that all rows choose.
@@ -172,7 +167,7 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
         raise GoodsError("no product is predicted out of fold by all runs; train the same folds in each")
     stacked, folds = stacked[:, known], folds[known].reset_index(drop=True)
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
-    made = blend(stacked, labels, fold, tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,))
+    made = blend_members(stacked, labels, fold, tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,))
     oof = pd.concat([folds, logits_frame({"fused": log_softmax(made.oof, axis=1)})], axis=1)
     on_test = log_softmax(made.predict(np.stack(list(tests.values()))), axis=1)
     best = max(stacked, key=lambda values: macro_f1(labels, values.argmax(1)))

@@ -6,12 +6,15 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from goods_data import Goods, all_products, product_groups, read_folds
-from goods_ensemble import read_fold
-from goods_labels import pseudo_path
-from goods_metrics import frame_logits
-from goods_params import GoodsError, Params, atomic_path
-from goods_predict import predict_test
+from goods.data.folds import product_groups, read_folds
+from goods.data.tables import Goods, all_products
+from goods.ensemble.folds import read_fold
+from goods.errors import GoodsError
+from goods.files import atomic_path
+from goods.params import Params
+from goods.predictions import frame_logits
+from goods.training.inference import predict_test
+from goods.training.rows import pseudo_path
 
 FEWEST = 5  # out-of-fold rows that a threshold must rest on
 

@@ -1,4 +1,4 @@
-"""Figures of what goods_eda finds: near-duplicates, telling words, text lengths by class, the shift to the test set."""
+"""Figures of what goods.eda finds: near-duplicates, telling words, text lengths by class, the shift to the test set."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from goods_drawing import (
+from goods.figures.style import (
     BLACK,
     BLUE,
     GREY,
+    GREY_MODES,
+    MAX_GRID_CLASSES,
     MAX_ROWS,
     VERMILION,
+    class_bars,
     count,
     counts_of,
     digits,
+    draw_bars,
     height_of,
     name_rows,
     names_of,
@@ -25,16 +30,183 @@ from goods_drawing import (
     percent,
     photo_axes,
     short,
+    span,
     styled,
     titled,
 )
 
 
 @styled
+def class_balance(labels: Sequence[int], classes: list[str]) -> Figure:
+    """Products a class, most frequent first.
+
+    labels: (n,) class indices into `classes`. Of more than 40 classes the 20 most and the 20 least frequent.
+    """
+    counts = counts_of(labels, classes)
+    if not counts.sum():
+        return nothing("There are no products to count")
+    names, order, empty = names_of(classes), np.argsort(-counts, kind="stable"), int((counts == 0).sum())
+    most, top, low = names[order[0]], counts.max(), counts.min()
+    if top == counts.sum():
+        title = f"All products are {most} ({count(top, 'product')})"
+    elif empty:
+        title = f"{empty} of {len(classes)} classes without a product; {most} has the most ({top:,})"
+    elif top <= 1.1 * low:
+        title = f"The {len(classes)} classes are balanced: {span((low, top), '{:,}'.format)} products each"
+    else:
+        title = f"{most} is {top / low:.1f} times as frequent as {names[order[-1]]} ({top:,} vs {low:,} products)"
+    ax, _ = class_bars(names, order, counts, "{:,}".format, "most", "least frequent")
+    ax.set_xlabel("products")
+    return titled(ax.figure, title)
+
+
+@styled
+def text_lengths(lengths: Sequence[int], limit: int, unit: str = "tokens") -> Figure:
+    """Histogram of text lengths with the limit beyond which texts are cut.
+
+    lengths: (n,) in `unit`, before cutting; a text longer than `limit` is cut. Far outliers are in the last bar.
+    """
+    lengths = np.asarray(lengths, dtype=int)
+    if not lengths.size:
+        return nothing("There are no texts to measure")
+    longest, end = int(lengths.max()), max(limit * 1.25, float(np.quantile(lengths, 0.995)) + 1)
+    step = max(1, round(end / 40))
+    first = limit + 0.5 - step * np.ceil((limit + 0.5) / step)  # so that the limit falls between two bars
+    edges = np.arange(first, end + step, step)
+    heights, _ = np.histogram(np.minimum(lengths, edges[-1]), edges)
+    ax = new_figure().subplots()
+    colors = np.where(edges[:-1] > limit, VERMILION, BLUE)
+    ax.bar(edges[:-1], heights, width=step, align="edge", color=colors, edgecolor="white", linewidth=0.4)
+    ax.axvline(limit + 0.5, color=BLACK, linestyle="--", linewidth=1.2)
+    ax.text(limit + 0.5, heights.max() * 1.09, f" limit {limit:,}", va="center")
+    over = "" if longest <= edges[-1] else f"; last bar: {edges[-2] + 0.5:,.0f} and more"
+    ax.set(xlabel=f"length in {unit}{over}", ylabel="texts", xlim=(0, edges[-1]), ylim=(0, heights.max() * 1.14))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    share = (lengths > limit).mean()
+    who = f"{percent(share)} of texts are" if share else "No text is"
+    return titled(ax.figure, f"{who} cut at {limit:,} {unit} (median {np.median(lengths):,.0f}, longest {longest:,})")
+
+
+@styled
+def photo_sizes(photos: pd.DataFrame) -> Figure:
+    """Width against height of the photos, larger dots for more of them, and how many there are of each Pillow mode.
+
+    photos: one row a product with width, height (pixels) and mode; rows without a size (no photo) are left out.
+    """
+    sized = photos[(photos["width"] > 0) & (photos["height"] > 0)]
+    if sized.empty:
+        return nothing("There are no photos to measure")
+    total, modes = len(sized), sized["mode"].astype(str).value_counts()
+    sizes = sized.groupby(["width", "height"]).size().sort_values(ascending=False)
+    points = np.array(sizes.index.to_list(), dtype=float)  # (sizes, 2)
+    (width, height), low, high = points[0], points.min(), points.max()
+    common = f"{width:,.0f} x {height:,.0f} px"
+    if len(sizes) == 1:
+        title = f"All photos are {common} ({count(total, 'photo')})"
+    elif sizes.iloc[0] >= 0.2 * total:
+        title = f"{percent(sizes.iloc[0] / total)} of {total:,} photos are {common}"
+    else:
+        title = f"Sides of the {total:,} photos run from {low:,.0f} to {high:,.0f} px"
+    grey = modes[modes.index.isin(GREY_MODES)].sum() / total
+    colour = f"all {short(modes.index[0])}" if len(modes) == 1 else f"{percent(grey)} are greyscale"
+
+    fig = new_figure(7, 3.3)
+    left, right = fig.subplots(1, 2)
+    left.axline((low, low), (2 * low, 2 * low), color=GREY, linewidth=0.8, linestyle=":")
+    left.scatter(*points.T, s=14 + 160 * np.sqrt(sizes / total), color=BLUE, alpha=0.45, linewidth=0)
+    left.set(xlabel="width (px; dotted: square)", ylabel="height (px)", box_aspect=1)
+    if high > 12 * low:
+        left.set(xscale="log", yscale="log", xlim=(low / 1.3, high * 1.3), ylim=(low / 1.3, high * 1.3))
+    else:
+        left.set(xlim=(0, high * 1.15), ylim=(0, high * 1.15))
+        left.locator_params(nbins=5, integer=True)
+    for axis in (left.xaxis, left.yaxis):
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter(NullFormatter())
+    shown = modes.head(8)
+    draw_bars(right, shown.to_numpy(), [f"{count:,} ({percent(count / total)})" for count in shown])
+    name_rows(right, [short(mode) for mode in shown.index], "Pillow mode")
+    right.set(xlabel="photos", ylim=(max(len(shown), 6) - 0.4, -0.6))
+    return titled(fig, f"{title}; {colour}")
+
+
+@styled
+def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, seed: int = 0) -> Figure:
+    """Photos and titles of a few random products a class.
+
+    train: id, title, label (class index), image (path, or "" for none). Of more than 24 classes the most frequent 24.
+    """
+    counts = counts_of(train["label"], classes)
+    if not counts.sum() or per_class < 1:
+        return nothing("There are no products to look at")
+    names, chosen, which = names_of(classes, 36), np.arange(len(classes)), count(len(classes), "class", "classes")
+    if len(classes) > MAX_GRID_CLASSES:
+        chosen = np.argsort(-counts, kind="stable")[:MAX_GRID_CLASSES]
+        which = f"the {MAX_GRID_CLASSES} most frequent of {len(classes)} classes"
+    side, gap, row = 0.92, 0.1, 1.56
+    block = per_class * (side + gap) + gap  # one class: its photos in a row under its name
+    across = min(max(1, int(10 // block)), -(-len(chosen) // 4))
+    down = -(-len(chosen) // across)
+    fig = new_figure(max(6.0, across * block + gap), 0.45 + down * row, layout=None)
+    labels, missing, drawn = train["label"].to_numpy(), 0, 0
+    for place, index in enumerate(chosen):
+        left, top, axes = gap + place // down * block, 0.72 + place % down * row, []
+        rows = np.random.default_rng([seed, int(index)]).permutation(np.flatnonzero(labels == index))[:per_class]
+        for product in train.iloc[rows].itertuples():
+            corner, caption = (left + len(axes) * (side + gap), top), short(product.title, 17, lines=2)
+            axes.append(photo_axes(fig, corner, side, product.image, caption))
+        missing, drawn = missing + sum(not ax.images for ax in axes), drawn + len(axes)
+        first = axes[0] if axes else photo_axes(fig, (left, top), side, "", "", "no product")
+        first.set_title(f"{names[index]} ({counts[index]:,})", loc="left", fontsize=8, weight="bold", pad=4)
+    photos = f"{missing} without a photo" if missing else "all with a photo"
+    return titled(fig, f"{count(drawn, 'product')} of {which}: {photos}")
+
+
+@styled
+def fold_balance(folds: Sequence[int], labels: Sequence[int], classes: list[str]) -> Figure:
+    """How far the share of each class in a fold is from its share in all folds, in percentage points.
+
+    folds, labels: (n,) fold number and class index a product. Of more than 40 classes the 40 furthest off.
+    """
+    counts = counts_of(labels, classes)
+    if not counts.sum():
+        return nothing("There are no products in the folds")
+    names, folds, labels = names_of(classes), np.asarray(folds), np.asarray(labels)
+    numbers = np.unique(folds)
+    table = np.stack([counts_of(labels[folds == number], classes) for number in numbers], axis=1)  # (classes, folds)
+    shares, overall = table / table.sum(axis=0), counts / counts.sum()
+    points = 100 * (shares - overall[:, None])
+    worst, fold = np.unravel_index(np.abs(points).argmax(), points.shape)
+    title = f"Every class has the same share in {count(len(numbers), 'fold')}"
+    if abs(points[worst, fold]) >= 0.05:
+        title = (
+            f"Class shares differ by at most {abs(points[worst, fold]):.1f} points: {names[worst]} is "
+            f"{percent(shares[worst, fold])} of fold {numbers[fold]}, {percent(overall[worst])} of all"
+        )
+    absent = int(((table == 0).any(axis=1) & (counts > 0)).sum())
+    title += f"; {count(absent, 'class', 'classes')} missing from a fold" if absent else ""
+    shown = np.sort(np.argsort(-np.abs(points).max(axis=1), kind="stable")[:MAX_ROWS])
+    fig = new_figure(max(6.0, 2.5 + 0.5 * len(numbers)), max(3.0, height_of(len(shown)) + 0.4))
+    ax, limit = fig.subplots(), max(np.abs(points).max(), 0.5)
+    picture = ax.imshow(points[shown], cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
+    for (i, j), value in np.ndenumerate(points[shown] if len(numbers) <= 12 else np.empty((0, 0))):
+        color = "white" if abs(value) > 0.7 * limit else BLACK
+        ax.text(j, i, f"{value:+.1f}" if abs(value) >= 0.05 else "0", ha="center", va="center", fontsize=7, color=color)
+    what = "class" if len(shown) == len(classes) else f"{MAX_ROWS} of {len(classes)} classes, those furthest off"
+    name_rows(ax, [names[index] for index in shown], what)
+    ax.set_xticks(range(len(numbers)), [f"{n}\n({size:,})" for n, size in zip(numbers, table.sum(axis=0), strict=True)])
+    ax.set(xlabel="fold (products)", ylim=(len(shown) - 0.5, -0.5))
+    ax.spines[:].set_visible(False)
+    fig.colorbar(picture, ax=ax, label="share in fold minus overall (points)", pad=0.02)
+    return titled(fig, title)
+
+
+@styled
 def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], top: int = 8) -> Figure:
     """The nearest pairs of photos side by side, with titles, tables, and classes where the two have different ones.
 
-    pairs: goods_eda.near_duplicates; its rows of kind "photo" are drawn, those across train and test first.
+    pairs: goods.eda.near_duplicates; its rows of kind "photo" are drawn, those across train and test first.
     """
     photos = pairs[pairs["kind"] == "photo"]
     if photos.empty:
@@ -59,10 +231,10 @@ def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], top: int = 8) -> Fi
 
 
 @styled
-def telling_words(words: pd.DataFrame, per_class: int = 6) -> Figure:
+def words_by_class(words: pd.DataFrame, per_class: int = 6) -> Figure:
     """The words that tell a class from all others, the strongest first and darkest.
 
-    words: goods_eda.telling_words (class, word, z, share). Of more than 40 classes the 40 told best.
+    words: goods.eda.telling_words (class, word, z, share). Of more than 40 classes the 40 told best.
     """
     if words.empty:
         return nothing("The texts have no words to tell classes by")

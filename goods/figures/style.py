@@ -18,10 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 Style
-# ---------------------------------------------------------------------------------------------------------------------
-
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 BLACK, GREY, PALE = "#000000", "#6E6E6E", "#E4E4E4"
@@ -30,12 +26,10 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MAX_ROWS = 40  # class names on one figure; of more classes both ends or the largest are drawn, and the axis says so
 MAX_GRID_CLASSES = 24
 LABEL_BOX = {"facecolor": "w", "edgecolor": "none", "pad": 0.8}
-
 # DejaVu Sans comes with matplotlib but has no Chinese, Japanese or Korean: add the first of these that is installed.
 _INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
 _CJK = "Noto Sans CJK SC,Noto Sans CJK JP,Source Han Sans SC,WenQuanYi Micro Hei,Microsoft YaHei,PingFang SC,SimHei"
 FONTS = ["DejaVu Sans", *[name for name in _CJK.split(",") if name in _INSTALLED][:1]]
-
 STYLE = {
     "font.family": FONTS, "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8, "legend.frameon": False, "figure.titlesize": 10.5, "figure.dpi": 110, "text.usetex": False,
@@ -130,11 +124,6 @@ def digits(value: float) -> str:
 def span(values: Sequence[float], form: Callable[[float], str]) -> str:
     low, high = form(min(values)), form(max(values))
     return low if low == high else f"{low} to {high}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 Counts, rows of names, photos
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def counts_of(labels: Sequence[int], classes: Sequence[str]) -> np.ndarray:

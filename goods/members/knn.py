@@ -9,11 +9,15 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from goods_data import Goods, read_folds
-from goods_embed import joined, nearest
-from goods_metrics import score, write_predictions
-from goods_params import GoodsError, Params, write_json
-from goods_task import embed_products
+from goods.data.folds import read_folds
+from goods.data.tables import Goods
+from goods.errors import GoodsError
+from goods.files import write_json
+from goods.metrics import score
+from goods.models.embeddings import embed_products
+from goods.models.neighbours import joined, nearest
+from goods.params import Params
+from goods.predictions import write_predictions
 
 MOST = 200  # neighbours looked at; those of the folds that may not be seen are left out of them
 COUNTS = (5, 10, 20, 40, 80)  # of neighbours that vote, chosen out of fold

@@ -12,16 +12,24 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from scipy.sparse import csr_matrix
-from sklearn.compose import ColumnTransformer
-from sklearn.svm import LinearSVC
 
-from goods_data import Goods, all_products, make_folds, product_groups, read_folds
-from goods_labels import training_rows
-from goods_metrics import score, write_predictions
-from goods_params import GoodsError, Params, atomic_path, write_json
-from goods_words import INNER_FOLDS, columns_of, decisions, make_features, make_machine, tune
-
-WORDS_KEPT = 20  # a class, in words.parquet
+from goods.data.folds import make_folds, product_groups, read_folds
+from goods.data.tables import Goods, all_products
+from goods.errors import GoodsError
+from goods.files import atomic_path, write_json
+from goods.metrics import score
+from goods.models.tfidf import (
+    INNER_FOLDS,
+    choose_cost,
+    make_svm,
+    make_vectorizer,
+    svm_logits,
+    tfidf_columns,
+    word_weights,
+)
+from goods.params import Params
+from goods.predictions import write_predictions
+from goods.training.rows import training_rows
 
 
 def fit_linear(p: Params, goods: Goods) -> pd.DataFrame:
@@ -49,24 +57,24 @@ def _fit_fold(p: Params, fold: int, goods: Goods, folds: pd.DataFrame) -> None:
     began, folder = time.perf_counter(), p.run_dir / f"fold{fold}"
     train, labels = training_rows(p, goods, folds, fold)
     valid, products = np.flatnonzero(folds["fold"] == fold), all_products(goods)
-    texts = columns_of(products)
-    features = make_features(texts.iloc[train])
+    texts = tfidf_columns(products)
+    features = make_vectorizer(texts.iloc[train])
     try:
         x = csr_matrix(features.fit_transform(texts.iloc[train]))
     except ValueError as error:  # scikit-learn's "empty vocabulary"
         raise GoodsError("no word occurs in two training texts; kind linear needs texts to learn from") from error
     groups = product_groups(products)[train]
     inner = make_folds(products["id"].to_numpy()[train], labels, groups, INNER_FOLDS, p.seed)
-    cost, temperature = tune(x, labels, inner, p)
-    machine = make_machine(cost, p).fit(x, labels)
+    cost, temperature = choose_cost(x, labels, inner, p)
+    machine = make_svm(cost, p).fit(x, labels)
     logits = {
-        name: decisions(machine, csr_matrix(features.transform(table)), p.num_classes) / temperature
+        name: svm_logits(machine, csr_matrix(features.transform(table)), p.num_classes) / temperature
         for name, table in (("oof", texts.iloc[valid]), ("test", texts.iloc[len(goods.train) :]))
     }
     write_predictions(folder / "oof.parquet", folds.iloc[valid], {"text": logits["oof"]})
     write_predictions(folder / "test.parquet", goods.test[["id"]].assign(fold=fold), {"text": logits["test"]})
     with atomic_path(folder / "words.parquet") as temporary:
-        words_of(machine, features).to_parquet(temporary, index=False)
+        word_weights(machine, features).to_parquet(temporary, index=False)
     metrics: dict[str, Any] = {
         "text": score(folds["label"].to_numpy()[valid], logits["oof"]),
         "fold": fold,
@@ -74,26 +82,3 @@ def _fit_fold(p: Params, fold: int, goods: Goods, folds: pd.DataFrame) -> None:
     }
     metrics |= {"cost": cost, "temperature": round(temperature, 4)}
     write_json(folder / "metrics.json", metrics | {"resources": {"seconds": round(time.perf_counter() - began, 1)}})
-
-
-def words_of(machine: LinearSVC, features: ColumnTransformer) -> pd.DataFrame:
-    """label (class index), word, weight: the words that speak most for each class, heaviest first."""
-    words = features.named_transformers_["words"].get_feature_names_out()
-    coefficients = np.atleast_2d(machine.coef_)[:, features.output_indices_["words"]]
-    if len(coefficients) == 1:  # of two classes
-        coefficients = np.concatenate([-coefficients, coefficients])
-    best = np.argsort(-coefficients, axis=1, kind="stable")[:, :WORDS_KEPT]
-    return pd.DataFrame({
-        "label": np.repeat(machine.classes_, best.shape[1]),
-        "word": words[best].ravel(),
-        "weight": np.take_along_axis(coefficients, best, axis=1).ravel(),
-    })  # fmt: skip
-
-
-def telling_words(p: Params, classes: list[str], top: int = 8) -> pd.DataFrame:
-    """The words that speak most for each class, by their mean weight over the folds: a table to look at."""
-    tables = [pd.read_parquet(path) for path in sorted(p.run_dir.glob("fold*/words.parquet"))]
-    weights = (pd.concat(tables).groupby(["label", "word"])["weight"].sum() / len(tables)).reset_index()
-    best = weights.sort_values(["label", "weight", "word"], ascending=[True, False, True]).groupby("label").head(top)
-    words = best.groupby("label")["word"].agg(", ".join)
-    return pd.DataFrame({"words": words.to_numpy()}, index=[classes[label] for label in words.index])

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
 
-from goods_data import Goods, titles_of
-from goods_params import Params, atomic_path
-from goods_task import embed_products
+from goods.data.texts import titles_of
 
 MAP_ROWS = 2000  # products on the map; more take minutes and hide each other
-
-
-def save_embeddings(p: Params, goods: Goods) -> dict[str, dict[str, Tensor]]:
-    """{"train", "test"}: {"image": (n, image_dim), "text": (n, text_dim), "extra": ...}, rows as in the tables.
-
-    Saved as embeddings/<part>.safetensors in the run, the ids as JSON in the file's metadata under "ids".
-    """
-    found = {}
-    for part, table in (("train", goods.train), ("test", goods.test)):
-        found[part] = {name: values.contiguous() for name, values in embed_products(p, table).items()}
-        with atomic_path(p.run_dir / "embeddings" / f"{part}.safetensors") as temporary:
-            save_file(found[part], temporary, metadata={"ids": json.dumps(table["id"].tolist())})
-    return found
 
 
 def joined(embeddings: dict[str, Tensor]) -> np.ndarray:

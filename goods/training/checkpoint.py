@@ -16,7 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from goods_params import RUNTIME_FIELDS, GoodsError, Params, atomic_path, load_recorded, resolve
+from goods.errors import GoodsError
+from goods.files import atomic_path, resolve
+from goods.params import RUNTIME_FIELDS, Params
+from goods.run import load_recorded
 
 VERSION = 1  # of what a state holds; raised when an older one can't be gone on from
 CURRENT, PREVIOUS = "checkpoint/state.safetensors", "checkpoint/previous.safetensors"
@@ -106,3 +109,16 @@ def adopt_fold(p: Params) -> None:
     shutil.rmtree(copy, ignore_errors=True)  # of a call that was killed
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns(".*"))
     os.replace(copy, folder)
+
+
+def random_state() -> dict[str, Tensor]:
+    """The states of torch's generators, which dropout draws from: "cpu", and "cuda" where there is a GPU."""
+    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def set_random_state(state: dict[str, Tensor]) -> None:
+    """Sets what random_state returned."""
+    if "cpu" in state:
+        torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

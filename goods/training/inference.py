@@ -14,28 +14,19 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from goods_data import Goods, PhotoDataset, TensorsDataset, TokensDataset, collate
-from goods_metrics import write_predictions
-from goods_model import (
-    DualEncoder,
-    GoodsClassifier,
-    halve_frozen,
-    heads_like,
-    load_backbone,
-    load_processor,
-    load_trained,
-    pick_precision,
-    set_trainable,
-)
-from goods_params import Params, progress
-from goods_task import embed_products, make_text_classifier, photo_dataset, tokens_dataset
+from goods.data.datasets import PhotoDataset, TensorsDataset, TokensDataset, collate
+from goods.data.tables import Goods
+from goods.models.backbone import DualEncoder, load_backbone, load_processor
+from goods.models.device import pick_precision
+from goods.models.embeddings import embed_products
+from goods.models.heads import GoodsClassifier, heads_like
+from goods.models.tuning import halve_frozen, load_trained, set_trainable
+from goods.params import Params
+from goods.predictions import write_predictions
+from goods.progress import progress_bar
+from goods.training.task import make_text_classifier, photo_dataset, tokens_dataset
 
 TEST_CHUNK_BYTES = 4 * 2**30  # decoded photos of the test set held in memory at once
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 13 Prediction
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def make_accelerator(p: Params) -> Accelerator:
@@ -133,5 +124,7 @@ def _decoded(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
     for start in range(0, len(rows), most):
         part = rows[start : start + most]
         batches = [part[at : at + p.eval_batch_size] for at in range(0, len(part), p.eval_batch_size)]
-        read = list(progress(make_loader(dataset, p, batch_sampler=batches), desc="reading the test set", leave=False))
+        read = list(
+            progress_bar(make_loader(dataset, p, batch_sampler=batches), desc="reading the test set", leave=False)
+        )
         yield TensorsDataset(**{name: torch.cat([batch[name] for batch in read]) for name in read[0]})

@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,37 +19,43 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
-from torch import Tensor, nn
+from torch import Tensor
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-from goods_checkpoint import adopt_fold, load_state, remove_state, save_state
-from goods_data import (
-    Goods,
-    PhotoDataset,
-    TokensDataset,
-    read_folds,
+from goods.cost.plan import plan_run
+from goods.data.datasets import PhotoDataset, TokensDataset
+from goods.data.folds import read_folds
+from goods.data.tables import Goods
+from goods.errors import GoodsError
+from goods.files import atomic_path, write_json
+from goods.metrics import score
+from goods.models.tuning import load_trained, save_trained
+from goods.params import Params
+from goods.predictions import main_of, prediction_table, write_predictions
+from goods.progress import progress_bar
+from goods.run import deadline
+from goods.training.checkpoint import adopt_fold, load_state, random_state, remove_state, save_state, set_random_state
+from goods.training.inference import make_accelerator, make_loader, predict
+from goods.training.optim import (
+    class_weights,
+    cosine_schedule,
+    make_optimizer,
+    output_losses,
+    set_weights,
+    swapped,
+    trainable_parameters,
 )
-from goods_metrics import main_of, prediction_table, score, write_predictions
-from goods_model import (
-    load_trained,
-    save_trained,
-)
-from goods_params import GoodsError, Params, atomic_path, deadline, progress, write_json
-from goods_plan import plan
-from goods_predict import make_accelerator, make_loader, predict
-from goods_task import Task, class_weights, cosine_schedule, make_optimizer, make_task, output_losses, trained
-from goods_tracking import NoTracker, make_tracker
+from goods.training.task import Task, make_task
+from goods.training.tracking import NoTracker, make_tracker
 
-WISE_FT_ALPHAS = (0.25, 0.5, 0.75)  # besides 1, the tuned weights as they are
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 14 Training
-# ---------------------------------------------------------------------------------------------------------------------
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def fit_fold(p: Params, goods: Goods) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def worst(table: pd.DataFrame, classes: list[str], top: int = 24) -> list[dict[s
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a training stands; saved with its state."""
 
     epoch: int = 1
@@ -129,15 +135,19 @@ class Trainer:
         self.epochs = 1 if p.debug else p.num_epochs
         self.steps = math.ceil(len(task.ids) / p.batch_size)
         self.stop_at, self.saved_at = deadline(p), time.monotonic()
-        self.start = {name: t.detach().clone() for name, t in trained(task.model).items()} if p.wise_ft else {}
+        self.start = (
+            {name: t.detach().clone() for name, t in trainable_parameters(task.model).items()} if p.wise_ft else {}
+        )
         self.model = accelerator.prepare_model(task.model)
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(task.model, p))
         total = self.epochs * self.steps
         self.schedule = cosine_schedule(self.optimizer, int(p.warmup_ratio * total), total)
         self.class_weight = class_weights(task.labels["train"], p).to(accelerator.device)
-        self.ema = {name: t.detach().clone() for name, t in trained(task.model).items()} if p.ema_decay else {}
+        self.ema = (
+            {name: t.detach().clone() for name, t in trainable_parameters(task.model).items()} if p.ema_decay else {}
+        )
         self.soup: dict[str, Tensor] = {}
-        self.at = Progress(micro_batch_size=p.micro_batch_size or p.batch_size)
+        self.at = TrainingState(micro_batch_size=p.micro_batch_size or p.batch_size)
         self.tracker = NoTracker()
         self._restore()
 
@@ -153,7 +163,7 @@ class Trainer:
         at = self.at
         shown = self.accelerator.is_main_process
         done = (at.epoch - 1) * self.steps + at.step
-        with progress(total=self.epochs * self.steps, initial=done, desc=f"fold {self.p.fold}", shown=shown) as bar:
+        with progress_bar(total=self.epochs * self.steps, initial=done, desc=f"fold {self.p.fold}", shown=shown) as bar:
             while at.epoch <= self.epochs and not self._out_of_patience():
                 began = time.perf_counter()
                 self.model.train()
@@ -213,7 +223,7 @@ class Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        for name, tensor in trained(self.task.model).items() if self.ema else ():
+        for name, tensor in trainable_parameters(self.task.model).items() if self.ema else ():
             self.ema[name].lerp_(tensor.detach(), 1 - self._ema_decay())
         return loss
 
@@ -256,7 +266,7 @@ class Trainer:
                 if found["macro_f1"] > at.best_score:
                     at.best_epoch, at.best_score, at.soup_epochs = at.epoch, found["macro_f1"], epochs
                     if self.p.soup:
-                        kept = trained(self.task.model).items()
+                        kept = trainable_parameters(self.task.model).items()
                         self.soup = {name: t.detach().to("cpu", copy=True) for name, t in kept}
                     if accelerator.is_main_process:
                         save_trained(self.task.model, self.folder / "model.safetensors")
@@ -278,7 +288,7 @@ class Trainer:
 
         Averages often beat the best epoch (Wortsman et al., arXiv 2203.05482); this one is kept only where it does.
         """
-        own, kept = self.ema or trained(self.task.model), self.at.soup_epochs
+        own, kept = self.ema or trainable_parameters(self.task.model), self.at.soup_epochs
         mixed = {name: t.to(own[name].device).lerp(own[name].detach(), 1 / (kept + 1)) for name, t in self.soup.items()}
         return [(1, self.ema)] + ([(kept + 1, mixed)] if mixed else [])
 
@@ -303,7 +313,7 @@ class Trainer:
 
     def _save(self) -> None:
         optimizer = self.optimizer.state_dict()
-        tensors = {f"model.{name}": t for name, t in trained(self.task.model).items()}
+        tensors = {f"model.{name}": t for name, t in trainable_parameters(self.task.model).items()}
         tensors |= {f"ema.{name}": t for name, t in self.ema.items()}
         tensors |= {f"soup.{name}": t for name, t in self.soup.items()}
         scalars: dict[str, Any] = {}
@@ -328,7 +338,7 @@ class Trainer:
         if saved is None:
             return
         tensors, facts = saved
-        model = trained(self.task.model)
+        model = trainable_parameters(self.task.model)
         if {n.removeprefix("model.") for n in tensors if n.startswith("model.")} != set(model):
             raise GoodsError(f"the checkpoint in {self.folder} belongs to other parameters; delete {self.folder}")
         if facts.get("rows", self.rows) != self.rows:
@@ -353,7 +363,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         rank = f"random.{self.accelerator.process_index}."
         set_random_state({n.removeprefix(rank): t for n, t in tensors.items() if n.startswith(rank)})
-        self.at = Progress(**facts["progress"])
+        self.at = TrainingState(**facts["progress"])
         self.at.micro_batch_size = min(self.at.micro_batch_size, self.p.micro_batch_size or self.p.batch_size)
         print(f"fold {self.p.fold} goes on after step {self.at.step} of epoch {self.at.epoch}", flush=True)
 
@@ -377,36 +387,25 @@ def bucketed(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.G
     return torch.cat([*(batches[i] for i in torch.randperm(whole, generator=generator)), batches[-1]])
 
 
-@contextmanager
-def swapped(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, the model has these weights in place of its own."""
-    own = {name: parameter.detach().clone() for name, parameter in trained(model).items() if name in weights}
-    set_weights(model, weights)
-    try:
-        yield
-    finally:
-        set_weights(model, own)
+def resources(p: Params, trainer: Trainer) -> dict[str, Any]:
+    """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
+    found: dict[str, Any] = {"micro_batch_size": min(trainer.at.micro_batch_size, p.batch_size)}
+    if torch.cuda.is_available() and p.kind == "dual":  # which is what is planned
+        measured = torch.cuda.max_memory_allocated() / 2**30
+        planned = plan_run(p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})).allocated_gib
+        found |= {"peak_gib": round(measured, 2), "planned_gib": round(planned, 2)}
+        found["plan_error"] = round(planned / measured - 1, 3)
+    return found
 
 
-@torch.no_grad()
-def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copies weights, by name, into the trained parameters."""
-    for name, parameter in trained(model).items():
-        if name in weights:
-            parameter.copy_(weights[name])
+def read_logs(run_dir: Path) -> pd.DataFrame:
+    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ..."""
+    files = sorted(run_dir.glob("fold*/log.jsonl"))
+    logs = [pd.read_json(f, lines=True).assign(fold=int(f.parent.name.removeprefix("fold"))) for f in files]
+    return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()
 
 
-def random_state() -> dict[str, Tensor]:
-    """The states of torch's generators, which dropout draws from: "cpu", and "cuda" where there is a GPU."""
-    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def set_random_state(state: dict[str, Tensor]) -> None:
-    """Sets what random_state returned."""
-    if "cpu" in state:
-        torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+WISE_FT_ALPHAS = (0.25, 0.5, 0.75)  # besides 1, the tuned weights as they are
 
 
 def choose_alpha(trainer: Trainer, path: Path) -> float:
@@ -415,7 +414,7 @@ def choose_alpha(trainer: Trainer, path: Path) -> float:
     The best weights are left in the model and in `path`.
     """
     task, p, accelerator = trainer.task, trainer.p, trainer.accelerator
-    tuned = {name: t.detach().clone() for name, t in trained(task.model).items()}
+    tuned = {name: t.detach().clone() for name, t in trainable_parameters(task.model).items()}
     best_alpha, best = 1.0, trainer.at.best_score
     for alpha in WISE_FT_ALPHAS:
         mixed = {name: trainer.start[name].to(t.device).lerp(t, alpha) for name, t in tuned.items()}
@@ -430,21 +429,3 @@ def choose_alpha(trainer: Trainer, path: Path) -> float:
         accelerator.wait_for_everyone()
         load_trained(task.model, path)
     return best_alpha
-
-
-def resources(p: Params, trainer: Trainer) -> dict[str, Any]:
-    """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
-    found: dict[str, Any] = {"micro_batch_size": min(trainer.at.micro_batch_size, p.batch_size)}
-    if torch.cuda.is_available() and p.kind == "dual":  # which is what is planned
-        measured = torch.cuda.max_memory_allocated() / 2**30
-        planned = plan(p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})).allocated_gib
-        found |= {"peak_gib": round(measured, 2), "planned_gib": round(planned, 2)}
-        found["plan_error"] = round(planned / measured - 1, 3)
-    return found
-
-
-def read_logs(run_dir: Path) -> pd.DataFrame:
-    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ..."""
-    files = sorted(run_dir.glob("fold*/log.jsonl"))
-    logs = [pd.read_json(f, lines=True).assign(fold=int(f.parent.name.removeprefix("fold"))) for f in files]
-    return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()

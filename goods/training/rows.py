@@ -12,10 +12,13 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
-from goods_data import Goods, make_folds, product_groups
-from goods_metrics import fit_temperature
-from goods_params import GoodsError, Params, resolve
-from goods_words import INNER_FOLDS, columns_of, decisions, make_features, make_machine
+from goods.data.folds import make_folds, product_groups
+from goods.data.tables import Goods
+from goods.errors import GoodsError
+from goods.files import resolve
+from goods.metrics import fit_temperature
+from goods.models.tfidf import INNER_FOLDS, make_svm, make_vectorizer, svm_logits, tfidf_columns
+from goods.params import Params
 
 KEPT_OF_CLASS = 0.5  # at least so much of a class stays, however doubtful its labels look
 
@@ -35,10 +38,7 @@ def training_rows(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> tu
     return rows, labels
 
 
-# Doubtful labels ----------------------------------------------------------------------------------------------------
-
-
-def label_issues(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+def find_label_issues(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     """Rows whose label the predictions contradict, worst first: row, suggested (class index), margin.
 
     Confident learning (Northcutt et al., arXiv 1911.00068): a class is possible where its probability is at least the
@@ -62,18 +62,18 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
 
     Judged by linear machines on inner folds of the training part alone, so that no validation label takes part.
     """
-    texts = columns_of(table)
+    texts = tfidf_columns(table)
     inner = make_folds(table["id"], labels, product_groups(table), INNER_FOLDS, p.seed)
     logits = np.zeros((len(labels), p.num_classes))
     for k in range(INNER_FOLDS):
-        features = make_features(texts[inner != k])
+        features = make_vectorizer(texts[inner != k])
         try:
             x = csr_matrix(features.fit_transform(texts[inner != k]))
         except ValueError as error:  # scikit-learn's "empty vocabulary"
             raise GoodsError("no word occurs in two training texts; drop_noisy needs texts to judge by") from error
-        machine = make_machine(1.0, p).fit(x, labels[inner != k])
-        logits[inner == k] = decisions(machine, csr_matrix(features.transform(texts[inner == k])), p.num_classes)
-    issues = label_issues(labels, logits / fit_temperature(logits, labels))
+        machine = make_svm(1.0, p).fit(x, labels[inner != k])
+        logits[inner == k] = svm_logits(machine, csr_matrix(features.transform(texts[inner == k])), p.num_classes)
+    issues = find_label_issues(labels, logits / fit_temperature(logits, labels))
     dropped, left = np.zeros(len(labels), dtype=bool), np.bincount(labels, minlength=p.num_classes)
     fewest = KEPT_OF_CLASS * left
     for row in issues["row"]:
@@ -83,9 +83,6 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
             dropped[row] = True
             left[labels[row]] -= 1
     return dropped
-
-
-# Pseudo-labels ------------------------------------------------------------------------------------------------------
 
 
 def pseudo_path(run_dir: Path, fold: int) -> Path:

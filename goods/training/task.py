@@ -9,37 +9,25 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from goods_data import Augment, Goods, PhotoDataset, TensorsDataset, TokensDataset, all_products, titles_of
-from goods_labels import training_rows
-from goods_model import (
-    DualEncoder,
-    Embedder,
-    GoodsClassifier,
-    GoodsHeads,
-    TextClassifier,
-    TextEmbedder,
-    TextEncoder,
-    block_rates,
-    checkpoint_activations,
-    halve_frozen,
-    load_backbone,
-    load_processor,
-    make_heads,
-    pick_precision,
-    set_trainable,
-)
-from goods_params import GoodsError, Params, progress
+from goods.data.datasets import PhotoDataset, TensorsDataset, TokensDataset
+from goods.data.photos import Augment
+from goods.data.tables import Goods, all_products
+from goods.data.texts import titles_of
+from goods.errors import GoodsError
+from goods.models.backbone import DualEncoder, TextEncoder, load_backbone, load_processor
+from goods.models.device import pick_precision
+from goods.models.embeddings import embed_products, extra_embeddings
+from goods.models.heads import GoodsClassifier, GoodsHeads, TextClassifier, make_heads
+from goods.models.tuning import checkpoint_activations, halve_frozen, set_trainable
+from goods.params import Params
+from goods.progress import progress_bar
+from goods.training.optim import class_weights, cosine_schedule, make_optimizer, output_losses
+from goods.training.rows import training_rows
 
 SCALE_ROWS = 1024  # training products whose frozen embeddings scale the heads' inputs where the backbone is tuned
 WARM_START_BATCH = 256
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 11 A fold's task
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -77,21 +65,6 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame) -> Task:
         of_train = photo_dataset(p, model.encoder, learned, targets["train"], train=True)
         of_valid = photo_dataset(p, model.encoder, scored, targets["valid"])
     return Task(model, of_train, of_valid, learned["id"].to_numpy(), parts)
-
-
-def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
-    """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone."""
-    embedder = Embedder(p)
-    embeddings = {
-        "image": embedder.photos(table["image"], table["sha"]),
-        "text": embedder.texts(table["text"], titles_of(table)),
-    }
-    return embeddings | extra_embeddings(p, table)
-
-
-def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
-    """{"extra": (n, extra_dim)} of a table's texts from the encoder in p.extra_embeddings; {} where there is none."""
-    return {"extra": TextEmbedder(p).texts(table["text"])} if p.extra_embeddings else {}
 
 
 def make_text_classifier(p: Params) -> TextClassifier:
@@ -159,7 +132,7 @@ def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, 
     schedule = cosine_schedule(optimizer, steps // 10, steps)
     class_weight = class_weights(labels.numpy(), p)
     heads.train()
-    for _ in progress(range(p.warm_start_epochs), desc="fitting the heads", leave=False):
+    for _ in progress_bar(range(p.warm_start_epochs), desc="fitting the heads", leave=False):
         for rows in torch.randperm(len(labels), generator=generator).split(WARM_START_BATCH):
             logits = heads(**{name: values[rows] for name, values in embeddings.items()})
             sum(output_losses(logits, labels[rows], class_weight, p.label_smoothing, len(rows)).values()).backward()
@@ -167,58 +140,3 @@ def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, 
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 12 The recipe
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def make_optimizer(model: nn.Module, p: Params) -> torch.optim.Optimizer:
-    """AdamW or Adafactor over what is trained: layer-wise rates, the heads' own, no decay on norms and biases."""
-    rates = block_rates(model.encoder.backbone, p) if hasattr(model, "encoder") else {}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in trained(model).items():
-        rate = rates.get(name.removeprefix("encoder.backbone."), p.head_learning_rate)
-        decay = p.weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    listed = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
-    if p.optimizer == "adafactor":
-        from transformers.optimization import Adafactor
-
-        return Adafactor(listed, scale_parameter=False, relative_step=False, warmup_init=False)
-    return torch.optim.AdamW(listed)
-
-
-def cosine_schedule(optimizer: torch.optim.Optimizer, warmup: int, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Up to the peak rate in `warmup` steps, then down along a cosine to nothing."""
-    from transformers.optimization import get_cosine_schedule_with_warmup  # 1.5 s that only training pays
-
-    return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
-
-
-def class_weights(labels: np.ndarray, p: Params) -> Tensor:
-    """(num_classes,) weights, 1 / square root of the class's count, of mean 1 over the rows; 1 when not wanted."""
-    counts = np.bincount(labels, minlength=p.num_classes).astype(np.float32)
-    weights = 1 / np.sqrt(np.maximum(counts, 1)) if p.use_class_weight else np.ones_like(counts)
-    return torch.from_numpy(weights * counts.sum() / (weights * counts).sum())
-
-
-def output_losses(
-    logits: dict[str, Tensor], labels: Tensor, class_weight: Tensor, label_smoothing: float, count: int
-) -> dict[str, Tensor]:
-    """Weighted cross-entropy of each output, {name: ()} from {name: (batch, num_classes)}.
-
-    Summed over the batch and divided by `count`, the products of the whole step: micro batches and processes add up to
-    the same as one batch.
-    """
-    losses = {}
-    for name, values in logits.items():
-        each = F.cross_entropy(values.float(), labels, reduction="none", label_smoothing=label_smoothing)
-        losses[name] = (each * class_weight[labels]).sum() / count
-    return losses

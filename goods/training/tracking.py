@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from goods_params import OUTPUTS, ROOT, Params
+from goods.files import ROOT
+from goods.params import OUTPUTS, Params
 
 WAIT_SECONDS = 4.0  # at the end of a fold, for wandb to write what is left
 PROBE_SECONDS = 1.0  # for the answer to: is there a network?
@@ -153,11 +154,6 @@ def answer_within(seconds: float, ask: Callable[[], Any]) -> Any:
         return answers.get(timeout=seconds)
     except queue.Empty:
         return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# In the process of its own
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _serve(settings: dict[str, Any]) -> None:

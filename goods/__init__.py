@@ -1,0 +1,1 @@
+"""The project's package. Notebooks see it through goods_utils; imports inside it point down only (tests/test_rooms.py)."""

@@ -1,0 +1,1 @@
+"""Texts rewritten short by a language model, for compress_text.ipynb alone."""

@@ -1,0 +1,66 @@
+"""What training and prediction draw their batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, default_collate
+
+from goods.data.photos import Augment, load_photo
+
+
+class PhotoDataset(Dataset):
+    """Photos read when asked for, and what stands beside them: pixels (3, size, size) uint8, columns[name][row].
+
+    With `augment`, a photo's changes depend on seed, epoch and row alone, not on which worker reads it.
+    """
+
+    def __init__(
+        self, images: Sequence[str], size: int, augment: Augment | None = None, seed: int = 0, **columns: torch.Tensor
+    ) -> None:
+        self.images, self.size, self.augment, self.seed, self.columns = list(images), size, augment, seed, columns
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        pixels = load_photo(self.images[row], self.size, self.augment, seed=(self.seed, self.epoch, row))
+        return {"pixels": pixels} | {name: column[row] for name, column in self.columns.items()}
+
+
+class TensorsDataset(Dataset):
+    """Tensors of equal length, taken a whole batch at a time: one indexing instead of a thousand."""
+
+    def __init__(self, **columns: torch.Tensor) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return {name: column[rows] for name, column in self.columns.items()}
+
+
+class TokensDataset(Dataset):
+    """Texts as token ids, padded to the longest of a batch; lengths (n,) serves to put like with like."""
+
+    def __init__(self, tokens: Sequence[Sequence[int]], pad_token_id: int, **columns: torch.Tensor) -> None:
+        self.tokens, self.pad_token_id, self.columns = [torch.tensor(ids) for ids in tokens], pad_token_id, columns
+        self.lengths = torch.tensor([len(ids) for ids in self.tokens])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        batch = [self.tokens[row] for row in rows]
+        padded = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=self.pad_token_id)
+        return {"input_ids": padded} | {name: column[rows] for name, column in self.columns.items()}
+
+
+def collate(items: Any) -> dict[str, torch.Tensor]:
+    """Stacks PhotoDataset's items; those of the other datasets are a batch already."""
+    return items if isinstance(items, dict) else default_collate(items)

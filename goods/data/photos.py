@@ -1,0 +1,169 @@
+"""The one reader of photos: found, checked, decoded upright on white, changed at random to train on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import random
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageFilter, ImageOps, UnidentifiedImageError
+from torch.nn import functional as F
+
+from goods.files import atomic_path, file_stamp
+
+PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file with such an ending may really hold
+
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _open refuses such photos itself
+
+
+def find_photos(folder: Path) -> dict[str, str]:
+    """Path of each photo of a folder by its file name and by the name without its ending; .jpg before .png."""
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in PHOTO_ENDINGS]
+    files.sort(key=lambda f: PHOTO_ENDINGS.index(f.suffix.lower()), reverse=True)
+    return {name: str(f) for f in files for name in (f.stem, f.name)}
+
+
+def photos_of(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    found = find_photos(folder)
+    return pd.DataFrame({"table": name, "id": table["id"], "image": [found.get(i, "") for i in table["id"]]})
+
+
+def inspect_photos(photos: pd.DataFrame, cache: Path) -> pd.DataFrame:
+    """Decodes every photo once: adds sha (of its bytes), status ("ok" or what is wrong), width, height, mode.
+
+    What was found is kept below `cache` until a file's name, size or time changes.
+    """
+    path = cache / f"{file_stamp([f for f in photos['image'] if f])}.parquet"
+    if path.is_file():
+        known = pd.read_parquet(path)
+    else:
+        files = [f for f in photos["image"].unique() if f]
+        with ThreadPoolExecutor() as pool:  # Pillow lets go of the GIL while it decodes
+            found = list(pool.map(_inspect, files, chunksize=64))
+        known = pd.DataFrame(found, columns=["sha", "status", "width", "height", "mode"])
+        known.insert(0, "image", files)
+        with atomic_path(path) as temporary:
+            known.to_parquet(temporary, index=False)
+    photos = photos.merge(known, on="image", how="left")
+    photos["status"] = photos["status"].fillna("missing")
+    photos[["sha", "mode"]] = photos[["sha", "mode"]].fillna("")
+    photos[["width", "height"]] = photos[["width", "height"]].fillna(0).astype(int)
+    return photos
+
+
+def _inspect(path: str) -> tuple[str, str, int, int, str]:
+    data = b""
+    try:
+        data = Path(path).read_bytes()
+        with _open(io.BytesIO(data)) as image:
+            facts = image.width, image.height, image.mode
+            _to_rgb(image)  # all that load_photo does, so that it won't fail later
+        status = "ok"
+    except UnidentifiedImageError:  # its own text is the address of a buffer
+        facts, status = (0, 0, ""), "unreadable: not a photo" if data else "empty file"
+    except Exception as error:  # Pillow's plugins raise anything on damaged bytes; none of it may stop a run
+        facts, status = (0, 0, ""), f"unreadable: {error or type(error).__name__}"
+    return hashlib.sha256(data).hexdigest()[:32], status, *facts
+
+
+class Augment(NamedTuple):
+    """Strengths of the changes made to photos in training; 0 is off."""
+
+    crop: float = 0.0  # largest share of the area cut away
+    flip: float = 0.0  # share mirrored
+    colour: float = 0.0  # largest relative change of brightness, contrast and saturation
+    blur: float = 0.0  # share blurred
+    jpeg: float = 0.0  # share compressed once more
+
+
+def load_photo(path: str, size: int, augment: Augment | None = None, seed: Sequence[int] = ()) -> torch.Tensor:
+    """(3, size, size) uint8 RGB: the whole photo squashed to a square, as SigLIP was trained; white when path is "".
+
+    A large JPEG is decoded at the smallest of its eighths that is still `size` wide (Pillow's draft mode), and torch's
+    antialiased bicubic does what Pillow's does, vectorised. With `augment` a random part is taken and changed, the same
+    for the same seed.
+    """
+    if not path:
+        return torch.full((3, size, size), 255, dtype=torch.uint8)
+    rng = random.Random(repr(tuple(seed)))
+    crop = augment.crop if augment else 0.0
+    with _open(path) as image:
+        side = int(size / math.sqrt(1 - crop))  # so that the smallest crop is still `size` wide
+        draft = image.draft("RGB", (side, side))
+        image = _random_crop(_upright(_whole_pixels(_to_rgb(image), draft and draft[1]), image), rng, crop)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
+    return _change(pixels[0], rng, augment) if augment else pixels[0]
+
+
+def _whole_pixels(image: Image.Image, box: tuple[float, ...] | None) -> Image.Image:
+    """An image decoded small without what was added at its right and lower edge to fill the last pixels up."""
+    if not box or box[2:] == image.size:
+        return image
+    return image.resize((math.ceil(box[2]), math.ceil(box[3])), Image.Resampling.BICUBIC, box)
+
+
+def _random_crop(image: Image.Image, rng: random.Random, crop: float) -> Image.Image:
+    """A random part of at least 1 - crop of the area, its sides' ratio changed by at most 4 to 3."""
+    if not crop:
+        return image
+    area, ratio = rng.uniform(1 - crop, 1) * image.width * image.height, math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
+    ratio *= image.width / image.height
+    width, height = min(image.width, round(math.sqrt(area * ratio))), min(image.height, round(math.sqrt(area / ratio)))
+    left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+    return image.crop((left, top, left + max(width, 1), top + max(height, 1)))
+
+
+def _change(pixels: torch.Tensor, rng: random.Random, augment: Augment) -> torch.Tensor:
+    """Mirrors, colours, blurs and compresses (3, size, size) pixels at random."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    if rng.random() < augment.flip:
+        image = ImageOps.mirror(image)
+    if augment.colour:
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            image = enhance(image).enhance(1 + rng.uniform(-augment.colour, augment.colour))
+    if rng.random() < augment.blur:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.002, 0.01) * image.width))
+    if rng.random() < augment.jpeg:
+        image.save(packed := io.BytesIO(), "JPEG", quality=rng.randint(30, 90))
+        image = Image.open(packed)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _open(source: Any) -> Image.Image:
+    image = Image.open(source, formats=PHOTO_FORMATS)
+    if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are too many")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16 bits a channel; convert() would clip at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:  # transparent means white, as shops show it
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image, photo: Image.Image) -> Image.Image:
+    """The image turned as the EXIF data of the photo it was made from say; conversions may have lost them."""
+    try:
+        if photo.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image
+        image.info |= photo.info
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises anything on damaged EXIF; the photo is good all the same
+        return image

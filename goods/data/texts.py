@@ -1,0 +1,35 @@
+"""Texts as a model reads them: one clean line."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+
+import pandas as pd
+
+_TAG = re.compile(r"<(?:/?[a-zA-Z][^<>]*|!--.*?--)>", re.DOTALL)
+_URL = re.compile(r"(?:https?://|www\.)\S+")
+_NO_CODE = re.compile(r"&#[0-9]{20,};?")  # beyond Unicode, and int() refuses thousands of digits
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd]")
+_INVISIBLE = re.compile(r"[\xad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")  # not the joiner that emoji need
+
+
+def clean_text(text: str) -> str:
+    """One line of plain text: HTML entities read (twice: Amazon escapes twice), NFKC, no tags, URLs, control codes."""
+    for _ in range(2):
+        text = html.unescape(_NO_CODE.sub(" ", text))
+    text = _URL.sub(" ", _TAG.sub(" ", text))
+    text = _INVISIBLE.sub("", _CONTROL.sub(" ", text))  # before NFKC: what they kept apart may become one letter
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def titles_of(table: pd.DataFrame) -> list[str]:
+    """The cleaned titles of a table's products."""
+    return [clean_text(title) for title in table["title"]]
+
+
+def join_texts(columns: pd.DataFrame) -> list[str]:
+    """The cleaned text of each row: its columns' texts, the empty ones left out, joined by ". "."""
+    cleaned = [[clean_text(text) for text in columns[name]] for name in columns]
+    return [". ".join(text for text in row if text) for row in zip(*cleaned, strict=True)]

@@ -1,0 +1,28 @@
+"""Labels to look at again, as a table to work through."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from goods.data.tables import Goods
+from goods.ensemble.folds import Ensemble
+from goods.files import atomic_path
+from goods.params import Params
+from goods.predictions import frame_logits, prediction_table
+from goods.training.rows import find_label_issues
+
+
+def write_label_issues(p: Params, ensemble: Ensemble, goods: Goods) -> pd.DataFrame:
+    """Products whose given label their out-of-fold prediction contradicts, worst first; also ensemble/label_issues.csv.
+
+    For plots.worst_errors: id, title, text, image, label, prediction (the suggestion; class indices), given, suggested
+    (names), margin.
+    """
+    issues = find_label_issues(ensemble.oof["label"].to_numpy(), frame_logits(ensemble.oof))
+    table = prediction_table(ensemble.oof, goods).iloc[issues["row"]].reset_index(drop=True)
+    names = {"given": table["label"], "suggested": issues["suggested"]}
+    named = {name: [goods.classes[k] for k in labels] for name, labels in names.items()}
+    table = table.assign(prediction=issues["suggested"], margin=issues["margin"], **named)
+    with atomic_path(p.run_dir / "ensemble" / "label_issues.csv") as temporary:
+        table[["id", "given", "suggested", "margin", "title", "text", "image"]].to_csv(temporary, index=False)
+    return table

@@ -1,0 +1,193 @@
+"""Embeddings of photos and texts from frozen encoders, each computed once and kept by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from goods.data.datasets import PhotoDataset, TokensDataset
+from goods.data.tables import Goods
+from goods.data.texts import titles_of
+from goods.errors import GoodsError
+from goods.files import atomic_path, resolve
+from goods.models.backbone import DualEncoder, TextEncoder, check_model_dir, load_backbone, load_processor
+from goods.models.device import autocast, pick_device, pick_precision
+from goods.models.tuning import halve_frozen
+from goods.params import Params
+from goods.progress import progress_bar
+
+EXTRA_MAX_LENGTH = 256  # tokens of a text that extra_embeddings reads, as sentence-transformers models were trained
+CACHE_CHUNK = 1024  # products a file of the embeddings cache; what an interrupted run loses at most
+
+
+class Embedder:
+    """Embeddings of photos and texts from the frozen backbone, each computed once and kept by content.
+
+    The cache (outputs_dir/cache/embeddings) knows a backbone by the hash of its files, a photo by the hash of its
+    bytes and a text by itself, so it serves all folds, runs and notebooks. The backbone is loaded only when something
+    is missing.
+    """
+
+    def __init__(self, p: Params) -> None:
+        self.p = p
+        self.folder = resolve(p.outputs_dir) / "cache" / "embeddings" / _model_hash(resolve(p.model_name))
+
+    @cached_property
+    def encoder(self) -> DualEncoder:
+        """The frozen encoder, on the device that is there."""
+        encoder = DualEncoder(load_backbone(self.p.model_name), load_processor(self.p.model_name), self.p)
+        halve_frozen(encoder.requires_grad_(False), pick_precision(self.p.mixed_precision))
+        return encoder.to(pick_device()).eval()
+
+    def photos(self, images: Sequence[str], shas: Sequence[str]) -> Tensor:
+        """(n, image_dim) embeddings of photos, given their paths and the hashes of their bytes ("" and "" for none)."""
+        path_of = dict(zip(shas, images, strict=True))
+
+        def compute(some: list[str]) -> Iterator[Tensor]:
+            dataset = PhotoDataset([path_of[sha] for sha in some], self.encoder.image_size)
+            for batch in DataLoader(dataset, self.p.eval_batch_size, num_workers=self.p.num_workers):
+                yield self.encoder.embed_images(batch["pixels"].to(pick_device()))
+
+        return self._cached(list(shas), f"image-{self.p.image_size or 'own'}", compute)
+
+    def texts(self, texts: Sequence[str], titles: Sequence[str]) -> Tensor:
+        """(n, text_dim) embeddings of texts; the titles head their further windows."""
+        p = self.p
+        # Only windows make the title matter beside the text that begins with it.
+        keys = [f"{title}\0{text}" if p.text_windows > 1 else text for title, text in zip(titles, texts, strict=True)]
+        pair_of = dict(zip(keys, zip(titles, texts, strict=True), strict=True))
+
+        def compute(some: list[str]) -> Iterator[Tensor]:
+            titles, texts = zip(*(pair_of[key] for key in some), strict=True)
+            input_ids = self.encoder.processor.tokenize(texts, titles, p.max_text_length, p.text_windows)
+            for ids in input_ids.split(p.eval_batch_size):
+                yield self.encoder.embed_texts(ids.to(pick_device()))
+
+        kind = f"text-{p.max_text_length}" + (f"x{p.text_windows}" if p.text_windows > 1 else "")
+        return self._cached(keys, kind, compute)
+
+    def _cached(self, keys: list[str], kind: str, compute: Callable[[list[str]], Iterator[Tensor]]) -> Tensor:
+        """One row per key, (n, dim); what the cache lacks is computed once a key, and saved chunk by chunk."""
+        precision = pick_precision(self.p.mixed_precision)
+        kind += "" if precision == "fp32" else f"-{precision}"  # else a run would depend on which ones went before it
+        folder, unique = self.folder / kind, list(dict.fromkeys(keys))
+        row_of, table = _read_cache(folder)
+        if any(_hash(key) not in row_of for key in unique):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "lock"):  # folds side by side: one computes, the others wait
+                row_of, _ = _read_cache(folder)
+                missing = [key for key in unique if _hash(key) not in row_of]
+                with progress_bar(total=len(missing), desc=f"embedding {kind}", unit=" products", leave=False) as bar:
+                    for start in range(0, len(missing), CACHE_CHUNK):
+                        chunk = missing[start : start + CACHE_CHUNK]
+                        self._write(folder, [_hash(key) for key in chunk], compute(chunk), bar)
+            row_of, table = _read_cache(folder)
+        return table[[row_of[_hash(key)] for key in keys]]
+
+    @torch.inference_mode()
+    def _write(self, folder: Path, names: list[str], batches: Iterator[Tensor], bar: tqdm) -> None:
+        parts = []
+        with autocast(self.p.mixed_precision):
+            for batch in batches:
+                parts.append(batch.float().cpu())
+                bar.update(len(batch))
+        with atomic_path(folder / f"{_hash(' '.join(names))}.safetensors") as temporary:
+            save_file({"embeddings": torch.cat(parts)}, temporary, metadata={"names": " ".join(names)})
+
+
+class TextEmbedder(Embedder):
+    """Embeddings of texts from the encoder in p.extra_embeddings: mean pooled, of length 1; kept by content, too."""
+
+    def __init__(self, p: Params) -> None:
+        self.p = p
+        name = _model_hash(resolve(p.extra_embeddings), photos=False)
+        self.folder = resolve(p.outputs_dir) / "cache" / "embeddings" / name
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The frozen text encoder, on the device that is there."""
+        return TextEncoder(self.p.extra_embeddings, EXTRA_MAX_LENGTH).requires_grad_(False).to(pick_device()).eval()
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(n, dim) embeddings of texts."""
+
+        def compute(some: list[str]) -> Iterator[Tensor]:
+            tokens = self.encoder.tokenize(some)
+            dataset = TokensDataset(tokens, self.encoder.tokenizer.pad_token_id)
+            order = dataset.lengths.argsort(stable=True)  # like with like: less padding
+            parts = [
+                self.encoder(dataset.__getitems__(rows.tolist())["input_ids"].to(pick_device()))
+                for rows in order.split(self.p.eval_batch_size)
+            ]
+            yield nn.functional.normalize(torch.cat(parts).float(), dim=-1)[order.argsort().to(pick_device())]
+
+        return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", compute)
+
+
+def _read_cache(folder: Path) -> tuple[dict[str, int], Tensor]:
+    """Row of each name, and the embeddings (n, dim), of all files of a cache folder."""
+    names: list[str] = []
+    parts = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                names += file.metadata()["names"].split()
+                parts.append(file.get_tensor("embeddings"))
+        except Exception:  # not of our making: files are written whole
+            raise GoodsError(f"the embeddings cache {path} is damaged; delete it, and it is computed again") from None
+    return {name: row for row, name in enumerate(names)}, torch.cat(parts) if parts else torch.empty(0, 0)
+
+
+def _model_hash(folder: Path, photos: bool = True) -> str:
+    """Hash of the contents of a model directory's files that matter to embeddings."""
+    check_model_dir(folder, photos)
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors", ".model"):
+            with file.open("rb") as stream:
+                digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
+    """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone."""
+    embedder = Embedder(p)
+    embeddings = {
+        "image": embedder.photos(table["image"], table["sha"]),
+        "text": embedder.texts(table["text"], titles_of(table)),
+    }
+    return embeddings | extra_embeddings(p, table)
+
+
+def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
+    """{"extra": (n, extra_dim)} of a table's texts from the encoder in p.extra_embeddings; {} where there is none."""
+    return {"extra": TextEmbedder(p).texts(table["text"])} if p.extra_embeddings else {}
+
+
+def save_embeddings(p: Params, goods: Goods) -> dict[str, dict[str, Tensor]]:
+    """{"train", "test"}: {"image": (n, image_dim), "text": (n, text_dim), "extra": ...}, rows as in the tables.
+
+    Saved as embeddings/<part>.safetensors in the run, the ids as JSON in the file's metadata under "ids".
+    """
+    found = {}
+    for part, table in (("train", goods.train), ("test", goods.test)):
+        found[part] = {name: values.contiguous() for name, values in embed_products(p, table).items()}
+        with atomic_path(p.run_dir / "embeddings" / f"{part}.safetensors") as temporary:
+            save_file(found[part], temporary, metadata={"ids": json.dumps(table["id"].tolist())})
+    return found

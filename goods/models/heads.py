@@ -1,0 +1,115 @@
+"""What is learned on top of the encoders: heads, and encoders under heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from goods.errors import GoodsError
+from goods.models.backbone import DualEncoder, TextEncoder, first_line
+from goods.params import Params
+
+
+class GoodsHeads(nn.Module):
+    """Fused, image and text logits from a pair of embeddings.
+
+    The fused head is LayerNorm, Linear, GELU, Dropout, Linear over both embeddings, and over those of another text
+    encoder where there are any (extra_dim). The unimodal heads are linear, so that decisions can be fused later
+    (Rakuten SIGIR'20: fusing decisions beats concatenating features).
+    Embeddings are first standardised dimension by dimension, with statistics of the training products (`set_scale`).
+    """
+
+    def __init__(self, image_dim: int, text_dim: int, p: Params, extra_dim: int = 0) -> None:
+        super().__init__()
+        self.modality_dropout = p.modality_dropout
+        dims = {"image": image_dim, "text": text_dim} | ({"extra": extra_dim} if extra_dim else {})
+        for name, dim in dims.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(dim))
+            self.register_buffer(f"{name}_std", torch.ones(dim))
+        self.fused = nn.Sequential(
+            nn.LayerNorm(sum(dims.values())),
+            nn.Linear(sum(dims.values()), p.hidden_dim),
+            nn.GELU(),
+            nn.Dropout(p.dropout),
+            nn.Linear(p.hidden_dim, p.num_classes),
+        )
+        self.image = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(image_dim, p.num_classes))
+        self.text = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(text_dim, p.num_classes))
+
+    @torch.no_grad()
+    def set_scale(self, **embeddings: Tensor) -> None:
+        """Takes mean and deviation from the embeddings of training products: image=(n, image_dim) and so on.
+
+        A dimension that hardly varies gets the usual deviation: divided by its own, it would swamp all others as soon
+        as tuning moves it.
+        """
+        for name, values in embeddings.items():
+            std = values.std(0, correction=0)
+            usual = std.square().mean().sqrt().clamp_min(1e-6)
+            getattr(self, f"{name}_mean").copy_(values.mean(0))
+            getattr(self, f"{name}_std").copy_(torch.where(std < 0.01 * std.max(), usual, std).clamp_min(1e-6))
+
+    def forward(self, image: Tensor, text: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
+        """(batch, image_dim), (batch, text_dim), (batch, extra_dim) to {"fused", "image", "text"}: (batch, classes)."""
+        image, text = self._scaled("image", image), self._scaled("text", text)
+        parts = [image, text] if extra is None else [image, text, self._scaled("extra", extra)]
+        both = torch.cat(self._drop_modality(*parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
+        return {"fused": self.fused(both), "image": self.image(image), "text": self.text(text)}
+
+    def _scaled(self, name: str, embeddings: Tensor) -> Tensor:
+        return (embeddings.float() - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_std")
+
+    def _drop_modality(self, image: Tensor, *texts: Tensor) -> list[Tensor]:
+        """In training, a share of the products loses its image or its texts: 0 is the mean of the standardised."""
+        if not self.training or not self.modality_dropout:
+            return [image, *texts]
+        chance = torch.rand(len(image), 1, device=image.device)
+        lost = self.modality_dropout / 2
+        return [image * (chance >= lost), *(text * (chance < 1 - lost) for text in texts)]
+
+
+class GoodsClassifier(nn.Module):
+    """A dual encoder under GoodsHeads."""
+
+    def __init__(self, encoder: DualEncoder, heads: GoodsHeads) -> None:
+        super().__init__()
+        self.encoder, self.heads = encoder, heads
+
+    def forward(self, pixels: Tensor, input_ids: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
+        """(batch, 3, size, size) uint8, (batch, windows, length) ids to {output: (batch, num_classes)}."""
+        return self.heads(self.encoder.embed_images(pixels), self.encoder.embed_texts(input_ids), extra)
+
+
+class TextClassifier(nn.Module):
+    """A text encoder under a linear head: kind text."""
+
+    def __init__(self, encoder: TextEncoder, p: Params) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.backbone.config.hidden_size, p.num_classes))
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """(batch, length) ids to {"text": (batch, num_classes)}."""
+        return {"text": self.head(self.encoder(input_ids))}
+
+
+def make_heads(embeddings: dict[str, Tensor], p: Params) -> GoodsHeads:
+    """Fresh heads, scaled to the embeddings of training products: {"image": (n, image_dim), "text": ...}."""
+    torch.manual_seed(p.seed + p.fold)
+    dims = {name: values.shape[1] for name, values in embeddings.items()}
+    heads = GoodsHeads(dims["image"], dims["text"], p, dims.get("extra", 0))
+    heads.set_scale(**embeddings)
+    return heads
+
+
+def heads_like(weights: Path, p: Params) -> GoodsHeads:
+    """Heads of the size that a fold's weights have, not loaded yet."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            sizes = {n.rsplit(".", 1)[-1]: file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith("_mean")}  # noqa: SIM118
+        return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p, sizes.get("extra_mean", 0))
+    except Exception as error:
+        raise GoodsError(f"the weights {weights} can't be loaded: {first_line(error)}") from error

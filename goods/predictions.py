@@ -1,0 +1,55 @@
+"""Tables of predictions: one row a product, the logits of each output in columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+
+from goods.data.texts import titles_of
+from goods.files import atomic_path
+from goods.params import OUTPUTS
+
+if TYPE_CHECKING:
+    from goods.data.tables import Goods
+
+
+def main_of(outputs: dict[str, Any]) -> Any:
+    """Of a model's outputs the main one, which comes first: fused where there is one."""
+    return next(iter(outputs.values()))
+
+
+def logits_frame(logits: dict[str, np.ndarray]) -> pd.DataFrame:
+    """{"fused": (n, num_classes), ...} as columns fused_0 ... fused_{K-1}, image_0 ..."""
+    columns = {f"{name}_{k}": values[:, k] for name, values in logits.items() for k in range(values.shape[1])}
+    return pd.DataFrame(columns)
+
+
+def outputs_of(frame: pd.DataFrame) -> list[str]:
+    """The outputs that a prediction table has, the main one first: fused where there is one."""
+    return [name for name in OUTPUTS if f"{name}_0" in frame]
+
+
+def frame_logits(frame: pd.DataFrame, output: str | None = None) -> np.ndarray:
+    """(n, num_classes) logits of one output, by default the main one, from a prediction table's columns."""
+    output = output or outputs_of(frame)[0]
+    return frame.filter(regex=rf"^{output}_\d+$").to_numpy(dtype=np.float64)
+
+
+def prediction_table(frame: pd.DataFrame, goods: Goods, output: str | None = None) -> pd.DataFrame:
+    """Out-of-fold rows with their product: id, title, text, image, label, prediction (class indices), probability."""
+    logits = frame_logits(frame, output)
+    table = frame[["id", "label"]].assign(
+        prediction=logits.argmax(1), probability=np.exp(log_softmax(logits, axis=1)).max(1)
+    )
+    table = table.merge(goods.train[["id", "title", "text", "image"]], on="id", validate="1:1")
+    return table.assign(title=titles_of(table))
+
+
+def write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:
+    """Writes a prediction table: the columns of `head`, then logits_frame's."""
+    with atomic_path(path) as temporary:
+        pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1).to_parquet(temporary, index=False)
