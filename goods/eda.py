@@ -20,7 +20,6 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from goods.data.tables import Goods
-from goods.data.texts import titles_of
 from goods.files import atomic_path
 
 HASH_SIDE = 16  # a hash is so many cosine coefficients a side: 256 bits
@@ -209,6 +208,6 @@ def split_by_class(goods: Goods, folder: Path) -> pd.DataFrame:
         short = re.sub(r"[^\w-]+", "-", name)[:60].strip("-")  # a class may be called anything, a file may not
         file = f"{k:03}-{short}.csv"
         with atomic_path(folder / file) as temporary:
-            table.assign(title=titles_of(table)).to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False)
         rows.append((name, len(table), file))
     return pd.DataFrame(rows, columns=["class", "rows", "file"])

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from goods.errors import GoodsError
+from goods.errors import ParameterError
 from goods.files import ROOT, resolve
+from goods.step import tell_ends
 
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
 DEFAULT_CONFIG = "params/demo.yaml"
@@ -43,14 +44,33 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _numbers_from_text(value: Any) -> Any:
+    # papermill -p and the shell give "[0, 2]", "0,2" or 2.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return [int(part) for part in value.strip().strip("[]").split(",")]
+    except ValueError:
+        raise ValueError("must look like [0, 2]") from None
+
+
+def _distinct_numbers(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError("must be different numbers, at least one")
+    return numbers
+
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
+Numbers = Annotated[tuple[Int, ...], BeforeValidator(_numbers_from_text), AfterValidator(_distinct_numbers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text), AfterValidator(_distinct)]
 # Fields that may differ between two calls of one run: where things lie, how fast they go, which part is done now.
 RUNTIME_FIELDS = frozenset(
-    "fold skip_folds outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir micro_batch_size "
-    "eval_batch_size gradient_checkpointing num_workers max_hours checkpoint_minutes resume_from wandb_mode "
-    "wandb_project pseudo_precision pseudo_cap".split()
+    "fold folds skip_folds retrain outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir "
+    "micro_batch_size eval_batch_size gradient_checkpointing num_workers max_hours checkpoint_minutes resume_from "
+    "wandb_mode wandb_project pseudo_precision pseudo_cap".split()
 )
 
 
@@ -80,11 +100,13 @@ class Params(BaseModel):
 
     # folds
     n_folds: Int = Field(5, ge=2, description="stratified folds; duplicates never straddle them")
-    skip_folds: Int = Field(0, ge=0, description="leave out the first so many folds")
+    folds: Numbers | None = Field(None, description="the folds to train; null: all but the first skip_folds")
+    skip_folds: Int = Field(0, ge=0, description="leave out the first so many folds; folds says which")
+    retrain: bool = Field(False, description="train again what is trained; it stays until then")
 
     # the model
-    kind: Literal["dual", "text", "linear", "knn", "blend"] = Field(
-        "dual", description="dual or text encoder, linear on TF-IDF, nearest neighbours, or a blend of other runs"
+    kind: str = Field(
+        "dual", pattern=r"^[a-z][a-z0-9_]*$", description="dual, text, linear, knn or blend: goods/members"
     )
     runs: Names = Field((), description="kind blend: the runs that are put together")
     blend_method: Literal[
@@ -172,9 +194,9 @@ class Params(BaseModel):
         return resolve(self.outputs_dir) / (self.run + ("-debug" if self.debug else ""))
 
     @property
-    def folds(self) -> list[int]:
-        """The folds to train: all but the first `skip_folds`."""
-        return list(range(self.skip_folds, self.n_folds))
+    def chosen_folds(self) -> list[int]:
+        """The folds to train: those in `folds`, or all but the first `skip_folds`."""
+        return list(range(self.skip_folds, self.n_folds)) if self.folds is None else list(self.folds)
 
 
 P = TypeVar("P", bound=Params)
@@ -199,15 +221,21 @@ def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
     values |= given
     for name in values:
         if name not in schema.model_fields:
-            raise GoodsError(unknown_parameter(str(name), config if name not in given else None, schema))
+            raise ParameterError(unknown_parameter(str(name), config if name not in given else None, schema))
     try:
         p = schema(**values)
     except ValidationError as error:
-        raise GoodsError(_sentence(error, schema)) from None
+        raise ParameterError(_sentence(error, schema)) from None
     if p.fold >= p.n_folds:
-        raise GoodsError(f"fold {p.fold} is out of range: with n_folds {p.n_folds} it goes from 0 to {p.n_folds - 1}")
+        raise ParameterError(
+            f"fold {p.fold} is out of range: with n_folds {p.n_folds} it goes from 0 to {p.n_folds - 1}"
+        )
+    if outside := [k for k in p.folds or () if not 0 <= k < p.n_folds]:
+        raise ParameterError(
+            f"there is no fold {outside[0]} in folds: with n_folds {p.n_folds} they go from 0 to {p.n_folds - 1}"
+        )
     if p.skip_folds >= p.n_folds:
-        raise GoodsError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
+        raise ParameterError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
     return p.model_copy(update=_find_data(p, set(values))) if p.data_dir else p
 
 
@@ -220,6 +248,7 @@ def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
     so that `papermill ... -p flod 2` stops instead of training fold 0. When the cell is run again later, variables
     that the notebook has made since are let pass, unless they look like a misspelt field.
     """
+    tell_ends()
     again = "__goods_params_read__" in namespace
     given: dict[str, Any] = {}
     for name, value in namespace.items():
@@ -229,7 +258,7 @@ def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
             given |= {} if value is None else {name: value}
         elif _is_literal(value) and not (again and not _nearest(name, schema, cutoff=0.75)):
             # The variable outlives the line that made it, so mending the cell is not enough.
-            raise GoodsError(f"{unknown_parameter(name, schema=schema)} (once the cell is mended: del {name})")
+            raise ParameterError(f"{unknown_parameter(name, schema=schema)} (once the cell is mended: del {name})")
     p = _load(schema, str(namespace.get("config") or DEFAULT_CONFIG), given)
     if isinstance(namespace, dict):
         namespace["__goods_params_read__"] = True
@@ -247,11 +276,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """`key=value` from a command line, the value read as YAML: `("num_epochs", 3)`."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise GoodsError(f"'{text}' is not a setting; write it as name=value, such as num_epochs=3")
+        raise ParameterError(f"'{text}' is not a setting; write it as name=value, such as num_epochs=3")
     try:
         return name, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 looks like a date
-        raise GoodsError(f"the value in '{text}' is not valid YAML; close its brackets, or quote it twice: "
+        raise ParameterError(f"the value in '{text}' is not valid YAML; close its brackets, or quote it twice: "
                          f"""{name}='"..."'""") from None  # fmt: skip
 
 
@@ -280,17 +309,17 @@ def _read_yaml(config: str) -> dict[str, Any]:
     path = resolve(config)
     if not path.is_file():
         known = ", ".join(sorted(f"params/{f.name}" for f in (ROOT / "params").glob("*.yaml")))
-        raise GoodsError(f"there is no config {path}; in params/ there are: {known or 'none'}")
+        raise ParameterError(f"there is no config {path}; in params/ there are: {known or 'none'}")
     try:
         text = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise GoodsError(f"config {path} is not valid YAML: {error}") from None
+        raise ParameterError(f"config {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise GoodsError(f"config {path} must hold lines of 'name: value'")
+        raise ParameterError(f"config {path} must hold lines of 'name: value'")
     names = Counter(name.value for name, _ in node.value) if node else {}
     if twice := [name for name, count in names.items() if count > 1]:  # YAML would take the last
-        raise GoodsError(f"config {path} says {', '.join(twice)} more than once")
+        raise ParameterError(f"config {path} says {', '.join(twice)} more than once")
     return values
 
 
@@ -300,7 +329,7 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
     if not base.is_dir():
         made = "the embedded sample is made by: python -m goods.data.sample"
         hint = made if "sample" in base.name else "name the folder that holds train.csv, test.csv and the photos"
-        raise GoodsError(f"data_dir {base} is not a folder; {hint}")
+        raise ParameterError(f"data_dir {base} is not a folder; {hint}")
     # Tables in the folder itself are a whole: a test.csv of another competition below it must not fill a gap.
     place = "" if any((base / f"{part}.csv").is_file() for part in ("train", "test")) else "*/"
     found = {}
@@ -308,7 +337,7 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
         tables = sorted(base.glob(f"{place}{part}.csv"))
         if len(tables) > 1 and f"{part}_csv" not in given:
             folders = ", ".join(str(table.parent) for table in tables)
-            raise GoodsError(f"data_dir {base} holds more than one {part}.csv; name one of its folders: {folders}")
+            raise ParameterError(f"data_dir {base} holds more than one {part}.csv; name one of its folders: {folders}")
         table = tables[0] if tables else base / f"{part}.csv"
         home = table.parent
         names = (f"{part}_images/{part}_images", f"{part}_images", f"images/{part}", f"{part}/{part}", part, "images")

@@ -25,7 +25,9 @@ from slugify import slugify
 from goods.cost.plan import KAGGLE_DISK_GB, plan_run
 from goods.errors import GoodsError
 from goods.files import ROOT, resolve, write_json, write_text
+from goods.members import kind_of
 from goods.params import Params, load_run
+from goods.run import Run
 from kaggle_kernel import build
 
 STAGE = ROOT / "build" / "kaggle"
@@ -45,8 +47,6 @@ FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES}
 # The command line's documentation, without those that are retired; NvidiaTeslaT4 means two of them.
 MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100")
 MACHINES += ("NvidiaRtxPro6000",)
-RUN_FILES = ("params.yaml", "folds.parquet", "labels.json", "environment.json")
-FOLD_FILES = ("model.safetensors", "oof.parquet", "metrics.json", "log.jsonl")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # weights, configs, and what tokenizers are made of
 
 NO_ACCESS = ("Kaggle doesn't let you: accept the competition's rules on its page, and look whether the user name and "
@@ -151,7 +151,7 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
-    if p.kind != "dual":
+    if not kind_of(p).planned:
         return [f"no plan was made: kind {p.kind} has none"]
     config = resolve(p.model_name) / "config.json"
     if not config.is_file():
@@ -264,7 +264,7 @@ def fetch_output(folder: Path, run: str) -> str:
     shutil.rmtree(stage, ignore_errors=True)
     call_kaggle("kernels", "output", slug, "-p", str(stage), "--page-size", "200")
     found = stage / "outputs" / run
-    if not (found / "params.yaml").is_file():
+    if not Run(found).exists:
         there = sorted(path.name for path in (stage / "outputs").glob("*") if path.is_dir())
         raise GoodsError(f"the output of {slug} has no run '{run}', but {', '.join(there) or 'no runs at all'}; "
                          f"what it has, the log too, lies in {stage}")  # fmt: skip
@@ -275,13 +275,13 @@ def fetch_output(folder: Path, run: str) -> str:
 
 def send_weights(folder: Path, run: str) -> str:
     """Makes a private dataset <run>-weights of a run's trained folds, or a version of it; returns what to attach."""
-    run_dir = ROOT / "outputs" / run
-    folds = sorted(path.parent for path in run_dir.glob("fold*/metrics.json"))
-    if not folds or not (run_dir / "params.yaml").is_file():
-        raise GoodsError(f"{run_dir} has no trained fold; train one, or name another run: make kaggle-weights RUN=...")
-    files = [run_dir / name for name in RUN_FILES] + [fold / name for fold in folds for name in FOLD_FILES]
+    own = Run(ROOT / "outputs" / run)
+    if not own.exists or not own.trained():
+        raise GoodsError(
+            f"{own.folder} has no trained fold; train one, or name another run: make kaggle-weights RUN=..."
+        )
     user = read_metadata(folder)["id"].split("/")[0]
-    reference = send_dataset(f"{user}/{slugify(run)[:42]}-weights", run_dir, filter(Path.is_file, files))
+    reference = send_dataset(f"{user}/{slugify(run)[:42]}-weights", own.folder, own.weight_files())
     return f"{reference} is being made; attach it: make kernel USER={user} WEIGHTS={reference}"
 
 

@@ -305,7 +305,7 @@ def estimate_hours(
     peak = _peak(gpu, precision)
     if peak is None:
         return {}
-    (train, test), folds = rows, len(p.folds)
+    (train, test), folds = rows, len(p.chosen_folds)
     forward = sum(n for name, n in flops.items() if name.startswith("forward"))
     if p.tune == "head":
         work = {"embeddings, once": (train + test) * forward}
@@ -334,7 +334,7 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
     train, test = rows
     embedded = train + test if p.tune == "head" else train if p.warm_start_epochs else 0
     sizes = {
-        "weights of all folds": len(p.folds) * (2 * backbone + 4 * heads + scale),
+        "weights of all folds": len(p.chosen_folds) * (2 * backbone + 4 * heads + scale),
         "states of a fold in training": 2 * state,
         "embeddings": embedded * footprint.embedding,
     }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from goods.errors import GoodsError
 
@@ -33,3 +35,13 @@ def autocast(mixed_precision: str) -> AbstractContextManager:
     """The autocast context of that precision on the device that is there."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(pick_precision(mixed_precision))
     return torch.autocast(pick_device().type, dtype=dtype) if dtype else nullcontext()
+
+
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        if tensors[name].numel():
+            digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from goods.errors import GoodsError
 from goods.files import atomic_path
@@ -100,10 +100,15 @@ def halve_frozen(model: nn.Module, precision: str) -> None:
             module.to(dtype)
 
 
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What a training makes of a model: the trained parameters, and all of the heads with their buffers."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {n: t for n, t in model.state_dict().items() if n in trained or not n.startswith("encoder.")}
+
+
 def save_trained(model: nn.Module, path: Path) -> None:
     """Saves what was trained, as safetensors: the backbone's parameters in fp16, the heads as they are."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state = {n: t for n, t in model.state_dict().items() if n in trained or not n.startswith("encoder.")}
+    state = trained_state(model)
     halved = {n: t.half() for n, t in state.items() if n.startswith("encoder.")}
     state |= {n: t for n, t in halved.items() if t.isfinite().all()}  # a weight too large for fp16 stays as it is
     state = {n: t.contiguous().cpu() for n, t in state.items()}
