@@ -1,4 +1,4 @@
-"""Texts compressed by a language model: an API on the loopback that misbehaves as real ones do; a tiny local one."""
+"""Texts compressed over an API on the loopback that misbehaves as real ones do."""
 
 from __future__ import annotations
 
@@ -8,130 +8,25 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from conftest import Sample
-from loopback import Handler, Server, serving
+from language_model import KEY, LanguageModel, api_params, write_goods
 from test_notebooks import arguments, papermill
 
-from goods.compress.answers import Answer, AnswerCache, answer_key
 from goods.compress.job import Compressed, compress_goods, tidy_answer
-from goods.compress.local import LocalLM
-from goods.compress.params import DEFAULT_PROMPT, CompressParams, compress_prompt
+from goods.compress.params import compress_prompt
 from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT
-from goods.params import load_params, read_params
-
-KEY = "sk-test-7f3a91"
-
-
-class LanguageModel(Server):
-    """/v1/chat/completions: answers with the text's first words; a mark in a text (#429 ...) is what goes wrong."""
-
-    def __init__(self) -> None:
-        super().__init__(Chat)
-        self.asked: Counter[str] = Counter()
-        self.answered: Counter[str] = Counter()
-        self.times: dict[str, list[float]] = {}
-        self.requests: list[dict[str, Any]] = []
-        self.delay, self.now, self.most = 0.0, 0, 0
-        self.lock = threading.Lock()
-
-
-class Chat(Handler):
-    def do_POST(self) -> None:
-        server = self.server
-        body = json.loads(self.body())
-        text = body["messages"][-1]["content"]
-        with server.lock:
-            server.requests.append(body)
-            server.asked[text] += 1
-            tries = server.asked[text]
-            server.times.setdefault(text, []).append(time.monotonic())
-            server.now += 1
-            server.most = max(server.most, server.now)
-        try:
-            time.sleep(server.delay)
-            self._answer(body["model"], text, tries)
-        finally:
-            with server.lock:
-                server.now -= 1
-
-    def _answer(self, model: str, text: str, tries: int) -> None:
-        first = tries == 1
-        if self.headers["Authorization"] != f"Bearer {KEY}":
-            return self.say(401, {"error": {"message": f"Incorrect API key: {self.headers['Authorization']}"}})
-        if self.path != "/v1/chat/completions" or model == "unknown":
-            return self.say(404, {"error": {"message": f"The model `{model}` does not exist"}})
-        if "#429" in text and first:
-            return self.say(429, {"error": {"message": "slow down"}}, {"Retry-After": "1"})
-        if ("#500" in text and first) or "#always500" in text:
-            return self.say(500, {"error": {"message": "overloaded"}})
-        if "#400" in text:
-            return self.say(400, {"error": {"message": "the text is against the rules"}})
-        if "#timeout" in text and first:
-            time.sleep(1.5)
-        if "#notjson" in text:
-            return self.say(200, b"<html>a proxy's page</html>", {"Content-Type": "text/html"})
-        if "#noshape" in text:
-            return self.say(200, {"object": "chat.completion", "result": "hello"})
-        content, finish = " ".join(text.split()[:4]), "stop"
-        if "#empty" in text:
-            content = None
-        elif "#long" in text:
-            content = "blah " * 400
-        elif "#cut" in text:
-            finish = "length"
-        choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish}
-        usage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
-        self.say(200, {"id": "1", "object": "chat.completion", "created": 1, "model": model, "choices": [choice],
-                         "usage": usage})  # fmt: skip
-        with self.server.lock:
-            self.server.answered[text] += 1
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving(LanguageModel()) as server:
-        yield server
-
-
-def write_goods(folder: Path, train: list[str], test: list[str]) -> Path:
-    """A competition of these descriptions, without titles."""
-    folder.mkdir(exist_ok=True)
-    for name, texts in (("train", train), ("test", test)):
-        ids = [f"{k:04d}" for k in range(len(texts))]
-        table = pd.DataFrame({"id": ids, "title": "", "description": texts})
-        if name == "train":
-            table["categories"] = "secretlabel"
-        table.to_csv(folder / f"{name}.csv", index=False)
-    return folder
-
-
-def api_params(tmp_path: Path, server: LanguageModel, **more: Any) -> CompressParams:
-    fields: dict[str, Any] = {
-        "outputs_dir": str(tmp_path / "out"), "data_dir": str(tmp_path / "goods"), "llm": "api", "llm_model": "mini",
-        "llm_base_url": f"{server.url}/v1", "llm_max_retries": 2, "llm_timeout": 1.0,
-    }  # fmt: skip
-    return read_params(fields | more, CompressParams)
+from goods.params import load_params
 
 
 def status_of(result: Compressed) -> dict[str, str]:
     return dict(zip(result.texts["text"], result.texts["compressed_status"], strict=True))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The API
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_each_text_is_asked_for_once_and_never_with_its_label(server: LanguageModel, tmp_path: Path) -> None:
@@ -292,56 +187,6 @@ def test_the_notebook(server: LanguageModel, sample: Sample, tmp_path: Path) -> 
     assert set(server.asked.values()) == {1}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The cache
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_the_cache_bears_damage_and_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "answers.jsonl"
-    first, second = Answer("größer\n✓", 0, 5, 2), Answer("cut", 64, 5, 64)
-    with AnswerCache(path) as cache:
-        cache.add("a", first)
-        cache.add("b", second)
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'not json\n[1]\n{"key": "c"}\n{"key": "d", "te')
-    with AnswerCache(path) as cache:
-        assert cache.answers == {"a": first, "b": second}
-        assert [cache.lacks(key, 64) for key in "abcd"] == [False, False, True, True]
-        assert cache.lacks("b", 65)
-        cache.add("d", first)
-    with AnswerCache(path) as cache:
-        assert cache.answers == {"a": first, "b": second, "d": first}
-    for size in range(len(whole)):  # wherever a kill tore it
-        path.write_bytes(whole[:size])
-        with AnswerCache(path) as cache:
-            assert len(cache.answers) == whole[:size].count(b"\n")
-        assert path.read_bytes() == whole[: whole[:size].rfind(b"\n") + 1]
-
-
-def test_a_second_job_waits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path = tmp_path / "answers.jsonl"
-    seen: list[int] = []
-
-    def second() -> None:
-        with AnswerCache(path) as cache:
-            seen.append(len(cache.answers))
-
-    with AnswerCache(path) as cache:
-        thread = threading.Thread(target=second)
-        thread.start()
-        time.sleep(0.3)
-        assert not seen
-        cache.add("a", Answer("short", 0, 1, 1))
-    thread.join(10)
-    assert seen == [1] and "another job is adding to" in capsys.readouterr().out
-
-
-def test_a_key_depends_on_text_prompt_and_model() -> None:
-    keys = {answer_key(*each) for each in [("a", "b", "c"), ("ab", "", "c"), ("b", "a", "c"), ("a", "b", "d")]}
-    assert len(keys) == 4
-
-
 @pytest.mark.parametrize(
     ("answer", "tidy"),
     [
@@ -356,31 +201,6 @@ def test_tidy_answer(answer: str, tidy: str) -> None:
     assert tidy_answer(answer) == tidy
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Parameters
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"llm_modle": "x"}, "unknown parameter 'llm_modle'; did you mean 'llm_model'?"),
-        ({"flod": 1}, "unknown parameter 'flod'; did you mean 'fold'?"),
-        ({"llm_concurrency": 0}, "parameter 'llm_concurrency' should be greater than or equal to 1, but is 0"),
-        ({"llm_base_url": "127.0.0.1/v1"}, "parameter 'llm_base_url' should match pattern"),
-    ],
-)
-def test_bad_parameters(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(GoodsError, match=re.escape(message)):
-        read_params(given, CompressParams)
-
-
-def test_a_key_in_place_of_its_variable_is_not_repeated() -> None:
-    with pytest.raises(GoodsError, match="parameter 'llm_key_variable' should match") as error:
-        read_params({"llm_key_variable": KEY}, CompressParams)
-    assert KEY not in str(error.value)
-
-
 def test_bad_tables(server: LanguageModel, tmp_path: Path) -> None:
     goods = write_goods(tmp_path / "goods", ["one", "two"], ["three"])
     p = api_params(tmp_path, server)
@@ -393,105 +213,3 @@ def test_bad_tables(server: LanguageModel, tmp_path: Path) -> None:
     (goods / "labels.json").write_text("{")
     with pytest.raises(GoodsError, match=r"labels\.json can't be read as class names"):
         compress_prompt(p)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A local model
-# ---------------------------------------------------------------------------------------------------------------------
-
-TEMPLATE = (
-    "{% for m in messages %}<|start|>{{ m['role'] }} {{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start|>assistant {% endif %}"
-)
-
-
-@pytest.fixture(scope="module")
-def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A causal LM of two random layers with a byte-level tokenizer trained here, with a chat template."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("lm") / "tiny-lm"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|start|>", "<|end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([DEFAULT_PROMPT], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=special[0], eos_token=special[2])
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-                         initializer_range=0.5, bos_token_id=None, eos_token_id=fast.eos_token_id,
-                         pad_token_id=fast.pad_token_id)  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-def local_params(tmp_path: Path, model: Path, **more: Any) -> CompressParams:
-    (tmp_path / "goods").mkdir(exist_ok=True)
-    fields: dict[str, Any] = {
-        "outputs_dir": str(tmp_path / "out"), "data_dir": str(tmp_path / "goods"), "llm_model": str(model),
-        "llm_max_tokens": 16, "llm_prompt": "Shorten.{classes}",
-    }  # fmt: skip
-    return read_params(fields | more, CompressParams)
-
-
-def test_a_batch_answers_as_one_by_one(causal_lm: Path, tmp_path: Path) -> None:
-    texts = ["a", "a red lamp", "a very long text of a lamp " * 8, "größer ✓ 猫", "x " * 100_000]
-    lm = LocalLM(local_params(tmp_path, causal_lm), "Shorten.")
-    together = lm.ask(texts)
-    assert together == [lm.ask([text])[0] for text in texts]
-    assert len({answer.text for answer in together}) == len(texts)
-    assert [answer.prompt_tokens for answer in together] == [
-        len(lm.tokenizer(lm._chat(lm._fit(t)))["input_ids"]) for t in texts
-    ]
-    assert together[-1].prompt_tokens + 16 <= 512
-
-
-def test_a_local_job_and_its_resumption(causal_lm: Path, tmp_path: Path) -> None:
-    train = [f"a lamp {k % 12} for the desk" for k in range(20)] + [""]
-    write_goods(tmp_path / "goods", train, ["a chair"])
-    p = local_params(tmp_path, causal_lm, eval_batch_size=5, llm_max_tokens=200)
-    result = compress_goods(p)
-    assert result.cost["texts answered now"] == 13 and result.cost["tokens written now"] > 0
-    assert result.texts["compressed_status"].iloc[20] == "empty"
-    moved = tmp_path / "moved"
-    moved.symlink_to(causal_lm)
-    again = compress_goods(p.model_copy(update={"llm_model": str(moved)}))
-    assert again.cost["texts answered now"] == 0
-    pd.testing.assert_frame_equal(again.texts, result.texts)
-
-
-def test_max_hours_leave_the_rest_for_later(causal_lm: Path, tmp_path: Path) -> None:
-    write_goods(tmp_path / "goods", ["one", "two"], ["three"])
-    p = local_params(tmp_path, causal_lm, max_hours=1e-9)
-    result = compress_goods(p)
-    assert result.texts["compressed_status"].eq("failed: not asked, max_hours were over").all()
-    assert compress_goods(p.model_copy(update={"max_hours": None})).cost["texts answered now"] == 3
-
-
-def test_local_models_that_do_not_serve(causal_lm: Path, tmp_path: Path) -> None:
-    import shutil
-
-    with pytest.raises(GoodsError, match=r"is not a model directory with config\.json.*set llm to 'api'"):
-        LocalLM(local_params(tmp_path, tmp_path), "Shorten.")
-    with pytest.raises(GoodsError, match="leave no room for a text in the 512 tokens that tiny-lm reads"):
-        LocalLM(local_params(tmp_path, causal_lm, llm_max_tokens=500), "Shorten.")
-    bare = shutil.copytree(causal_lm, tmp_path / "bare")
-    (bare / "chat_template.jinja").unlink()
-    with pytest.raises(GoodsError, match="has no chat template; take an instruction-tuned model"):
-        LocalLM(local_params(tmp_path, bare), "Shorten.")
-    (bare / "chat_template.jinja").write_text(
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
-    )
-    assert LocalLM(local_params(tmp_path, bare), "Shorten.")._chat("lamp").startswith("<|start|>user Shorten.\n\nlamp")
-    (bare / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(GoodsError, match=r"the causal LM in .*bare can't be loaded"):
-        LocalLM(local_params(tmp_path, bare), "Shorten.")

@@ -1,33 +1,20 @@
-"""What is trained and how: the modes, the recipe's parts, states that go on exactly, several processes."""
+"""The recipe's parts: each does what its parameter says."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
-from conftest import fit, fit_in_stretches
+from conftest import fit
 from safetensors.torch import load_file
 
 from goods.data.tables import read_goods
 from goods.errors import GoodsError
-from goods.files import ROOT
-from goods.models.backbone import DualEncoder, load_backbone, load_processor
+from goods.models.backbone import load_backbone
 from goods.models.heads import GoodsClassifier, GoodsHeads
-from goods.models.tuning import block_rates, set_trainable
-from goods.params import Params
-from goods.training.checkpoint import CURRENT, load_state, save_state
 from goods.training.inference import predict_test
 from goods.training.loop import fit_fold, read_logs
 
@@ -37,56 +24,6 @@ SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size"
 
 def logits(oof: pd.DataFrame) -> np.ndarray:
     return oof.filter(regex=r"_\d+$").to_numpy()
-
-
-# What is trained
-
-
-def trainable(p: Params) -> set[str]:
-    backbone = load_backbone(p.model_name)
-    set_trainable(backbone, p)
-    return {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-
-
-def test_full_trains_all_but_the_token_embeddings_and_the_contrastive_scale(make):
-    backbone = load_backbone(make().model_name)
-    never = {"logit_scale", "logit_bias", "text_model.embeddings.token_embedding.weight"}
-    assert trainable(make(tune="full")) == {name for name, _ in backbone.named_parameters()} - never
-
-
-def test_last_trains_the_end_of_each_tower(make):
-    names = trainable(make(tune="last", last_blocks=1))
-    assert {name.split(".")[3] for name in names if ".encoder.layers." in name} == {"1"}
-    assert any(name.startswith("vision_model.head.") for name in names) and "text_model.head.weight" in names
-    assert not any(".embeddings." in name for name in names)
-
-
-def test_lora_trains_adapters_alone_in_the_blocks_alone(make):
-    names = trainable(make(tune="lora", lora_targets=["q_proj", "fc1", "out_proj"]))
-    assert len(names) == 2 * 2 * 3 * 2  # towers, blocks, layers, A and B
-    assert all("lora_" in name and ".encoder.layers." in name for name in names)
-
-
-def test_what_is_named_frozen_is_frozen(make):
-    names = trainable(make(tune="full", frozen=["vision_model.embeddings", "text_model.encoder.layers.0."]))
-    assert not any(name.startswith(("vision_model.embeddings", "text_model.encoder.layers.0.")) for name in names)
-    with pytest.raises(GoodsError, match="vision_tower"):
-        trainable(make(run="b", tune="full", frozen=["vision_tower"]))
-
-
-def test_lora_targets_that_match_nothing_are_told_what_there_is(make):
-    with pytest.raises(GoodsError, match=r"lora_targets query match no layer .* fc1, fc2, k_proj, out_proj"):
-        trainable(make(tune="lora", lora_targets=["query"]))
-
-
-def test_rates_fall_block_by_block(make):
-    p = make(tune="full", learning_rate=1.0, layer_decay=0.5)
-    backbone = load_backbone(p.model_name)
-    set_trainable(backbone, p)
-    rates = block_rates(backbone, p)
-    assert rates["vision_model.head.probe"] == rates["text_model.encoder.layers.1.mlp.fc1.weight"] == 1
-    assert rates["vision_model.encoder.layers.0.mlp.fc1.weight"] == 0.5
-    assert rates["vision_model.embeddings.patch_embedding.weight"] == 0.25
 
 
 @pytest.mark.parametrize("tune", ["last", "lora"])
@@ -102,9 +39,6 @@ def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
     test = pd.read_parquet(p.run_dir / "fold1" / "test.parquet")
     assert test["id"].tolist() == goods.test["id"].tolist() and np.isfinite(logits(test)).all()
     assert np.abs(logits(oof)).max() > 0
-
-
-# The recipe
 
 
 def test_micro_batches_add_up_to_the_batch(make):
@@ -180,180 +114,9 @@ def test_a_nan_loss_names_the_step_and_its_products(make):
         fit(p)
 
 
-# Long texts
-
-
-def test_windows_carry_the_title_and_go_through_the_whole_text(make):
-    processor = load_processor(make().model_name)
-    words = [f"w{i}" for i in range(40)]
-    text = "red guitar. " + " ".join(f"guitar strings {w}" for w in words)
-    short = "red guitar"
-    ids = processor.tokenize([text, short, ""], ["red guitar", "red guitar", ""], 32, windows=3)
-    assert ids.shape == (3, 3, 32)
-    assert torch.equal(ids[:, 0], processor.tokenize([text, short, ""], ["", "", ""], 32)[:, 0])
-    title = processor.tokenize(["red guitar"], [""], 32)[0, 0, :2]
-    assert torch.equal(ids[0, 1, :2], title) and torch.equal(ids[0, 2, :2], title)
-    assert not torch.equal(ids[0, 1], ids[0, 2])
-    assert (ids[1, 1:] == processor.tokenizer.pad_token_id).all()
-
-
-def test_a_texts_embedding_is_the_mean_over_its_windows(make):
-    p = make(text_windows=3, max_text_length=32)
-    processor = load_processor(p.model_name)
-    encoder = DualEncoder(load_backbone(p.model_name), processor, p).eval()
-    text = "red guitar " * 30
-    ids = processor.tokenize([text, "red guitar"], ["red guitar"] * 2, 32, windows=3)
-    with torch.no_grad():
-        both = encoder.embed_texts(ids)
-        each = torch.cat([encoder.embed_texts(ids[:1, i : i + 1]) for i in range(3)])
-        torch.testing.assert_close(both[0], each.mean(0))
-        torch.testing.assert_close(both[1:], encoder.embed_texts(ids[1:, :1]))
-
-
-# States
-
-
-@pytest.fixture
-def state(tmp_path):
-    """Two states, saved one after the other."""
-    for step in (1, 2):
-        save_state(tmp_path, {"a": torch.full((3,), float(step)), "n": torch.tensor(step)}, {"step": step})
-    return tmp_path
-
-
-def test_the_newest_state_is_loaded(state):
-    tensors, facts = load_state(state)
-    assert facts == {"step": 2} and tensors["a"].tolist() == [2, 2, 2] and tensors["n"] == 2
-
-
-@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "gone"])
-def test_a_damaged_state_gives_way_to_the_one_before(state, harm, capsys):
-    path = state / CURRENT
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    if harm == "gone":
-        path.unlink()
-    else:
-        path.write_bytes({"cut": data[:-4], "flip": bytes(data), "empty": b""}[harm])
-    assert load_state(state)[1] == {"step": 1}
-    assert ("is damaged" in capsys.readouterr().out) == (harm != "gone")
-
-
-def test_a_state_of_another_version_is_refused(state, monkeypatch):
-    monkeypatch.setattr("goods.training.checkpoint.VERSION", 2)
-    with pytest.raises(GoodsError, match="another version"):
-        load_state(state)
-
-
-def test_a_full_disk_leaves_the_state_before(state, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("goods.training.checkpoint.save_file", full)
-    with pytest.raises(GoodsError, match="the disk is full"):
-        save_state(state, {"a": torch.ones(1)}, {"step": 3})
-    assert load_state(state)[1] == {"step": 2}
-    assert not list(state.rglob("*.tmp"))
-
-
-RECIPE = {"tune": "full", "ema_decay": 0.9, "augment_flip": 0.5, "augment_crop": 0.3, "augment_colour": 0.2,
-          "augment_blur": 0.3, "augment_jpeg": 0.3, "modality_dropout": 0.2, "warm_start_epochs": 2,
-          "soup": True}  # fmt: skip
-
-
 def test_a_soup_of_epochs_is_kept_where_it_is_better(make):
     p = make(run="soup", tune="full", num_epochs=4, learning_rate=3e-3, soup=True)
     fit(p)
     metrics = json.loads((p.run_dir / "fold1" / "metrics.json").read_text())
     alone = read_logs(p.run_dir)["macro_f1"].max()
     assert metrics["soup_epochs"] > 1 and metrics["fused"]["macro_f1"] >= alone
-
-
-def test_stopping_in_time_again_and_again_changes_nothing(make):
-    whole = make(run="whole", **RECIPE)
-    fit(whole)
-    stopped = make(run="stopped", **RECIPE, max_hours=0.3 / 3600)
-    assert fit_in_stretches(stopped) > 1
-    for name in ("oof.parquet", "model.safetensors"):
-        files = [p.run_dir / "fold1" / name for p in (whole, stopped)]
-        assert files[0].read_bytes() == files[1].read_bytes()
-    assert not (stopped.run_dir / "fold1" / "checkpoint").exists()
-
-
-def test_time_that_is_over_before_the_first_step_is_an_error(make):
-    with pytest.raises(GoodsError, match="over before the first step"):
-        fit(make(max_hours=1e-9))
-
-
-def test_another_runs_folder_is_gone_on_from_and_only_read(make):
-    done = make(run="done")
-    fit(done)
-    before = {f: f.read_bytes() for f in done.run_dir.rglob("*") if f.is_file()}
-    p = make(run="next", resume_from=str(done.run_dir))
-    began = time.perf_counter()
-    fit(p)
-    assert time.perf_counter() - began < 3  # loaded
-    assert (p.run_dir / "fold1" / "oof.parquet").read_bytes() == (done.run_dir / "fold1" / "oof.parquet").read_bytes()
-    assert before == {f: f.read_bytes() for f in done.run_dir.rglob("*") if f.is_file()}
-    with pytest.raises(GoodsError, match="other parameters: dropout"):
-        fit(make(run="other", dropout=0.5, resume_from=str(done.run_dir)))
-    with pytest.raises(GoodsError, match="not the folder of a run"):
-        fit(make(run="none", resume_from=str(done.run_dir / "fold1")))
-
-
-@pytest.fixture
-def command(tmp_path):
-    """The command line that trains fold 1 as p says, in another run."""
-    config = tmp_path / "config.yaml"
-
-    def command(p: Params, run: str) -> list[str]:
-        settings = p.model_dump(mode="json", exclude_defaults=True, exclude={"fold"}) | {"run": run}
-        config.write_text(yaml.safe_dump(settings))
-        return ["goods_utils.py", "fit", "--config", str(config), "--fold", str(p.fold)]
-
-    return command
-
-
-def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
-    p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
-    fit(p)
-    step_seconds = read_logs(p.run_dir)["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
-    started = command(p, "killed")
-    folder = p.run_dir.parent / "killed" / "fold1"
-    rng, kills = random.Random(0), 0
-    while not (folder / "metrics.json").is_file():
-        process = subprocess.Popen(
-            [sys.executable, *started], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        if kills < 5:
-            wait_for_a_new_state(folder, process)
-            time.sleep(rng.uniform(0, 2 * step_seconds))  # in steps: a fast machine must not finish before the fifth
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode in (0, -signal.SIGKILL), output.decode()
-    assert kills == 5
-    assert "epoch 6 of 6: train_loss" in output.decode() and "\r" not in output.decode()  # a line an epoch, no bars
-    whole = p.run_dir / "fold1" / "oof.parquet"
-    assert whole.read_bytes() == (folder / "oof.parquet").read_bytes()
-
-
-def wait_for_a_new_state(folder: Path, process: subprocess.Popen) -> None:
-    def written() -> int:
-        return (folder / CURRENT).stat().st_mtime_ns if (folder / CURRENT).is_file() else 0
-
-    before = written()
-    while written() == before and process.poll() is None:
-        time.sleep(0.02)
-
-
-def test_two_processes_train_as_one(make, command):
-    p = make(run="one", tune="full", dropout=0.0)
-    one = fit(p)
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    started = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", *command(p, "two")]
-    done = subprocess.run(started, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = pd.read_parquet(p.run_dir.parent / "two" / "fold1" / "oof.parquet")
-    assert two["id"].tolist() == one["id"].tolist()
-    np.testing.assert_allclose(logits(two), logits(one), atol=1e-4)

@@ -1,4 +1,4 @@
-"""goods_tracking: what an offline run holds, and that no failure of wandb stops a training or costs it 5 seconds."""
+"""wandb: what an offline run holds, and that no failure of it stops a training or costs it 5 seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ from goods.training.loop import fit_fold
 from goods.training.tracking import Tracker, make_tracker, pick_mode
 
 BLOCK = 32768
+
+
 SECRET = "0123456789abcdef0123456789abcdef01234567"
+
+
 FAILURES = {
     "raises when imported": "raise RuntimeError('no wandb today')",
     "hangs when imported": "import time; time.sleep(60)",
