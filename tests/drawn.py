@@ -6,12 +6,8 @@ import pandas as pd
 from PIL import Image
 
 CLASSES = ["Books", "Baby", "Beauty", "All Beauty"]
-
-
 #         given: 4 Books, 1 Baby, 5 Beauty, 2 All Beauty
 LABELS = [0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 3, 3]
-
-
 PREDICTIONS = [0, 0, 0, 1, 1, 2, 2, 3, 3, 3, 3, 0]
 
 

@@ -17,11 +17,7 @@ from goods.run import open_run
 from goods.training.loop import fit_fold
 
 SETTINGS = {"tune": "head", "n_folds": 3, "num_epochs": 40, "num_workers": 0}
-
-
 FOLDS = [0, 1]
-
-
 LAYOUTS = [
     ("goods-classification", "siglip-tiny"),
     ("competitions/goods-classification", "models/me/siglip/transformers/tiny/1"),

@@ -21,11 +21,7 @@ from goods.files import ROOT
 from goods.params import Params
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
 PICTURES = {"eda": 9, "embed": 1, "train": 5, "baseline": 2, "ensemble": 8, "pseudo_label": 2, "submission": 1}
-
-
 SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it is run in test_text.py
 
 
@@ -85,7 +81,7 @@ def test_the_parameters_cell_holds_literals_and_comes_first(path: Path) -> None:
 def test_parameters_are_read_before_anything_else_is_defined(path: Path) -> None:
     body = ast.parse(code_cells(path)[1].source).body
     statements = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    more = ", gt.CompressParams" if path.stem in SCHEMAS else ""
+    more = ", CompressParams" if path.stem in SCHEMAS else ""
     assert ast.unparse(statements[0]) == f"p = gu.read_params(globals(){more})"
 
 

@@ -17,11 +17,7 @@ from goods.files import ROOT
 from goods.params import Params, load_params, parse_setting, read_params
 
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "params").glob("*.yaml"))
-
-
 DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
-
-
 # What each field may be given as, and what it then is.
 GOOD = [
     ("num_epochs", 3, 3),
@@ -42,8 +38,6 @@ GOOD = [
     ("text_columns", "[title, 'a, b']", ("title", "a, b")),  # papermill -p keeps lists as text
     ("data_dir", None, None),
 ]
-
-
 # What is refused, and what the sentence then says.
 BAD = [
     ("num_epochs", "three", "'num_epochs' should be a valid integer.*'three'.*passes over"),
@@ -78,8 +72,6 @@ BAD = [
     ("text_columns", [1], "'text_columns.0' should be a valid string"),
     ("id_column", "", "'id_column'"),
 ]
-
-
 # Names that Params doesn't have, and the nearest that it has.
 UNKNOWN = [
     ("flod", "fold"),

@@ -25,17 +25,9 @@ from goods.models.heads import GoodsHeads
 from goods.params import Params
 
 FULL = {"tune": "full", "optimizer": "adafactor", "gradient_checkpointing": True}
-
-
 T4_PLANS = [(FULL | {"image_size": size, "batch_size": 16, "micro_batch_size": 8}, 14.5) for size in (384, 224)]
-
-
 LORA = {"tune": "lora", "gradient_checkpointing": True, "batch_size": 16, "micro_batch_size": 8}
-
-
 T4_PLANS += [(LORA | {"image_size": 384}, 8)]
-
-
 ADAMW = {"tune": "full", "batch_size": 4, "micro_batch_size": 2, "image_size": 384}
 
 

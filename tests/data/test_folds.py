@@ -16,8 +16,6 @@ from goods.data.folds import MAX_SHARED, duplicate_groups, make_folds, product_g
 from goods.errors import GoodsError
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-
-
 keys = st.lists(st.tuples(st.sampled_from(["", *"abcdef"]), st.sampled_from(["", *"uvwxyz"])), max_size=30)
 
 

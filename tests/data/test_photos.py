@@ -16,8 +16,6 @@ from PIL import Image
 from goods.data.photos import find_photos, inspect_photos, load_photo
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-
-
 BAD_PHOTOS = [
     ("missing", None, "^missing$"),
     ("empty", b"", "^empty file$"),

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from goods.data.texts import clean_text, join_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-
-
 TEXTS = [
     ("Tom &amp; Jerry&#39;s &quot;best&quot;", 'Tom & Jerry\'s "best"'),
     ("Bed &amp;amp; Bath", "Bed & Bath"),  # Amazon escapes twice
@@ -47,8 +45,6 @@ MARKUP = (
         " "
     )
 )
-
-
 anything = st.lists(st.one_of(st.text(st.characters(), max_size=8), st.sampled_from(MARKUP))).map("".join)
 
 

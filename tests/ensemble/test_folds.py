@@ -143,8 +143,6 @@ def with_another_id(table: pd.DataFrame) -> pd.DataFrame:
 
 
 IDS, NUMBERS = "are not those of the run's folds and tables; delete", "holds values that are not numbers; delete"
-
-
 SPOILT = {
     "oof of others": ("oof", with_another_id, f"the ids in .*fold1/oof.parquet {IDS} .*fold1 and train the fold again"),
     "oof in another order": ("oof", lambda table: table[::-1], f"oof.parquet {IDS}"),

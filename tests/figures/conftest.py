@@ -8,6 +8,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
+matplotlib.use("Agg")
+
 
 @pytest.fixture(autouse=True)
 def strict():

@@ -24,14 +24,8 @@ from goods.files import ROOT, write_text
 from kaggle_kernel import build, in_kernel, push
 
 IMAGE = ROOT / ".venv-kaggle" / "bin" / "python"  # with the versions of Kaggle's image
-
-
 slow = pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes 45 seconds: GOODS_SLOW=1 runs it")
-
-
 needs_image = pytest.mark.skipif(not IMAGE.exists(), reason="needs .venv-kaggle: make test-kaggle makes it")
-
-
 # In a network of its own, with nothing in it but this machine: where unshare isn't allowed, sockets refuse the others.
 OFFLINE = """
 import fcntl, os, socket, struct, sys
@@ -39,8 +33,6 @@ flags = struct.pack("16sh14x", b"lo", 1)  # up
 fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, flags)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-
-
 REFUSE = """
 import socket
 connect = socket.socket.connect
@@ -84,7 +76,7 @@ def test_the_committed_kernel_is_what_the_sources_give(kernel: Path) -> None:
     (kernel / "main.ipynb").write_text(text)
     assert build.check(kernel)["max_hours"] == 3  # the parameters are the user's
     for changed in (
-        text.replace("import goods_params as gp", "import goods_params", 1),
+        text.replace("from goods.errors import GoodsError", "from goods.errors import *", 1),
         text.replace("folds = ", "fold = "),
     ):
         (kernel / "main.ipynb").write_text(changed)

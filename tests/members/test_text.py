@@ -16,8 +16,6 @@ from goods.training.loop import fit_fold
 from goods.training.task import make_text_classifier
 
 SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "batch_size": 16, "eval_batch_size": 32, "num_classes": 21}
-
-
 TEXT = {"kind": "text", "tune": "full", "max_text_length": 48, "num_epochs": 2, "learning_rate": 1e-3}
 
 

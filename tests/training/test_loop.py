@@ -44,8 +44,6 @@ def test_buckets_hold_texts_of_like_length_and_every_row_once():
 
 
 CLASSES = 21
-
-
 LOGITS = [f"{output}_{k}" for output in OUTPUTS for k in range(CLASSES)]
 
 

@@ -24,11 +24,7 @@ from goods.training.loop import fit_fold
 from goods.training.tracking import Tracker, make_tracker, pick_mode
 
 BLOCK = 32768
-
-
 SECRET = "0123456789abcdef0123456789abcdef01234567"
-
-
 FAILURES = {
     "raises when imported": "raise RuntimeError('no wandb today')",
     "hangs when imported": "import time; time.sleep(60)",
