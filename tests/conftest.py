@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ import pytest
 if TYPE_CHECKING:  # imported for real only after the environment is set
     from goods.data.tables import Goods
     from goods.params import Params
+
+# pytest gives it another name than `from conftest import` does; loaded twice, it would make two homes.
+sys.modules.setdefault("conftest", sys.modules[__name__])
 
 # Set before any test module imports torch, transformers or jupyter, and inherited by the notebooks that tests run:
 # nothing of the user's home (kernels, IPython profiles, caches) takes part, nothing is downloaded, one core is used.
@@ -86,6 +90,35 @@ def trained(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> R
     return Run(p, goods)
 
 
+@pytest.fixture(scope="session")
+def encoder_dir(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature BERT with a tokenizer of the sample's own words."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from goods.data.sample import read_texts
+
+    folder = tmp_path_factory.mktemp("models") / "bert-mini"
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=800, special_tokens=special)
+    tokenizer.train_from_iterator(read_texts(sample.data), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
+                        num_attention_heads=2, intermediate_size=64, max_position_embeddings=300)  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def make(request: pytest.FixtureRequest, sample: Sample, tmp_path: Path) -> Callable[..., Params]:
     """Parameters of a small run on the sample, the test module's SMALL first, in a folder of the test's own."""
@@ -124,7 +157,7 @@ def fit_in_stretches(p: Params) -> int:
 
 
 # Files that take minutes; begun last, one worker would finish them alone while the other has nothing left.
-SLOW = ("test_readme", "test_real", "test_notebooks", "test_kaggle", "test_pipeline", "test_tuning")
+SLOW = ("test_readme", "test_real", "test_notebooks", "test_kernel", "test_pipeline", "test_resume")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""goods_eda and its figures: what they find where it was put in, and that odd goods don't stop them."""
+"""Exploring the goods, and its figures: what they find where it was put in, and that odd goods stop nothing."""
 
 from __future__ import annotations
 

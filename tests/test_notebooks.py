@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import ast
-import base64
 import os
 import re
-import subprocess
-import sys
 import tomllib
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nbformat
 import pandas as pd
 import pytest
 from conftest import Sample
+from notebook_runs import Done, arguments, papermill
 
 from goods.compress.params import CompressParams
 from goods.files import ROOT
@@ -31,10 +28,6 @@ SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it i
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# As committed
-# ---------------------------------------------------------------------------------------------------------------------
 
 committed = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -88,59 +81,13 @@ def test_the_parameters_cell_holds_literals_and_comes_first(path: Path) -> None:
 def test_parameters_are_read_before_anything_else_is_defined(path: Path) -> None:
     body = ast.parse(code_cells(path)[1].source).body
     statements = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    more = ", gt.CompressParams" if path.stem in SCHEMAS else ""
+    more = ", CompressParams" if path.stem in SCHEMAS else ""
     assert ast.unparse(statements[0]) == f"p = gu.read_params(globals(){more})"
 
 
 def test_the_install_puts_every_module_on_the_path() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["tool"]["setuptools"]["py-modules"] == ["goods_utils", "pipeline"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Run
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Done(NamedTuple):
-    """A call of papermill: its exit status, what it said, and the executed notebook."""
-
-    status: int
-    stderr: str
-    notebook: nbformat.NotebookNode
-
-    def outputs(self) -> list[nbformat.NotebookNode]:
-        return [output for cell in self.notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-
-    def pictures(self) -> list[bytes]:
-        data = [output.data for output in self.outputs() if "data" in output]
-        return [base64.b64decode(each["image/png"]) for each in data if "image/png" in each]
-
-    def printed(self) -> str:
-        return "".join(output.text for output in self.outputs() if output.output_type == "stream")
-
-
-def installed() -> bool:
-    """Whether this Python finds the modules by itself, as it does where `make` made it."""
-    try:
-        return bool(metadata.version("goods-classification"))
-    except metadata.PackageNotFoundError:
-        return False
-
-
-def papermill(notebook: str, output: Path, *arguments: Any, cwd: Path = ROOT, root: Path | None = None) -> Done:
-    """`papermill NOTEBOOK OUTPUT ARGUMENTS` in the folder `cwd`, with the modules installed or those in `root`."""
-    command = [sys.executable, "-m", "papermill", notebook, str(output), *map(str, arguments)]
-    environment = dict(os.environ)
-    if root or not installed():
-        environment["PYTHONPATH"] = str(root or ROOT)
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
-    assert (cwd / output).is_file(), done.stderr
-    return Done(done.returncode, done.stderr, nbformat.read(cwd / output, as_version=4))
-
-
-def arguments(**given: Any) -> list[Any]:
-    return [word for name, value in given.items() for word in ("-p", name, value)]
 
 
 @pytest.fixture(scope="session")

@@ -1,28 +1,23 @@
-"""goods_params: every way a parameter comes in, where the data lies, and what a run directory promises."""
+"""Parameters: every way one comes in, what is refused and how, and where the data lies."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import tempfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goods import params
 from goods.errors import GoodsError
-from goods.files import ROOT, atomic_path, file_stamp, resolve, write_json, write_text
+from goods.files import ROOT
 from goods.params import Params, load_params, parse_setting, read_params
-from goods.run import environment, load_recorded, open_run
 
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "params").glob("*.yaml"))
 DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
-
 # What each field may be given as, and what it then is.
 GOOD = [
     ("num_epochs", 3, 3),
@@ -43,7 +38,6 @@ GOOD = [
     ("text_columns", "[title, 'a, b']", ("title", "a, b")),  # papermill -p keeps lists as text
     ("data_dir", None, None),
 ]
-
 # What is refused, and what the sentence then says.
 BAD = [
     ("num_epochs", "three", "'num_epochs' should be a valid integer.*'three'.*passes over"),
@@ -78,7 +72,6 @@ BAD = [
     ("text_columns", [1], "'text_columns.0' should be a valid string"),
     ("id_column", "", "'id_column'"),
 ]
-
 # Names that Params doesn't have, and the nearest that it has.
 UNKNOWN = [
     ("flod", "fold"),
@@ -111,11 +104,6 @@ def run_cell(source: str, namespace: dict | None = None) -> dict:
     namespace = {"gu": params} if namespace is None else namespace
     exec(source, namespace)
     return namespace
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 Parameters
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_names_and_defaults_are_the_seeds():
@@ -327,11 +315,6 @@ def test_parse_setting_raises_nothing_but_sentences(text):
     assert name.isidentifier()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 1b Where the data lies
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def touch(base: Path, *names: str) -> Path:
     """Makes empty files, and folders where a name ends in a slash."""
     for name in names:
@@ -401,178 +384,3 @@ def test_the_sample_never_fills_a_gap_in_the_real_data(tmp_path):
     p = load_params(data_dir=str(tmp_path))
     assert Path(p.test_csv) == tmp_path / "test.csv"  # which is not there, as read_goods will say
     assert Path(p.test_images_dir) == tmp_path / "test_images" / "test_images"
-
-
-def test_a_relative_path_means_the_project_root(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert resolve("outputs") == ROOT / "outputs"
-    assert resolve(tmp_path) == tmp_path
-    assert resolve("~/data") == Path.home() / "data"
-    with pytest.raises(GoodsError, match="~nobody-here/data: "):
-        resolve("~nobody-here/data")
-    assert load_params("params/head.yaml").run == "head"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 Run directory, environment record, atomic files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def make(tmp_path: Path, **given) -> Params:
-    return load_params(outputs_dir=str(tmp_path / "outputs"), run="trial", **given)
-
-
-def test_a_run_keeps_its_parameters_and_versions(tmp_path):
-    p = make(tmp_path, learning_rate="1e-4", text_columns="title")
-    folder = open_run(p)
-    assert folder == p.run_dir == tmp_path / "outputs" / "trial"
-    assert Params(**yaml.safe_load((folder / "params.yaml").read_text())) == p
-    assert load_recorded(folder / "params.yaml")["learning_rate"] == 1e-4
-    environment = json.loads((folder / "environment.json").read_text())
-    assert {"python", "torch", "transformers", "pandas", "cpus"} <= set(environment)
-
-
-def test_the_same_parameters_resume(tmp_path):
-    p = make(tmp_path)
-    before = (open_run(p) / "params.yaml").stat().st_mtime_ns
-    assert open_run(make(tmp_path)) == p.run_dir
-    assert (p.run_dir / "params.yaml").stat().st_mtime_ns == before
-
-
-def test_other_parameters_are_refused_by_name(tmp_path):
-    open_run(make(tmp_path))
-    with pytest.raises(GoodsError, match="run 'trial' was made with other parameters") as refused:
-        open_run(make(tmp_path, num_epochs=9, text_columns="title", fold=2))
-    sentence = str(refused.value)
-    assert "num_epochs was 5 and is now 9" in sentence
-    assert "text_columns was ['title', 'description'] and is now ['title']" in sentence
-    assert "fold was" not in sentence
-    assert "Choose another name" in sentence and str(tmp_path) in sentence
-
-
-def test_a_run_that_is_named_but_not_there_takes_no_name(tmp_path):
-    with pytest.raises(GoodsError, match=r"runs: there is no run 'trail' in .*; there are: none"):
-        open_run(load_params(outputs_dir=str(tmp_path), run="both", kind="blend", runs="trail"))
-    open_run(load_params(outputs_dir=str(tmp_path), run="trial"))
-    with pytest.raises(GoodsError, match=r"pseudo_from: there is no run 'trail' in .*; did you mean 'trial'\?"):
-        open_run(load_params(outputs_dir=str(tmp_path), run="both", pseudo_from="trail"))
-    assert not (tmp_path / "both").exists()
-    assert open_run(load_params(outputs_dir=str(tmp_path), run="both", pseudo_from="trial")).name == "both"
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"fold": 3},
-        {"skip_folds": 2},
-        {"num_workers": 0},
-        {"eval_batch_size": 4},
-        {"train_csv": "moved/train.csv"},
-        {"test_images_dir": "moved"},
-    ],
-    ids=lambda other: next(iter(other)),
-)
-def test_what_changes_no_result_may_differ(tmp_path, other):
-    open_run(make(tmp_path))
-    assert open_run(make(tmp_path, **other)) == make(tmp_path).run_dir
-
-
-def test_a_debug_run_is_one_of_its_own(tmp_path):
-    real, debug = make(tmp_path), make(tmp_path, debug=True)
-    assert open_run(debug).name == "trial-debug"
-    assert open_run(real).name == "trial"
-    assert load_recorded(debug.run_dir / "params.yaml")["debug"] is True
-
-
-@pytest.mark.parametrize("text", ["", "a: [", "just text", "- 3"])
-def test_a_spoilt_record_says_what_to_do(tmp_path, text):
-    p = make(tmp_path)
-    (open_run(p) / "params.yaml").write_text(text)
-    with pytest.raises(GoodsError, match=r"params\.yaml can't be read; delete the run's folder"):
-        open_run(p)
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    learning_rate=st.floats(1e-300, 1e300),
-    seed=st.integers(0, 2**32 - 1),
-    column=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), min_size=1),
-)
-def test_a_run_always_resumes_with_what_it_was_given(tmp_path, learning_rate, seed, column):
-    given = {"learning_rate": learning_rate, "seed": seed, "label_column": column, "text_columns": [column]}
-    p = load_params(outputs_dir=tempfile.mkdtemp(dir=tmp_path), **given)
-    assert open_run(p) == open_run(p)
-    assert Params(**load_recorded(p.run_dir / "params.yaml")) == p
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_files_are_written_whole(tmp_path):
-    path = write_text(tmp_path / "new" / "deep" / "a.txt", "Straße\n")
-    assert path.read_bytes() == "Straße\n".encode()
-    assert path.stat().st_mode & 0o777 == 0o644
-    write_json(tmp_path / "a.json", {"name": "café", "n": [1, 2]})
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"name": "café", "n": [1, 2]}
-    assert files_in(tmp_path / "new" / "deep") == ["a.txt"]
-
-
-def test_a_failure_leaves_the_earlier_file_and_no_litter(tmp_path):
-    path = write_text(tmp_path / "a.txt", "before")
-    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        assert temporary.parent == path.parent  # a rename within one file system
-        assert path.read_text() == "before"
-        raise KeyboardInterrupt
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
-    assert path.read_text() == "before"
-    assert files_in(tmp_path) == ["a.txt"]
-
-
-def test_a_failure_leaves_no_new_file(tmp_path):
-    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a.txt") as temporary:
-        temporary.write_text(str(1 / 0))
-    assert files_in(tmp_path) == []
-
-
-def later(path: Path) -> None:
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda folder: (folder / "a.txt").write_text("longer"),
-        lambda folder: later(folder / "sub" / "b.txt"),
-        lambda folder: (folder / "sub" / "c.txt").touch(),
-        lambda folder: (folder / "a.txt").unlink(),
-        lambda folder: (folder / "a.txt").rename(folder / "z.txt"),
-    ],
-    ids=["size", "time", "new", "gone", "renamed"],
-)
-def test_file_stamp_sees_what_changes_below_a_folder(tmp_path, change):
-    (touch(tmp_path, "sub/b.txt") / "a.txt").write_text("text")
-    before = file_stamp([tmp_path])
-    assert file_stamp([tmp_path]) == before
-    change(tmp_path)
-    assert file_stamp([tmp_path]) != before
-
-
-def test_file_stamp_of_files(tmp_path):
-    first, second = tmp_path / "a", tmp_path / "b"
-    missing = file_stamp([first, second])
-    first.touch()
-    assert len({missing, file_stamp([first, second]), file_stamp([second]), file_stamp([])}) == 4
-
-
-def test_the_environment_record_bears_a_missing_package(monkeypatch):
-    def version(name: str) -> str:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "version", version)
-    assert environment()["torch"] is None

@@ -96,10 +96,15 @@ class Project:
         """The command line of a call."""
         return [sys.executable, "pipeline.py", "--config", "params/mini.yaml", *arguments]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Kernels find this project's package, wherever the tests found theirs."""
+        return os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(self.root)}
+
     def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Calls the pipeline; order.txt holds only what this call ran."""
         (self.root / "order.txt").unlink(missing_ok=True)
-        env = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
+        env = self.environment | environment
         return subprocess.run(
             self.command(*arguments), cwd=self.root, env=env, capture_output=True, text=True, timeout=120
         )
@@ -234,7 +239,7 @@ def test_a_stopped_step_ends_its_children_and_is_run_again(project: Project, way
     foreground = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     called = subprocess.Popen(
         project.command("--steps", "train", "--folds", "0"),
-        cwd=project.root, stderr=subprocess.PIPE, preexec_fn=foreground,
+        cwd=project.root, env=project.environment, stderr=subprocess.PIPE, preexec_fn=foreground,
     )  # fmt: skip
     pid = project.root / "pid"
     assert until(lambda: pid.exists() and pid.read_text())

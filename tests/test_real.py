@@ -19,7 +19,6 @@ from goods.params import load_params
 
 DATA, MODEL = os.environ.get("GOODS_REAL_DATA"), os.environ.get("GOODS_REAL_MODEL")
 ROWS, TEST_ROWS, FOLDS = 400, 30, 2
-
 pytestmark = pytest.mark.skipif(
     not (DATA and MODEL),
     reason="needs real products and a model: GOODS_REAL_DATA=<competition folder> GOODS_REAL_MODEL=<model directory>",

@@ -1,4 +1,4 @@
-"""What a fold learns from: doubtful labels left out, pseudo-labels that leak nothing, and neighbours as a member."""
+"""Pseudo-labels: they leak nothing, promise a precision, and are refused where they don't fit."""
 
 from __future__ import annotations
 
@@ -8,90 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Run, Sample, fit
+from conftest import Sample, fit
 
 from goods.data.folds import read_folds
 from goods.data.tables import all_products, read_goods
 from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.pseudo_labels import class_thresholds, make_pseudo_labels, pick
-from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
-from goods.members.knn import fit_knn, vote
 from goods.metrics import score
-from goods.params import Params, load_params
-from goods.predictions import frame_logits, outputs_of
-from goods.run import open_run
-from goods.training.rows import doubtful_rows, find_label_issues, pseudo_path, training_rows
-from goods_utils import fit_baseline
+from goods.params import Params
+from goods.predictions import frame_logits
+from goods.training.rows import pseudo_path, training_rows
 
 SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "num_classes": 21}
-
-
-# Doubtful labels
-
-
-def test_flipped_labels_are_found():
-    rng = np.random.default_rng(0)
-    truth = rng.integers(5, size=1000)
-    logits = 3 * np.eye(5)[truth] + rng.normal(size=(1000, 5))
-    flipped = rng.permutation(1000)[:40]
-    labels = truth.copy()
-    labels[flipped] = (truth[flipped] + 1) % 5
-    issues = find_label_issues(labels, logits)
-    worst = issues.head(30)
-    assert worst["row"].isin(flipped).mean() > 0.9 and issues["margin"].is_monotonic_increasing
-    right = worst[worst["row"].isin(flipped)]
-    assert (right["suggested"] == truth[right["row"]]).mean() > 0.9
-
-
-def test_a_class_without_rows_is_never_suggested():
-    logits = np.tile([0.0, 1.0, 5.0], (6, 1))
-    assert not (find_label_issues(np.array([0, 0, 0, 1, 1, 1]), logits)["suggested"] == 2).any()
-
-
-def words_table(count: int = 240, classes: int = 4) -> tuple[pd.DataFrame, np.ndarray]:
-    """Products whose text says their class, all of them different."""
-    labels = np.arange(count) % classes
-    texts = [
-        f"a fine {'cup lamp chair shoe'.split()[k]} of kind {i % 17} in colour {i % 5}" for i, k in enumerate(labels)
-    ]
-    table = pd.DataFrame({"id": [str(i) for i in range(count)], "title": texts, "text": texts, "image": "", "sha": ""})
-    return table.assign(description=[f"number {i}" for i in range(count)]), labels
-
-
-def test_doubtful_rows_are_those_whose_words_say_otherwise():
-    table, labels = words_table()
-    wrong = np.array([3, 50, 101, 160, 222])
-    labels[wrong] = (labels[wrong] + 1) % 4
-    p = Params(num_classes=4, drop_noisy=0.025)
-    dropped = np.flatnonzero(doubtful_rows(table, labels, p))
-    assert set(dropped) == set(wrong) and len(wrong) <= 0.025 * len(labels)
-
-
-def test_of_a_small_class_half_stays():
-    table, labels = words_table()
-    table, labels = table.iloc[:210], labels[:210].copy()
-    rare = np.flatnonzero(labels == 3)[:6]
-    labels[:] = np.where(labels == 3, 2, labels)
-    labels[rare] = 3
-    table = table.assign(text=[f"a fine chair {i}" if labels[i] == 3 else t for i, t in enumerate(table["text"])])
-    dropped = doubtful_rows(table, labels, Params(num_classes=4, drop_noisy=0.2))
-    assert dropped[rare].sum() <= 3
-
-
-def test_what_is_left_out_does_not_depend_on_the_rows_that_are_scored(trained: Run):
-    p = trained.p.model_copy(update={"drop_noisy": 0.1})
-    folds = read_folds(trained.goods, p)
-    rows, labels = training_rows(p, trained.goods, folds, 1)
-    lies = folds.assign(label=folds["label"].where(folds["fold"] != 1, 0))
-    again, _ = training_rows(p, trained.goods, lies, 1)
-    assert rows.tolist() == again.tolist() and (folds["fold"][rows] != 1).all()
-    assert len(rows) < (folds["fold"] != 1).sum() and labels.tolist() == folds["label"][rows].tolist()
-
-
-# Pseudo-labels
-
-
 HEAD = {"tune": "head", "image_size": 64, "hidden_dim": 64, "batch_size": 32, "eval_batch_size": 64, "num_epochs": 40,
         "head_learning_rate": 3e-3, "pseudo_precision": 0.5}  # fmt: skip
 
@@ -221,44 +150,3 @@ def test_a_checkpoint_of_other_pseudo_labels_is_refused(make):
     goods.test[["id"]].head(8).assign(label=3).to_parquet(path)
     with pytest.raises(GoodsError, match="training rows of fold 1 are others than those of its checkpoint"):
         fit(p)
-
-
-# Neighbours
-
-
-@pytest.fixture(scope="module")
-def knn(mini, tmp_path_factory) -> Run:
-    p = load_params(**mini | {"run": "knn", "kind": "knn"}, outputs_dir=str(tmp_path_factory.mktemp("outputs")))
-    open_run(p)
-    goods = read_goods(p)
-    fit_baseline(p, goods)
-    return Run(p, goods)
-
-
-def test_neighbours_are_a_member_like_others(knn: Run):
-    ensemble = ensemble_folds(knn.p, knn.goods)
-    assert outputs_of(ensemble.oof) == ["fused", "image", "text"] and ensemble.missing == []
-    assert ensemble.scores.loc["oof", ("fused", "accuracy")] > 0.2  # of 21 classes
-    assert write_submission(knn.p, knn.goods)["id"].tolist() == knn.goods.test["id"].tolist()
-
-
-def test_neighbours_of_the_fold_that_is_scored_have_no_vote(knn: Run):
-    folds = read_folds(knn.goods, knn.p)
-    before = pd.read_parquet(knn.p.run_dir / "fold1" / "oof.parquet")
-    lies = knn.p.model_copy(update={"run": "lies"})
-    open_run(lies)
-    folds.assign(label=folds["label"].where(folds["fold"] != 1, 0)).to_parquet(lies.run_dir / "folds.parquet")
-    fit_knn(lies, knn.goods)
-    after = pd.read_parquet(lies.run_dir / "fold1" / "oof.parquet")
-    np.testing.assert_array_equal(frame_logits(before), frame_logits(after))
-
-
-def test_votes_count_the_nearest_that_may_be_seen():
-    cosine = np.array([[0.9, 0.8, 0.7, 0.1]])
-    labels, prior = np.array([[2, 0, 0, 1]]), np.full(3, 1 / 3)
-    seen = np.array([[False, True, True, True]])
-    probabilities = np.exp(vote(cosine, labels, seen, prior, count=2, sharpness=10.0))
-    assert probabilities.sum() == pytest.approx(1) and probabilities[0, 0] > 0.8
-    assert probabilities[0, 1] == pytest.approx(probabilities[0, 2])
-    nobody = np.exp(vote(cosine, labels, ~np.ones((1, 4), bool), prior, 2, 10.0))
-    assert nobody[0] == pytest.approx(prior)

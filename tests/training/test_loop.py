@@ -1,4 +1,4 @@
-"""goods_task, goods_train: scores, losses, optimizer groups, and the training of a fold from its goods to its files."""
+"""The training of a fold, from its goods to its files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ import pytest
 import torch
 from conftest import Run
 from PIL import Image
-from sklearn.metrics import accuracy_score, f1_score, log_loss
-from torch.nn import functional as F
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods, read_goods
-from goods.data.texts import clean_text
 from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.metrics import score
 from goods.models.tuning import load_trained
 from goods.params import OUTPUTS, Params, load_params
-from goods.predictions import frame_logits, logits_frame, prediction_table
+from goods.predictions import frame_logits, logits_frame
 from goods.run import open_run
 from goods.training.inference import make_accelerator, predict
-from goods.training.loop import fit_fold, read_logs
-from goods.training.optim import class_weights, make_optimizer, output_losses
+from goods.training.loop import bucketed, fit_fold, read_logs
 from goods.training.task import make_task
+
+
+def test_buckets_hold_texts_of_like_length_and_every_row_once():
+    lengths = torch.randint(1, 200, (1003,), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    order = bucketed(torch.randperm(1003, generator=generator), lengths, 8, generator)
+    assert sorted(order.tolist()) == list(range(1003))
+    padding = sum((lengths[rows].max() - lengths[rows]).sum() for rows in order.split(8))
+    assert padding < 0.1 * lengths.sum()
+    firsts = [lengths[rows].float().mean() for rows in order.split(8)]
+    assert abs(np.corrcoef(firsts[:-1], firsts[1:])[0, 1]) < 0.3  # long and short batches in any order
+
 
 CLASSES = 21
 LOGITS = [f"{output}_{k}" for output in OUTPUTS for k in range(CLASSES)]
@@ -54,85 +62,6 @@ def files(p: Params) -> dict[str, bytes]:
     """The bytes of a run's predictions and weights."""
     found = [*p.run_dir.glob("fold*/*.parquet"), *p.run_dir.glob("fold*/*.safetensors"), *p.run_dir.glob("*.csv")]
     return {path.relative_to(p.run_dir).as_posix(): path.read_bytes() for path in found}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Scores, losses, rates
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_scores_are_scikit_learns() -> None:
-    rng = np.random.default_rng(0)
-    labels, logits = rng.integers(0, 5, 300), rng.normal(size=(300, 6)) * 3  # class 5 is predicted, and never occurs
-    logits[np.arange(300), labels] += 3
-    found, predictions = score(labels, logits), logits.argmax(1)
-    probabilities = torch.softmax(torch.from_numpy(logits), 1).numpy()
-    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
-    assert found["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
-    assert found["log_loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(6)))
-    assert len(set(found.values())) == 3 and 5 in predictions
-
-
-def test_scores_of_logits_beyond_exp() -> None:
-    found = score(np.array([0, 1]), np.array([[5000.0, 0.0], [5000.0, 0.0]]))
-    assert found == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "log_loss": 2500.0}
-
-
-def test_logits_come_back_from_a_table_in_the_order_of_classes() -> None:
-    logits = {name: np.random.default_rng(k).normal(size=(4, 12)) for k, name in enumerate(OUTPUTS)}
-    frame = logits_frame(logits)
-    assert list(frame)[:3] == ["fused_0", "fused_1", "fused_2"] and frame.shape == (4, 36)
-    for name, values in logits.items():
-        np.testing.assert_array_equal(frame_logits(frame, name), values)
-
-
-def test_rare_classes_weigh_more_by_the_root_of_their_count() -> None:
-    labels = np.repeat([0, 1, 3], [100, 25, 1])  # class 2 has no row here
-    weights = class_weights(labels, Params(num_classes=4)).numpy()
-    assert weights[labels].mean() == pytest.approx(1)
-    assert weights[1] / weights[0] == pytest.approx(2) and weights[3] / weights[0] == pytest.approx(10)
-    assert np.isfinite(weights).all() and weights.shape == (4,)
-    plain = class_weights(labels, Params(num_classes=4, use_class_weight=False))
-    assert torch.equal(plain, torch.ones(4))
-
-
-def test_losses_are_cross_entropy_weighted_row_by_row() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = {name: torch.randn(10, 4, generator=generator) for name in OUTPUTS}
-    labels = torch.randint(0, 4, (10,), generator=generator)
-    losses = output_losses(logits, labels, torch.ones(4), 0.1, 10)
-    assert set(losses) == set(OUTPUTS)
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss, F.cross_entropy(logits[name], labels, label_smoothing=0.1))
-
-    weight = torch.tensor([1.0, 2.0, 0.5, 3.0])
-    each = F.cross_entropy(logits["text"], labels, reduction="none") * weight[labels]
-    found = output_losses(logits, labels, weight, 0.0, 10)["text"]
-    torch.testing.assert_close(found, each.mean())
-    halves = [output_losses(logits, labels, weight, 0.0, 20)["text"] for _ in range(2)]
-    torch.testing.assert_close(sum(halves), each.mean())  # a share of a step counts as such
-
-
-def test_rates_and_decay_of_each_parameter(trained: Run) -> None:
-    given = {"tune": "full", "learning_rate": 1e-5, "head_learning_rate": 1e-2, "weight_decay": 0.3}
-    p = trained.p.model_copy(update=given)
-    model = make_task(p, trained.goods, read_folds(trained.goods, p)).model
-    optimizer = make_optimizer(model, p)
-    found = {id(w): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for w in g["params"]}
-    names = {name: found.pop(id(w)) for name, w in model.named_parameters() if w.requires_grad}
-    assert not found
-    assert names["encoder.backbone.text_model.encoder.layers.0.mlp.fc1.weight"] == (1e-5, 0.3)
-    assert names["encoder.backbone.text_model.encoder.layers.0.mlp.fc1.bias"] == (1e-5, 0)
-    assert names["encoder.backbone.vision_model.encoder.layers.0.layer_norm1.weight"] == (1e-5, 0)
-    assert names["heads.fused.1.weight"] == (1e-2, 0.3) and names["heads.image.1.bias"] == (1e-2, 0)
-    assert names["heads.fused.0.weight"] == (1e-2, 0)  # a LayerNorm's
-    rates = {name.startswith("heads."): rate for name, (rate, _) in names.items()}
-    assert rates == {True: 1e-2, False: 1e-5}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A fold and its files
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -250,11 +179,6 @@ def copy_of(run: Run, folder: Path) -> Params:
     return run.p.model_copy(update={"outputs_dir": str(folder / "copy")})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The same again, and nothing leaks
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def whole_run(p: Params) -> dict[str, bytes]:
     goods = read_goods(p)
     for fold in (0, 2):
@@ -315,11 +239,6 @@ def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Run, t
     plain, held, learnt = weights("plain", None), weights("held", held_back), weights("learnt", learnt_from)
     assert held["weights"] == plain["weights"] and held["oof"] != plain["oof"]
     assert learnt["weights"] != plain["weights"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What goes wrong, and what may look as if
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tune", ["head", "full"])
@@ -388,19 +307,3 @@ def test_logs_of_all_folds_together(trained: Run, tmp_path: Path) -> None:
     logs = read_logs(trained.p.run_dir)
     assert logs.groupby("fold").size().to_dict() == dict.fromkeys(range(3), trained.p.num_epochs)
     assert read_logs(tmp_path).empty
-
-
-def test_a_prediction_table_joins_the_products(trained: Run) -> None:
-    oof = pd.read_parquet(trained.p.run_dir / "fold1" / "oof.parquet")
-    table = prediction_table(oof, trained.goods)
-    product = trained.goods.train.set_index("id").loc[table["id"]]
-    for name in ("text", "image", "label"):
-        assert table[name].tolist() == product[name].tolist()
-    assert table["title"].tolist() == [clean_text(title) for title in product["title"]]
-    probabilities = torch.softmax(torch.tensor(frame_logits(oof, "fused")), 1)
-    np.testing.assert_allclose(table["probability"], probabilities.max(1).values)
-    assert table["prediction"].tolist() == probabilities.argmax(1).tolist()
-    assert not prediction_table(oof, trained.goods, "text")["prediction"].equals(table["prediction"])
-    g = trained.goods
-    escaped = Goods(g.train.assign(title="Pots &amp;amp; pans"), g.test, g.labels, g.classes, g.photos)
-    assert set(prediction_table(oof, escaped)["title"]) == {"Pots & pans"}

@@ -1,4 +1,4 @@
-"""goods_tracking: what an offline run holds, and that no failure of wandb stops a training or costs it 5 seconds."""
+"""wandb: what an offline run holds, and that no failure of it stops a training or costs it 5 seconds."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.members.linear import fit_linear
-from goods.metrics import calibration_error, macro_f1, paired_gain, score
+from goods.metrics import macro_f1, score
 from goods.params import Params, load_params
 from goods.predictions import frame_logits
 from goods.run import open_run
@@ -89,25 +89,6 @@ def test_the_score_of_a_blend_is_from_weights_that_never_saw_the_row(blend):
     rows = (folds["fold"] == 1).to_numpy()
     np.testing.assert_allclose(frame_logits(before)[rows], frame_logits(after)[rows], atol=1e-9)
     assert not np.allclose(frame_logits(before)[~rows], frame_logits(after)[~rows], atol=1e-6)
-
-
-def test_a_gain_has_its_noise():
-    labels, members = problem()
-    blended = np.tensordot([1, 1, 0], members, 1)
-    gain, low, high = paired_gain(labels, blended.argmax(1), members[0].argmax(1))
-    assert low < gain < high and low > 0
-    gain, low, high = paired_gain(labels, members[0].argmax(1), members[1].argmax(1))
-    assert low < 0 < high
-
-
-def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():
-    _, members = problem(n=20_000)
-    rng = np.random.default_rng(1)
-    drawn = np.array([rng.choice(5, p=row) for row in np.exp(members[0])])
-    assert calibration_error(drawn, members[0]) < 0.02
-    assert calibration_error(drawn, members[0] * 4) > 0.1
-    sure = np.full((10, 2), [10.0, -10.0])
-    assert calibration_error(np.repeat([0, 1], 5), sure) == pytest.approx(0.5, abs=1e-6)
 
 
 def change(path, edit) -> None:

@@ -8,8 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.sparse import csr_matrix
-from scipy.special import log_softmax
 
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
@@ -17,8 +15,8 @@ from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.members.linear import fit_linear
-from goods.metrics import fit_temperature, score
-from goods.models.tfidf import COSTS, heaviest_words, make_svm, svm_logits
+from goods.metrics import score
+from goods.models.tfidf import COSTS
 from goods.predictions import frame_logits, outputs_of
 from goods.training.loop import fit_fold
 
@@ -62,36 +60,6 @@ def test_a_finished_fold_is_not_trained_again(make):
     after = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.folds}
     assert after[1] == before[1] and after[2] > before[2]
     assert (p.run_dir / "fold2" / "test.parquet").is_file()
-
-
-def test_the_telling_words_are_those_of_the_class(make):
-    p = make()
-    goods = read_goods(p)
-    fit_linear(p, goods)
-    words = heaviest_words(p, goods.classes)
-    assert words.index.tolist() == goods.classes
-    of_class = goods.train.groupby("label")["text"].agg(" ".join).str.lower()
-    heaviest = words["words"].str.split(", ").str[0]
-    assert np.mean([word in of_class[k] for k, word in enumerate(heaviest)]) == 1
-
-
-def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(500, 5))
-    labels = np.array([rng.choice(5, p=row) for row in np.exp(log_softmax(logits, axis=1))])
-    assert fit_temperature(logits * 7, labels) == pytest.approx(7, rel=0.25)
-    assert fit_temperature(logits / 7, labels) == pytest.approx(1 / 7, rel=0.25)
-
-
-@pytest.mark.parametrize("seen", [[0, 2, 3], [1, 3]])
-def test_a_class_that_is_absent_from_a_fold_comes_last(seen, make):
-    rng = np.random.default_rng(0)
-    labels = np.repeat(seen, 10)
-    x = csr_matrix(np.eye(4)[labels] + rng.normal(size=(len(labels), 4)) / 10)
-    values = svm_logits(make_svm(1.0, make()).fit(x, labels), x, 4)
-    assert values.shape == (len(labels), 4) and (values.argmax(1) == labels).all()
-    absent = [k for k in range(4) if k not in seen]
-    assert values[:, absent].max(1).tolist() < values[:, seen].min(1).tolist()
 
 
 def test_texts_without_a_word_are_a_sentence(make):

@@ -1,0 +1,212 @@
+"""The Kaggle kernel as Kaggle gets it: pushed by the real client to a server on this machine, and run from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from kaggle_server import FOLDS, LAYOUTS, SETTINGS, Kaggle, mount, run_here
+
+from goods.data.tables import read_goods
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.errors import GoodsError
+from goods.files import ROOT, write_text
+from kaggle_kernel import build, in_kernel, push
+
+IMAGE = ROOT / ".venv-kaggle" / "bin" / "python"  # with the versions of Kaggle's image
+slow = pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes 45 seconds: GOODS_SLOW=1 runs it")
+needs_image = pytest.mark.skipif(not IMAGE.exists(), reason="needs .venv-kaggle: make test-kaggle makes it")
+# In a network of its own, with nothing in it but this machine: where unshare isn't allowed, sockets refuse the others.
+OFFLINE = """
+import fcntl, os, socket, struct, sys
+flags = struct.pack("16sh14x", b"lo", 1)  # up
+fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, flags)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+REFUSE = """
+import socket
+connect = socket.socket.connect
+def refuse(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise OSError(f"no network here: {address}")
+    return connect(self, address)
+socket.socket.connect = refuse
+"""
+
+
+def run_offline(text: str, root: Path, python: Path | str = sys.executable, **parameters: Any) -> str:
+    """Runs a pushed notebook in an empty folder, without network and without this project in sight.
+
+    Returns what it said when it failed, else nothing.
+    """
+    aside = root.with_name(f"{root.name}-aside")
+    write_text(aside / "pushed.ipynb", text)
+    write_text(aside / "refuse" / "sitecustomize.py", REFUSE)
+    write_text(aside / "parameters.yaml", yaml.safe_dump({"config": "params/demo.yaml"} | parameters))
+    (aside / "empty").mkdir()
+    command = [python, "-m", "papermill", aside / "pushed.ipynb", aside / "done.ipynb", "-k", "python3"]
+    command += ["-f", aside / "parameters.yaml", "--no-progress-bar"]
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0:
+        command = ["unshare", "-rn", python, "-c", OFFLINE, *command]
+    environment = os.environ | {"GOODS_KAGGLE_ROOT": str(root), "PYTHONPATH": str(aside / "refuse")}
+    environment["JUPYTER_PATH"] = str(Path(python).parents[1] / "share" / "jupyter")
+    done = subprocess.run(command, cwd=aside / "empty", env=environment, capture_output=True, text=True, timeout=500)
+    assert not list((aside / "empty").iterdir())
+    return done.stderr if done.returncode else ""
+
+
+def test_the_committed_kernel_is_what_the_sources_give(kernel: Path) -> None:
+    build.check()
+    nbformat.validate(nbformat.read(build.FOLDER / "main.ipynb", as_version=4))
+    assert (build.FOLDER / "main.ipynb").stat().st_size < push.MOST_BYTES
+    committed = json.loads((build.FOLDER / "kernel-metadata.json").read_text())
+    assert not list(push.metadata_problems(committed))
+
+    text = build.make_notebook(build.read_parameters((kernel / "main.ipynb").read_text()) | {"max_hours": 3})
+    (kernel / "main.ipynb").write_text(text)
+    assert build.check(kernel)["max_hours"] == 3  # the parameters are the user's
+    for changed in (
+        text.replace("from goods.errors import GoodsError", "from goods.errors import *", 1),
+        text.replace("folds = ", "fold = "),
+    ):
+        (kernel / "main.ipynb").write_text(changed)
+        with pytest.raises(GoodsError, match="make kernel"):
+            build.check(kernel)
+
+
+def test_the_pushed_notebook_runs_offline_to_the_local_submission(
+    pushed: dict[str, Any], kaggle: Kaggle, kernel: Path, sample: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert (pushed["slug"], pushed["machineShape"]) == ("me/goods-classification", "NvidiaTeslaT4")
+    assert pushed["enableGpu"] is True and pushed["enableInternet"] is False and pushed["isPrivate"] is True
+    assert pushed["competitionDataSources"] == ["goods-classification"]
+    assert pushed["datasetDataSources"] == ["me/siglip-so400m-patch14-384"]
+
+    working = mount(sample, tmp_path / "kaggle", *LAYOUTS[0]) / "working"
+    assert not run_offline(pushed["text"], tmp_path / "kaggle", folds=FOLDS, settings=SETTINGS)
+    p = run_here(sample, tmp_path / "here", FOLDS, **SETTINGS)
+    assert (working / "submission.csv").read_bytes() == (p.run_dir / "submission.csv").read_bytes()
+    assert sorted(path.name for path in working.iterdir()) == ["outputs", "submission.csv"]
+    assert [path.name for path in (working / "outputs").iterdir()] == ["demo"]  # no caches
+
+    comes_home(kaggle, kernel, working, tmp_path, monkeypatch)
+    scores_again(sample, working, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("python", "layout"),
+    [
+        pytest.param(IMAGE, 1, marks=needs_image, id="image-1"),
+        *(pytest.param(IMAGE, k, marks=[needs_image, slow], id=f"image-{k}") for k in (0, 2)),
+        *(pytest.param(Path(sys.executable), k, marks=slow, id=f"pinned-{k}") for k in (1, 2)),
+    ],
+)
+def test_it_runs_with_kaggles_versions_and_in_every_layout(
+    python: Path, layout: int, pushed: dict[str, Any], sample: Any, tmp_path: Path
+) -> None:
+    working = mount(sample, tmp_path / "kaggle", *LAYOUTS[layout]) / "working"
+    assert not run_offline(pushed["text"], tmp_path / "kaggle", python, folds=FOLDS, settings=SETTINGS)
+    recorded = json.loads((working / "outputs" / "demo" / "environment.json").read_text())
+    assert (recorded["transformers"] == "5.0.0") == (python == IMAGE)
+    p = run_here(sample, tmp_path / "here", FOLDS, **SETTINGS)
+    assert (working / "submission.csv").read_bytes() == (p.run_dir / "submission.csv").read_bytes()
+
+
+def test_stopped_in_time_and_gone_on_with_twice_it_ends_as_in_one_go(
+    pushed: dict[str, Any], sample: Any, tmp_path: Path
+) -> None:
+    settings = {"tune": "full", "n_folds": 2, "num_epochs": 70, "num_workers": 0, "learning_rate": 1e-3}
+    whole = run_here(sample, tmp_path / "here", [0], **settings).run_dir
+    training = seconds_trained(whole)
+    starting, done, output = 20.0, 0.0, None  # seconds until the first step: a guess at first
+    for version, layout in enumerate(LAYOUTS):
+        last = version == len(LAYOUTS) - 1
+        while True:
+            limit = starting + (training - done) / 3
+            root = mount(sample, tmp_path / f"kaggle{version}", *layout, output)
+            said = run_offline(pushed["text"], root, folds=[0], settings=settings,
+                               max_hours=None if last else limit / 3600)  # fmt: skip
+            if "before the first step" not in said:
+                break
+            starting *= 1.25  # a slow machine
+            shutil.rmtree(root), shutil.rmtree(root.with_name(f"{root.name}-aside"))
+        assert not said
+        output = root / "working"
+        assert (output / "submission.csv").is_file() == last
+        done = seconds_trained(output / "outputs" / "demo")
+        starting = limit - done
+    for name in ("submission.csv", "submission_probs.csv"):
+        assert (output / "outputs" / "demo" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def seconds_trained(run_dir: Path) -> float:
+    """What the epochs of fold 0 took."""
+    return sum(json.loads(line)["seconds"] for line in (run_dir / "fold0" / "log.jsonl").read_text().splitlines())
+
+
+def comes_home(kaggle: Kaggle, kernel: Path, working: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output is fetched to outputs/, and its trained folds are sent as a dataset."""
+    kaggle.files = {path.relative_to(working).as_posix(): path for path in working.rglob("*") if path.is_file()}
+    files = [{"url": f"http://localhost/files/{name}", "fileName": name} for name in kaggle.files]
+    kaggle.answers["ListKernelSessionOutput"] = {"files": files, "log": "ran"}
+    monkeypatch.setattr(push, "ROOT", tmp_path / "home")
+    assert "outputs/demo" in push.fetch_output(kernel, "demo")
+    fetched = tmp_path / "home" / "outputs" / "demo"
+    assert (fetched / "submission.csv").read_bytes() == (working / "submission.csv").read_bytes()
+    with pytest.raises(GoodsError, match="there already"):
+        push.fetch_output(kernel, "demo")
+    with pytest.raises(GoodsError, match="no run 'other', but demo"):
+        push.fetch_output(kernel, "other")
+
+    kaggle.answers["StartBlobUpload"] = {"token": "t", "createUrl": "http://localhost/upload"}
+    kaggle.answers["CreateDataset"] = {"status": "ok", "url": "https://kaggle", "ref": "me/demo-weights"}
+    assert "WEIGHTS=me/demo-weights" in push.send_weights(kernel, "demo")
+    [sent] = [body for name, body in kaggle.calls if name == "CreateDataset"]
+    assert sent["isPrivate"] is True and sent["slug"] == "demo-weights"
+    uploaded = {body["name"] for name, body in kaggle.calls if name == "StartBlobUpload"}
+    assert {"params.yaml", "folds.parquet", "fold0.zip", "fold1.zip"} <= uploaded
+    kaggle.answers["GetDatasetStatus"] = {"status": "ready"}
+    kaggle.answers["CreateDatasetVersion"] = {"status": "ok", "url": "https://kaggle", "ref": "me/demo-weights"}
+    assert "WEIGHTS=me/demo-weights" in push.send_weights(kernel, "demo")
+    assert "CreateDatasetVersion" in [name for name, _ in kaggle.calls]
+    del kaggle.answers["GetDatasetStatus"]
+    kaggle.answers["CreateDataset"] = {"status": "error", "error": "too many datasets"}
+    with pytest.raises(GoodsError, match="too many datasets"):
+        push.send_weights(kernel, "demo")
+
+
+def scores_again(sample: Any, working: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version goes on from the attached output; a scoring re-run predicts another test set with its weights."""
+    root = mount(sample, tmp_path / "again", *LAYOUTS[0], working)
+    shutil.copytree(ROOT / "params", tmp_path / "project" / "params")
+    monkeypatch.setattr("goods.files.ROOT", tmp_path / "project")
+    attached = root / "input" / "notebooks" / "me" / "goods-classification" / "outputs" / "demo"
+    session = in_kernel.prepare(root, "params/demo.yaml", folds=FOLDS, **SETTINGS)
+    assert f'resume_from="{attached}"' in session.command and "--steps" not in session.command
+    assert not session.p.run_dir.exists()
+
+    table = root / "input" / "goods-classification" / "test.csv"
+    test = pd.read_csv(table, dtype=str, keep_default_na=False)
+    hidden = pd.concat([test.iloc[::-1], test.assign(id=[f"hidden{i}" for i in range(len(test))])])
+    hidden.to_csv(table, index=False)  # larger, in another order, and half of its photos are missing
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    session = in_kernel.prepare(root, "params/demo.yaml", folds=FOLDS, **SETTINGS)
+    assert "--folds" not in session.command
+    assert session.command[session.command.index("--steps") + 1 :][:2] == ["ensemble", "submission"]
+    goods = read_goods(session.p)
+    ensemble_folds(session.p, goods)
+    submission = write_submission(session.p, goods)
+    assert submission["id"].tolist() == hidden["id"].tolist()
+    before = pd.read_csv(working / "submission.csv", dtype=str).set_index("id")["categories"]
+    assert submission.set_index("id")["categories"].astype(str)[before.index].tolist() == before.tolist()

@@ -1,0 +1,80 @@
+"""A server that the command line takes for Kaggle, and a fake /kaggle to run in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from loopback import Handler, Server
+
+from goods.data.tables import read_goods
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.params import Params, load_params
+from goods.run import open_run
+from goods.training.loop import fit_fold
+
+SETTINGS = {"tune": "head", "n_folds": 3, "num_epochs": 40, "num_workers": 0}
+FOLDS = [0, 1]
+LAYOUTS = [
+    ("goods-classification", "siglip-tiny"),
+    ("competitions/goods-classification", "models/me/siglip/transformers/tiny/1"),
+    ("goods-classification/data", "datasets/me/siglip-tiny"),
+]
+
+
+class Api(Handler):
+    """Answers the command line's calls with what the server was told to say; keeps what it was sent."""
+
+    def do_POST(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.server.calls.append((name, json.loads(self.body())))
+        answer = self.server.answers.get(name, 404)
+        if answer == "hang up":
+            self.close_connection = True
+        elif isinstance(answer, int):
+            self.say(answer, {"code": answer, "message": "no"})
+        else:
+            self.say(200, answer)
+
+    def do_GET(self) -> None:
+        file = self.server.files[self.path.partition("/files/")[2]]
+        self.say(200, file.read_bytes(), {"Content-Type": "application/octet-stream"})
+
+    def do_PUT(self) -> None:
+        self.body()
+        self.say(200, {})
+
+
+class Kaggle(Server):
+    """What the command line takes for Kaggle."""
+
+    def __init__(self) -> None:
+        super().__init__(Api)
+        self.answers: dict[str, Any] = {}
+        self.calls: list[tuple[str, Any]] = []
+        self.files: dict[str, Path] = {}
+
+
+def mount(sample: Any, root: Path, competition: str, model: str, output: Path | None = None) -> Path:
+    """A fake /kaggle with the sample as its input, and the output of an earlier version; returns it."""
+    shutil.copytree(sample.data, root / "input" / competition)
+    shutil.copytree(sample.model, root / "input" / model)
+    if output:
+        shutil.copytree(output, root / "input" / "notebooks" / "me" / "goods-classification")
+    return root
+
+
+def run_here(sample: Any, outputs: Path, folds: list[int], **settings: Any) -> Params:
+    """The same run without notebooks."""
+    p = load_params("params/demo.yaml", **settings, data_dir=str(sample.data), model_name=str(sample.model),
+                       outputs_dir=str(outputs))  # fmt: skip
+    open_run(p)
+    goods = read_goods(p)
+    for fold in folds:
+        fit_fold(p.model_copy(update={"fold": fold}), goods)
+    ensemble_folds(p, goods)
+    write_submission(p, goods)
+    return p

@@ -1,0 +1,56 @@
+"""Kind knn: neighbours vote, and those of the scored fold have no vote."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Run
+
+from goods.data.folds import read_folds
+from goods.data.tables import read_goods
+from goods.ensemble.folds import ensemble_folds
+from goods.ensemble.submission import write_submission
+from goods.members.knn import fit_knn, vote
+from goods.params import load_params
+from goods.predictions import frame_logits, outputs_of
+from goods.run import open_run
+from goods_utils import fit_baseline
+
+
+@pytest.fixture(scope="module")
+def knn(mini, tmp_path_factory) -> Run:
+    p = load_params(**mini | {"run": "knn", "kind": "knn"}, outputs_dir=str(tmp_path_factory.mktemp("outputs")))
+    open_run(p)
+    goods = read_goods(p)
+    fit_baseline(p, goods)
+    return Run(p, goods)
+
+
+def test_neighbours_are_a_member_like_others(knn: Run):
+    ensemble = ensemble_folds(knn.p, knn.goods)
+    assert outputs_of(ensemble.oof) == ["fused", "image", "text"] and ensemble.missing == []
+    assert ensemble.scores.loc["oof", ("fused", "accuracy")] > 0.2  # of 21 classes
+    assert write_submission(knn.p, knn.goods)["id"].tolist() == knn.goods.test["id"].tolist()
+
+
+def test_neighbours_of_the_fold_that_is_scored_have_no_vote(knn: Run):
+    folds = read_folds(knn.goods, knn.p)
+    before = pd.read_parquet(knn.p.run_dir / "fold1" / "oof.parquet")
+    lies = knn.p.model_copy(update={"run": "lies"})
+    open_run(lies)
+    folds.assign(label=folds["label"].where(folds["fold"] != 1, 0)).to_parquet(lies.run_dir / "folds.parquet")
+    fit_knn(lies, knn.goods)
+    after = pd.read_parquet(lies.run_dir / "fold1" / "oof.parquet")
+    np.testing.assert_array_equal(frame_logits(before), frame_logits(after))
+
+
+def test_votes_count_the_nearest_that_may_be_seen():
+    cosine = np.array([[0.9, 0.8, 0.7, 0.1]])
+    labels, prior = np.array([[2, 0, 0, 1]]), np.full(3, 1 / 3)
+    seen = np.array([[False, True, True, True]])
+    probabilities = np.exp(vote(cosine, labels, seen, prior, count=2, sharpness=10.0))
+    assert probabilities.sum() == pytest.approx(1) and probabilities[0, 0] > 0.8
+    assert probabilities[0, 1] == pytest.approx(probabilities[0, 2])
+    nobody = np.exp(vote(cosine, labels, ~np.ones((1, 4), bool), prior, 2, 10.0))
+    assert nobody[0] == pytest.approx(prior)

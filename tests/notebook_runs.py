@@ -1,0 +1,67 @@
+"""Notebooks run by the real papermill."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+import pytest
+from conftest import Sample
+
+from goods.files import ROOT
+
+
+class Done(NamedTuple):
+    """A call of papermill: its exit status, what it said, and the executed notebook."""
+
+    status: int
+    stderr: str
+    notebook: nbformat.NotebookNode
+
+    def outputs(self) -> list[nbformat.NotebookNode]:
+        return [output for cell in self.notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+    def pictures(self) -> list[bytes]:
+        data = [output.data for output in self.outputs() if "data" in output]
+        return [base64.b64decode(each["image/png"]) for each in data if "image/png" in each]
+
+    def printed(self) -> str:
+        return "".join(output.text for output in self.outputs() if output.output_type == "stream")
+
+
+def installed() -> bool:
+    """Whether this Python finds the modules by itself, as it does where `make` made it."""
+    try:
+        return bool(metadata.version("goods-classification"))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def papermill(notebook: str, output: Path, *arguments: Any, cwd: Path = ROOT, root: Path | None = None) -> Done:
+    """`papermill NOTEBOOK OUTPUT ARGUMENTS` in the folder `cwd`, with the modules installed or those in `root`."""
+    command = [sys.executable, "-m", "papermill", notebook, str(output), *map(str, arguments)]
+    environment = dict(os.environ)
+    if root or not installed():
+        environment["PYTHONPATH"] = str(root or ROOT)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+    assert (cwd / output).is_file(), done.stderr
+    return Done(done.returncode, done.stderr, nbformat.read(cwd / output, as_version=4))
+
+
+def arguments(**given: Any) -> list[Any]:
+    return [word for name, value in given.items() for word in ("-p", name, value)]
+
+
+@pytest.fixture(scope="session")
+def given(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Parameters of all notebook runs: heads on the sample, in a folder of their own."""
+    return {
+        "outputs_dir": tmp_path_factory.mktemp("notebooks"), "run": "nb", "data_dir": sample.data,
+        "model_name": sample.model, "tune": "head", "hidden_dim": 32, "num_epochs": 8,
+    }  # fmt: skip

@@ -1,0 +1,68 @@
+"""Scores, calibration and gains, against scikit-learn and pencil and paper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+from sklearn.metrics import accuracy_score, f1_score, log_loss
+
+from goods.metrics import calibration_error, fit_temperature, paired_gain, score
+
+
+def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(500, 5))
+    labels = np.array([rng.choice(5, p=row) for row in np.exp(log_softmax(logits, axis=1))])
+    assert fit_temperature(logits * 7, labels) == pytest.approx(7, rel=0.25)
+    assert fit_temperature(logits / 7, labels) == pytest.approx(1 / 7, rel=0.25)
+
+
+def problem(seed: int = 0, n: int = 600, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,), and log-probabilities (3, n, classes): good, other, and noise that knows nothing."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=n)
+    truth = np.eye(classes)[labels]
+    raw = [
+        2 * truth + rng.normal(size=truth.shape),
+        2 * truth + rng.normal(size=truth.shape),
+        rng.normal(size=truth.shape),
+    ]
+    return labels, np.stack([log_softmax(values, axis=1) for values in raw])
+
+
+def test_a_gain_has_its_noise():
+    labels, members = problem()
+    blended = np.tensordot([1, 1, 0], members, 1)
+    gain, low, high = paired_gain(labels, blended.argmax(1), members[0].argmax(1))
+    assert low < gain < high and low > 0
+    gain, low, high = paired_gain(labels, members[0].argmax(1), members[1].argmax(1))
+    assert low < 0 < high
+
+
+def test_the_calibration_error_is_the_gap_of_confidence_and_accuracy():
+    _, members = problem(n=20_000)
+    rng = np.random.default_rng(1)
+    drawn = np.array([rng.choice(5, p=row) for row in np.exp(members[0])])
+    assert calibration_error(drawn, members[0]) < 0.02
+    assert calibration_error(drawn, members[0] * 4) > 0.1
+    sure = np.full((10, 2), [10.0, -10.0])
+    assert calibration_error(np.repeat([0, 1], 5), sure) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_scores_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    labels, logits = rng.integers(0, 5, 300), rng.normal(size=(300, 6)) * 3  # class 5 is predicted, and never occurs
+    logits[np.arange(300), labels] += 3
+    found, predictions = score(labels, logits), logits.argmax(1)
+    probabilities = torch.softmax(torch.from_numpy(logits), 1).numpy()
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
+    assert found["log_loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(6)))
+    assert len(set(found.values())) == 3 and 5 in predictions
+
+
+def test_scores_of_logits_beyond_exp() -> None:
+    found = score(np.array([0, 1]), np.array([[5000.0, 0.0], [5000.0, 0.0]]))
+    assert found == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "log_loss": 2500.0}

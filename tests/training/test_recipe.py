@@ -1,0 +1,122 @@
+"""The recipe's parts: each does what its parameter says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import fit
+from safetensors.torch import load_file
+
+from goods.data.tables import read_goods
+from goods.errors import GoodsError
+from goods.models.backbone import load_backbone
+from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.training.inference import predict_test
+from goods.training.loop import fit_fold, read_logs
+
+SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
+         "num_epochs": 2, "learning_rate": 1e-3, "max_text_length": 64, "fold": 1}  # fmt: skip
+
+
+def logits(oof: pd.DataFrame) -> np.ndarray:
+    return oof.filter(regex=r"_\d+$").to_numpy()
+
+
+@pytest.mark.parametrize("tune", ["last", "lora"])
+def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
+    p = make(tune=tune, num_epochs=1, last_blocks=1)
+    oof, goods = fit(p), read_goods(p)
+    whole = sum(t.numel() for t in load_backbone(p.model_name).parameters())
+    kept = load_file(p.run_dir / "fold1" / "model.safetensors")
+    backbone = {name: t for name, t in kept.items() if name.startswith("encoder.")}
+    assert 0 < sum(t.numel() for t in backbone.values()) < 0.6 * whole
+    assert {t.dtype for t in backbone.values()} == {torch.float16}
+    assert predict_test(p, goods) == [1]
+    test = pd.read_parquet(p.run_dir / "fold1" / "test.parquet")
+    assert test["id"].tolist() == goods.test["id"].tolist() and np.isfinite(logits(test)).all()
+    assert np.abs(logits(oof)).max() > 0
+
+
+def test_micro_batches_add_up_to_the_batch(make):
+    whole = fit(make(run="whole", dropout=0.0))
+    parts = fit(make(run="parts", dropout=0.0, micro_batch_size=3, gradient_checkpointing=True))
+    np.testing.assert_allclose(logits(parts), logits(whole), atol=1e-4)
+
+
+def test_out_of_memory_halves_what_is_done_at_once(make, monkeypatch, capsys):
+    forward = GoodsClassifier.forward
+
+    def small_gpu(self, pixels, input_ids):
+        if self.training and len(pixels) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return forward(self, pixels, input_ids)
+
+    monkeypatch.setattr(GoodsClassifier, "forward", small_gpu)
+    p = make(dropout=0.0, num_epochs=1)
+    small = fit(p)
+    assert fit_fold(p, read_goods(p))["resources"]["micro_batch_size"] == 4
+    assert "going on with 4 products at once, 16 a step as before" in capsys.readouterr().out
+    monkeypatch.undo()
+    np.testing.assert_allclose(logits(small), logits(fit(make(run="b", dropout=0.0, num_epochs=1))), atol=1e-4)
+
+
+def test_early_stopping_stops(make):
+    p = make(tune="head", num_epochs=50, early_stopping=2, head_learning_rate=1e-9)
+    fit(p)
+    assert len(read_logs(p.run_dir)) == 3  # nothing gets better after the first
+
+
+def test_a_warm_start_begins_where_the_heads_left_off(make):
+    cold = make(run="cold", tune="last", num_epochs=1, learning_rate=1e-9, head_learning_rate=1e-9)
+    warm = make(
+        run="warm", tune="last", num_epochs=1, learning_rate=1e-9, head_learning_rate=1e-9,
+        warm_start_epochs=30, warm_start_learning_rate=1e-2,
+    )  # fmt: skip
+    metrics = [fit_fold(p, read_goods(p))["fused"]["log_loss"] for p in (cold, warm)]
+    assert metrics[1] < metrics[0] - 0.1
+
+
+def test_wise_ft_never_scores_below_the_tuned_weights(make):
+    p = make(tune="full", wise_ft=True, warm_start_epochs=20, learning_rate=0.05, num_epochs=1)
+    metrics = fit_fold(p, read_goods(p))
+    assert metrics["fused"]["macro_f1"] >= read_logs(p.run_dir)["macro_f1"].max() - 1e-9
+    assert metrics["wise_ft_alpha"] in (0.25, 0.5, 0.75, 1.0)
+
+
+def test_the_average_of_weights_differs_from_the_last_ones(make):
+    plain, averaged = fit(make(run="a")), fit(make(run="b", ema_decay=0.9))
+    assert np.abs(logits(plain) - logits(averaged)).max() > 1e-3
+
+
+def test_modality_dropout_takes_one_input_of_some_products_in_training_only(make):
+    heads = GoodsHeads(6, 4, make(modality_dropout=0.5, num_classes=21))
+    image, text = torch.ones(4000, 6), torch.ones(4000, 4)
+    dropped = heads.train()._drop_modality(image, text)
+    lost = [(part == 0).all(1) for part in dropped]
+    assert not (lost[0] & lost[1]).any()
+    assert all(0.2 < part.float().mean() < 0.3 for part in lost)
+    assert heads.eval()._drop_modality(image, text)[0] is image
+
+
+def test_mirrored_photos_are_averaged_in(make):
+    plain, flipped = fit(make(run="a")), fit(make(run="b", test_time_flip=True))
+    assert np.abs(logits(plain)[:, 42:] - logits(flipped)[:, 42:]).max() < 1e-5  # the text's stay
+    assert np.abs(logits(plain)[:, :21] - logits(flipped)[:, :21]).max() > 1e-4
+
+
+def test_a_nan_loss_names_the_step_and_its_products(make):
+    p = make(learning_rate=1e30, head_learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(GoodsError, match=r"became (nan|inf) at step \d+ of epoch 1 \(ids \w+"):
+        fit(p)
+
+
+def test_a_soup_of_epochs_is_kept_where_it_is_better(make):
+    p = make(run="soup", tune="full", num_epochs=4, learning_rate=3e-3, soup=True)
+    fit(p)
+    metrics = json.loads((p.run_dir / "fold1" / "metrics.json").read_text())
+    alone = read_logs(p.run_dir)["macro_f1"].max()
+    assert metrics["soup_epochs"] > 1 and metrics["fused"]["macro_f1"] >= alone

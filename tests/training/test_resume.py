@@ -1,0 +1,125 @@
+"""A stopped training goes on to the same bytes, and several processes train as one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import fit, fit_in_stretches
+
+from goods.errors import GoodsError
+from goods.files import ROOT
+from goods.params import Params
+from goods.training.checkpoint import CURRENT
+from goods.training.loop import read_logs
+
+SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
+         "num_epochs": 2, "learning_rate": 1e-3, "max_text_length": 64, "fold": 1}  # fmt: skip
+
+
+def logits(oof: pd.DataFrame) -> np.ndarray:
+    return oof.filter(regex=r"_\d+$").to_numpy()
+
+
+RECIPE = {"tune": "full", "ema_decay": 0.9, "augment_flip": 0.5, "augment_crop": 0.3, "augment_colour": 0.2,
+          "augment_blur": 0.3, "augment_jpeg": 0.3, "modality_dropout": 0.2, "warm_start_epochs": 2,
+          "soup": True}  # fmt: skip
+
+
+def test_stopping_in_time_again_and_again_changes_nothing(make):
+    whole = make(run="whole", **RECIPE)
+    fit(whole)
+    stopped = make(run="stopped", **RECIPE, max_hours=0.3 / 3600)
+    assert fit_in_stretches(stopped) > 1
+    for name in ("oof.parquet", "model.safetensors"):
+        files = [p.run_dir / "fold1" / name for p in (whole, stopped)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert not (stopped.run_dir / "fold1" / "checkpoint").exists()
+
+
+def test_time_that_is_over_before_the_first_step_is_an_error(make):
+    with pytest.raises(GoodsError, match="over before the first step"):
+        fit(make(max_hours=1e-9))
+
+
+def test_another_runs_folder_is_gone_on_from_and_only_read(make):
+    done = make(run="done")
+    fit(done)
+    before = {f: f.read_bytes() for f in done.run_dir.rglob("*") if f.is_file()}
+    p = make(run="next", resume_from=str(done.run_dir))
+    began = time.perf_counter()
+    fit(p)
+    assert time.perf_counter() - began < 3  # loaded
+    assert (p.run_dir / "fold1" / "oof.parquet").read_bytes() == (done.run_dir / "fold1" / "oof.parquet").read_bytes()
+    assert before == {f: f.read_bytes() for f in done.run_dir.rglob("*") if f.is_file()}
+    with pytest.raises(GoodsError, match="other parameters: dropout"):
+        fit(make(run="other", dropout=0.5, resume_from=str(done.run_dir)))
+    with pytest.raises(GoodsError, match="not the folder of a run"):
+        fit(make(run="none", resume_from=str(done.run_dir / "fold1")))
+
+
+@pytest.fixture
+def command(tmp_path):
+    """The command line that trains fold 1 as p says, in another run."""
+    config = tmp_path / "config.yaml"
+
+    def command(p: Params, run: str) -> list[str]:
+        settings = p.model_dump(mode="json", exclude_defaults=True, exclude={"fold"}) | {"run": run}
+        config.write_text(yaml.safe_dump(settings))
+        return ["goods_utils.py", "fit", "--config", str(config), "--fold", str(p.fold)]
+
+    return command
+
+
+def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
+    p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
+    fit(p)
+    step_seconds = read_logs(p.run_dir)["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
+    started = command(p, "killed")
+    folder = p.run_dir.parent / "killed" / "fold1"
+    rng, kills = random.Random(0), 0
+    while not (folder / "metrics.json").is_file():
+        process = subprocess.Popen(
+            [sys.executable, *started], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if kills < 5:
+            wait_for_a_new_state(folder, process)
+            time.sleep(rng.uniform(0, 2 * step_seconds))  # in steps: a fast machine must not finish before the fifth
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode in (0, -signal.SIGKILL), output.decode()
+    assert kills == 5
+    assert "epoch 6 of 6: train_loss" in output.decode() and "\r" not in output.decode()  # a line an epoch, no bars
+    whole = p.run_dir / "fold1" / "oof.parquet"
+    assert whole.read_bytes() == (folder / "oof.parquet").read_bytes()
+
+
+def wait_for_a_new_state(folder: Path, process: subprocess.Popen) -> None:
+    def written() -> int:
+        return (folder / CURRENT).stat().st_mtime_ns if (folder / CURRENT).is_file() else 0
+
+    before = written()
+    while written() == before and process.poll() is None:
+        time.sleep(0.02)
+
+
+def test_two_processes_train_as_one(make, command):
+    p = make(run="one", tune="full", dropout=0.0)
+    one = fit(p)
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    started = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", *command(p, "two")]
+    done = subprocess.run(started, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = pd.read_parquet(p.run_dir.parent / "two" / "fold1" / "oof.parquet")
+    assert two["id"].tolist() == one["id"].tolist()
+    np.testing.assert_allclose(logits(two), logits(one), atol=1e-4)
