@@ -13,7 +13,7 @@ from goods.compress.answers import Answer, chat_messages, is_over, reason
 from goods.compress.params import MIN_ROOM, CompressParams
 from goods.errors import GoodsError
 from goods.files import resolve
-from goods.models.device import pick_device, pick_precision
+from goods.models.device import DTYPES, pick_device, pick_precision
 from goods.progress import progress_bar
 
 
@@ -43,7 +43,7 @@ class LocalLM:
 
     def __init__(self, p: CompressParams, prompt: str) -> None:
         self.p, self.prompt, self.folder = p, prompt, checked_lm(p.llm_model)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision(p.mixed_precision), torch.float32)
+        dtype = DTYPES.get(pick_precision(p.mixed_precision), torch.float32)
         local = {"local_files_only": True, "trust_remote_code": False}
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder, padding_side="left", **local)

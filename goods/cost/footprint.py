@@ -23,12 +23,12 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from goods.errors import GoodsError
 from goods.files import resolve
 from goods.models.backbone import DualEncoder, Processor
+from goods.models.device import DTYPES
 from goods.models.heads import GoodsClassifier, GoodsHeads
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
 
 ADAFACTOR_BUFFERS = 5  # tensors of the size of the parameter at hand that a step of Adafactor holds at once
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = ("weights", "gradients", "optimizer state", "further weights", "16-bit copies", "activations, buffers")
 WEIGHTS, GRADIENTS, OPTIMIZER, FURTHER, COPIES, ACTIVATIONS = PARTS
 
