@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,3 +61,15 @@ def file_stamp(paths: Iterable[str | os.PathLike]) -> str:
             stat = file.stat() if file.exists() else None
             digest.update(f"{file}|{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+MODEL_FILES = (".json", ".safetensors", ".model", ".txt")  # config, weights, tokenizer; vocab.txt and merges.txt count
+
+
+def folder_hash(folder: Path, endings: Collection[str] = MODEL_FILES) -> str:
+    """Hash (16 hex digits) of the names and contents of a model directory's files that its results depend on."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.suffix in endings and path.is_file()):
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -14,11 +14,11 @@ import pandas as pd
 
 from goods.compress.answers import Answer, AnswerCache, answer_key
 from goods.compress.api import ChatAPI
-from goods.compress.local import LocalLM, checked_lm, directory_hash
+from goods.compress.local import LM_FILES, LocalLM, checked_lm
 from goods.compress.params import CompressParams, compress_prompt
 from goods.data.tables import DEBUG_TEST_ROWS, read_table
 from goods.errors import GoodsError
-from goods.files import atomic_path, resolve, write_json
+from goods.files import atomic_path, folder_hash, resolve, write_json
 from goods.run import deadline
 
 ADDED = ("compressed_text", "compressed_status")  # columns that the written tables have on top
@@ -44,7 +44,7 @@ def compress_goods(p: CompressParams) -> Compressed:
     tables = _read_tables(p)
     prompt = compress_prompt(p)
     sent = {text: _shorten(text, p.llm_input_chars) for table in tables.values() for text in table["text"] if text}
-    name = p.llm_model if p.llm == "api" else directory_hash(checked_lm(p.llm_model))
+    name = p.llm_model if p.llm == "api" else folder_hash(checked_lm(p.llm_model), LM_FILES)
     keys = {text: answer_key(text, prompt, name) for text in sent.values()}
     with AnswerCache(resolve(p.outputs_dir) / "cache" / "compressed" / "answers.jsonl") as cache:
         missing = [text for text, key in keys.items() if cache.lacks(key, p.llm_max_tokens)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,9 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from goods.compress.answers import Answer, chat_messages, is_over, reason
 from goods.compress.params import MIN_ROOM, CompressParams
 from goods.errors import GoodsError
-from goods.files import resolve
+from goods.files import MODEL_FILES, resolve
 from goods.models.device import DTYPES, pick_device, pick_precision
 from goods.progress import progress_bar
+
+LM_FILES = (*MODEL_FILES, ".jinja")  # answers depend on the chat template, too
 
 
 def checked_lm(llm_model: str) -> Path:
@@ -24,15 +25,6 @@ def checked_lm(llm_model: str) -> Path:
         raise GoodsError(f"llm_model {folder} is not a model directory with config.json and *.safetensors; for a model "
                          "behind an API set llm to 'api'")  # fmt: skip
     return folder
-
-
-def directory_hash(folder: Path) -> str:
-    """Hash of a model directory's contents, so that its answers are known wherever it lies."""
-    digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.suffix in (".json", ".jinja", ".model", ".safetensors")):
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 class LocalLM:

@@ -21,7 +21,7 @@ from goods.data.datasets import PhotoDataset, TokensDataset
 from goods.data.tables import Goods
 from goods.data.texts import titles_of
 from goods.errors import GoodsError
-from goods.files import atomic_path, resolve
+from goods.files import atomic_path, folder_hash, resolve
 from goods.models.backbone import DualEncoder, TextEncoder, check_model_dir, load_backbone, load_processor
 from goods.models.device import autocast, pick_device, pick_precision
 from goods.models.tuning import halve_frozen
@@ -151,14 +151,9 @@ def _read_cache(folder: Path) -> tuple[dict[str, int], Tensor]:
 
 
 def _model_hash(folder: Path, photos: bool = True) -> str:
-    """Hash of the contents of a model directory's files that matter to embeddings."""
+    """folder_hash of a model directory; raises GoodsError when it is missing or incomplete."""
     check_model_dir(folder, photos)
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".model"):
-            with file.open("rb") as stream:
-                digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return folder_hash(folder)
 
 
 def _hash(key: str) -> str:
