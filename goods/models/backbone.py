@@ -130,7 +130,10 @@ def check_model_dir(folder: Path, photos: bool = True) -> None:
 def _model_advice(folder: Path) -> str:
     if folder.name == "siglip-tiny":
         return "the embedded sample's model is made by: python -m goods.data.sample"
-    return f"download it with: hf download google/{folder.name} --local-dir models/{folder.name}"
+    if folder.name.startswith("siglip"):
+        return f"download it with: hf download google/{folder.name} --local-dir models/{folder.name}"
+    return ("download its directory from the Hugging Face hub (config.json, *.safetensors, tokenizer) into "
+            f"models/{folder.name}")  # fmt: skip
 
 
 def first_line(error: Exception) -> str:
