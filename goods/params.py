@@ -208,7 +208,7 @@ class AugmentParams(_Group):
 
 
 class RowParams(_Group):
-    """Which rows are learned from, beside and instead of the given ones."""
+    """Which rows are learned from: test rows with pseudo-labels on top, doubtful training rows left out."""
 
     pseudo_from: str | None = Field(
         None, description="name of a run whose predicted labels of the test set are learned from as well"

@@ -1,4 +1,4 @@
-"""The classifier: a dual encoder (SigLIP, SigLIP 2 FixRes, CLIP) under three heads, and the cache of its embeddings."""
+"""Encoders of a local directory: dual ones for photo and text (SigLIP, SigLIP 2 FixRes, CLIP), and text encoders."""
 
 from __future__ import annotations
 
@@ -113,6 +113,7 @@ def load_backbone(model_name: str) -> PreTrainedModel:
 
 
 def check_model_dir(folder: Path, photos: bool = True) -> None:
+    """Raises GoodsError when a model directory or a file it needs is missing; a text encoder needs no `photos`."""
     if not folder.is_dir():
         raise GoodsError(f"there is no model directory {folder}; {_model_advice(folder)}")
     needs = {
@@ -137,6 +138,7 @@ def _model_advice(folder: Path) -> str:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 200 characters; the error's class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
