@@ -150,14 +150,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def folder_hash(folder: Path, memory: Path | None = None) -> str:
+def folder_hash(folder: Path, endings: Collection[str] = MODEL_FILES, memory: Path | None = None) -> str:
     """16 hex digits over the names and contents of a model directory's files that its results depend on.
 
     `memory` is a JSON file that keeps the hash of files that have not changed since: a backbone of gigabytes is read
     once. A file counts as unchanged while size, inode and both times are the same; the time of the last change of an
     inode can't be set by hand.
     """
-    files = sorted(file for file in folder.iterdir() if file.suffix in MODEL_FILES)
+    files = sorted(file for file in folder.iterdir() if file.suffix in endings and file.is_file())
     stamp = [(f.name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]]
     key = f"{folder.resolve()} {hashlib.sha256(repr(stamp).encode()).hexdigest()}"
     known = read_json_if_whole(memory) if memory else {}

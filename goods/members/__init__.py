@@ -70,7 +70,7 @@ class Kind:
     def model_hashes(self, p: Params) -> dict[str, str]:
         """The hash of each of those that are there."""
         memory = resolve(p.outputs_dir) / "cache" / "hashes.json"
-        return {name: folder_hash(path, memory) for name, path in self.model_dirs(p).items() if path.is_dir()}
+        return {name: folder_hash(path, memory=memory) for name, path in self.model_dirs(p).items() if path.is_dir()}
 
 
 ENCODERS = ("model_name", "extra_embeddings")

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from goods.errors import GoodsError
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of a precision that autocast computes in; fp32 has none
+
 
 def pick_device() -> torch.device:
     """The accelerator there is (CUDA, MPS ...), else the CPU."""
@@ -33,7 +35,7 @@ def pick_precision(mixed_precision: str) -> str:
 
 def autocast(mixed_precision: str) -> AbstractContextManager:
     """The autocast context of that precision on the device that is there."""
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(pick_precision(mixed_precision))
+    dtype = DTYPES.get(pick_precision(mixed_precision))
     return torch.autocast(pick_device().type, dtype=dtype) if dtype else nullcontext()
 
 

@@ -167,7 +167,7 @@ def _cache_folder(p: Params, model_name: str, photos: bool = True) -> Path:
     """Where embeddings by a model directory are kept: known by its contents, and by the code that embeds."""
     check_model_dir(resolve(model_name), photos)
     cache = resolve(p.outputs_dir) / "cache"
-    contents = folder_hash(resolve(model_name), cache / "hashes.json")
+    contents = folder_hash(resolve(model_name), memory=cache / "hashes.json")
     return cache / "embeddings" / f"{contents}-{code_version((__name__,), PLUMBING | GIVEN)}"
 
 

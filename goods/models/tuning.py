@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from goods.errors import GoodsError
 from goods.files import atomic_path
 from goods.models.backbone import first_line
+from goods.models.device import DTYPES
 from goods.params import Params
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
@@ -94,7 +94,7 @@ def checkpoint_activations(backbone: PreTrainedModel) -> None:
 
 def halve_frozen(model: nn.Module, precision: str) -> None:
     """Keeps the weights of frozen linear layers in 16 bits where autocast would cast them at every step anyway."""
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    dtype = DTYPES.get(precision)
     for module in model.modules() if dtype else ():
         if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
             module.to(dtype)
