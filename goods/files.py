@@ -13,7 +13,7 @@ from typing import Any
 
 from goods.errors import GoodsError
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def resolve(path: str | os.PathLike) -> Path:
