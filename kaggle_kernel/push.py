@@ -68,11 +68,6 @@ FAILURES = (
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 Before a push
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def preflight(folder: Path) -> list[str]:
     """Checks all that a push needs; returns what is worth knowing. Raises GoodsError with every problem at once."""
     metadata = read_metadata(folder)
@@ -172,17 +167,12 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     return notes
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 The command line and its answers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def call_kaggle(*arguments: str) -> str:
     """What `kaggle ...` says. Raises GoodsError with a sentence when it fails."""
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     program = shutil.which("kaggle", path=here)
     if program is None:
-        raise GoodsError("Kaggle's command line is not installed: pip install -r requirements-dev.txt")
+        raise GoodsError("Kaggle's command line is not installed: pip install kaggle six, or make .venv/installed")
     command = [program, "-W", *arguments]
     streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
@@ -234,11 +224,6 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return head + ("+" if head and changed else "")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 3 After a push
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def status(folder: Path) -> str:
@@ -327,11 +312,6 @@ def pack(reference: str, root: Path, files: Iterable[Path]) -> Path:
     about = {"id": reference, "title": reference.split("/")[1], "licenses": [{"name": "unknown"}]}
     write_json(stage / "dataset-metadata.json", about)
     return stage
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 4 Command line
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
