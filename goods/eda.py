@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
+from goods.data.photos import open_upright
 from goods.data.tables import Goods
 from goods.data.texts import titles_of
 from goods.files import atomic_path
@@ -45,10 +46,8 @@ def photo_hashes(images: Sequence[str]) -> np.ndarray:
 def _grey(path: str) -> np.ndarray:
     side = 4 * HASH_SIDE
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a fraction of its size
-            small = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
-            return np.asarray(small.convert("L"), dtype=np.float32)
+        small = open_upright(path, 2 * side).resize((side, side), Image.Resampling.BILINEAR)
+        return np.asarray(small.convert("L"), dtype=np.float32)
     except Exception:  # Pillow raises anything on broken files; a blank photo is like no other
         return np.zeros((side, side), np.float32)
 
