@@ -94,7 +94,7 @@ def drawable() -> frozenset[int]:
 
 
 def clean(value: object) -> str:
-    """One line, entities read, without control characters; what no font here can draw as one box in a row."""
+    """One line, entities read, without control characters; a box for each run of what no font here can draw."""
     text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
     kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
     return re.sub("□+", "□", "".join(c if ord(c) in drawable() else "□" for c in kept))
