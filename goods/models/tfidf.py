@@ -83,8 +83,13 @@ def word_weights(machine: LinearSVC, features: ColumnTransformer) -> pd.DataFram
 
 
 def heaviest_words(p: Params, classes: list[str], top: int = 8) -> pd.DataFrame:
-    """The words that speak most for each class, by their mean weight over the folds: a table to look at."""
+    """The words that speak most for each class, by their mean weight over the folds: a table to look at.
+
+    Empty for a run whose folds have kept no weights of words.
+    """
     tables = [pd.read_parquet(path) for path in sorted(p.run_dir.glob("fold*/words.parquet"))]
+    if not tables:
+        return pd.DataFrame(columns=["words"])
     weights = (pd.concat(tables).groupby(["label", "word"])["weight"].sum() / len(tables)).reset_index()
     best = weights.sort_values(["label", "weight", "word"], ascending=[True, False, True]).groupby("label").head(top)
     words = best.groupby("label")["word"].agg(", ".join)
