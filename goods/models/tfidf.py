@@ -93,7 +93,7 @@ def heaviest_words(files: Sequence[Path], classes: Sequence[str], top: int = 8) 
     """The words that speak most for each class, by their mean weight over the folds' words.parquet."""
     tables = [pd.read_parquet(path) for path in files]
     if not tables:
-        return pd.DataFrame()
+        return pd.DataFrame(columns=["words"])
     weights = (pd.concat(tables).groupby(["label", "word"])["weight"].sum() / len(tables)).reset_index()
     best = weights.sort_values(["label", "weight", "word"], ascending=[True, False, True]).groupby("label").head(top)
     words = best.groupby("label")["word"].agg(", ".join)
