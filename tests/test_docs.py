@@ -67,7 +67,7 @@ def test_the_tables_of_parameters_are_those_of_the_code(page):
     text = read_page(f"docs/{page}")
     renew = "renew the tables: python docs/make_parameters.py"
     assert text == script["with_table"](text, script["PAGES"][page]), renew
-    rows = [name for name, *_ in re.findall(r"(?m)^\| `(\w+)` \| (.*?) \| (.*) \|$", text)]
+    rows = [name for name, *_ in re.findall(r"(?m)^\| `(\w+)`[ \\*]* \| (.*?) \| (.*) \|$", text)]
     shown = script["PAGES"][page]
     fields = [name for name in shown.model_fields if shown is Params or name not in Params.model_fields]
     assert rows == fields
