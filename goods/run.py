@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goods.errors import DamagedFileError, OtherRunError, ParameterError
-from goods.files import atomic_path, held, read_frame, read_json, read_json_if_whole, resolve, write_json
+from goods.files import (
+    HOLDER_SECONDS,
+    atomic_path,
+    held,
+    read_frame,
+    read_json,
+    read_json_if_whole,
+    resolve,
+    write_json,
+)
 from goods.params import OUTPUTS, RUNTIME_FIELDS, Params
 
 if TYPE_CHECKING:
@@ -95,7 +104,8 @@ class Fold:
     def held(self) -> AbstractContextManager[None]:
         """Inside, this process alone trains the fold; raises HeldError with who does so already."""
         lock = self.run.locks / f"fold{self.number}.lock"
-        return held(lock, f"fold {self.number} of run '{self.run.name}'", (self.folder, self.checkpoint))
+        folders = (self.folder, self.checkpoint)
+        return held(lock, f"fold {self.number} of run '{self.run.name}'", folders, HOLDER_SECONDS)
 
 
 class Run:

@@ -14,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:  # imported for real only after the environment is set
     from goods.data.tables import Goods
+    from goods.ensemble.folds import Ensemble
     from goods.params import Params
 
 # pytest gives it another name than `from conftest import` does; loaded twice, it would make two homes.
@@ -67,7 +68,7 @@ def mini(sample: Sample) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Run(NamedTuple):
+class Trained(NamedTuple):
     """A run and its goods."""
 
     p: Params
@@ -75,19 +76,19 @@ class Run(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def trained(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trained(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The miniature experiment with all folds trained; read it, and copy it to change it."""
     from goods.data.tables import read_goods
+    from goods.members import open_run
     from goods.params import load_params
-    from goods.run import open_run
-    from goods.training.loop import fit_fold
+    from goods_utils import fit_fold
 
     p = load_params(**mini, outputs_dir=str(tmp_path_factory.mktemp("outputs")))
     open_run(p)
     goods = read_goods(p)
-    for fold in p.folds:
+    for fold in p.chosen_folds:
         fit_fold(p.model_copy(update={"fold": fold}), goods)
-    return Run(p, goods)
+    return Trained(p, goods)
 
 
 @pytest.fixture(scope="session")
@@ -122,8 +123,8 @@ def encoder_dir(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def make(request: pytest.FixtureRequest, sample: Sample, tmp_path: Path) -> Callable[..., Params]:
     """Parameters of a small run on the sample, the test module's SMALL first, in a folder of the test's own."""
+    from goods.members import open_run
     from goods.params import load_params
-    from goods.run import open_run
 
     def make(**given: Any) -> Params:
         where = {"data_dir": str(sample.data), "model_name": str(sample.model), "outputs_dir": str(tmp_path / "out")}
@@ -137,10 +138,18 @@ def make(request: pytest.FixtureRequest, sample: Sample, tmp_path: Path) -> Call
 def fit(p: Params) -> pd.DataFrame:
     """Trains fold p.fold; its out-of-fold table."""
     from goods.data.tables import read_goods
-    from goods.training.loop import fit_fold
+    from goods_utils import fit_fold
 
     fit_fold(p, read_goods(p))
     return pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
+
+
+def put_together(p: Params, goods: Goods) -> Ensemble:
+    """What ensemble.ipynb does: all trained folds predict the test set, and become one prediction."""
+    from goods.members import ensemble_run, predict_test
+
+    predict_test(p, goods)
+    return ensemble_run(p, goods)
 
 
 def fit_in_stretches(p: Params) -> int:

@@ -7,14 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from conftest import put_together
 from loopback import Handler, Server
 
 from goods.data.tables import read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
+from goods.members import open_run
 from goods.params import Params, load_params
-from goods.run import open_run
-from goods.training.loop import fit_fold
+from goods_utils import fit_fold
 
 SETTINGS = {"tune": "head", "n_folds": 3, "num_epochs": 40, "num_workers": 0}
 FOLDS = [0, 1]
@@ -75,6 +75,6 @@ def run_here(sample: Any, outputs: Path, folds: list[int], **settings: Any) -> P
     goods = read_goods(p)
     for fold in folds:
         fit_fold(p.model_copy(update={"fold": fold}), goods)
-    ensemble_folds(p, goods)
+    put_together(p, goods)
     write_submission(p, goods)
     return p

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Run
+from conftest import Trained
 from PIL import Image, ImageDraw, ImageEnhance
 
 from goods.eda import (
@@ -146,7 +146,7 @@ def test_odd_goods_stop_nothing() -> None:
     assert title(shift_drivers(*train_test_shift(goods_of([{}, {}], [{}], ["a"])))).startswith("Too few")
 
 
-def test_empty_cells_and_forms_of_ids(trained: Run) -> None:
+def test_empty_cells_and_forms_of_ids(trained: Trained) -> None:
     goods = goods_of([{"description": " "}, {"description": "x", "title": "y"}], [{"title": "z"}], ["a"])
     assert empty_cells(goods, ["title", "description"]).loc["description"].tolist() == [1, 1, 2]
     goods.train["id"], goods.test["id"] = ["B00X", "0123"], ["9876"]

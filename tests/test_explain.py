@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Run
+from conftest import Trained
 from scipy.special import softmax
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.errors import GoodsError
-from goods.explain import explain, hidden_patches
+from goods.explain import explain
 from goods.figures.errors import occlusion
+from goods.members.dual import hidden_patches
 from goods.predictions import frame_logits
 
 
-def test_the_probability_is_that_of_the_fold_that_held_the_product_back(trained: Run):
+def test_the_probability_is_that_of_the_fold_that_held_the_product_back(trained: Trained):
     oof = pd.read_parquet(trained.p.run_dir / "fold2" / "oof.parquet")
     row = 5
     why = explain(trained.p, trained.goods, oof["id"][row], grid=4)
@@ -42,7 +43,7 @@ def test_a_hidden_patch_hides_that_patch_alone():
     assert (changed.sum(0) <= 1).all() and changed.sum(0).float().mean() > 0.9  # each pixel by one patch
 
 
-def test_a_product_without_photo_or_text(trained: Run):
+def test_a_product_without_photo_or_text(trained: Trained):
     goods, test = trained.goods, trained.goods.test.copy()
     test.loc[0, ["image", "sha"]] = ""
     test.loc[1, "text"] = ""
@@ -56,7 +57,7 @@ def test_a_product_without_photo_or_text(trained: Run):
         assert figure.get_suptitle().startswith("Cups & mugs with probability .")
 
 
-def test_what_can_not_be_explained(trained: Run, tmp_path):
+def test_what_can_not_be_explained(trained: Trained, tmp_path):
     with pytest.raises(GoodsError, match="there is no product 'nobody'"):
         explain(trained.p, trained.goods, "nobody")
     with pytest.raises(GoodsError, match="kind blend keeps no model"):

@@ -128,7 +128,7 @@ def test_names_and_defaults_are_the_seeds():
     }
     p = load_params()
     assert {name: getattr(p, name) for name in expected} == expected
-    assert p.folds == [0, 1, 2, 3, 4]
+    assert p.chosen_folds == [0, 1, 2, 3, 4]
     assert load_params(skip_folds=3).folds == [3, 4]
 
 

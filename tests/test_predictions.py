@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from conftest import Run
+from conftest import Trained
 
 from goods.data.tables import Goods
 from goods.data.texts import clean_text
@@ -21,7 +21,7 @@ def test_logits_come_back_from_a_table_in_the_order_of_classes() -> None:
         np.testing.assert_array_equal(frame_logits(frame, name), values)
 
 
-def test_a_prediction_table_joins_the_products(trained: Run) -> None:
+def test_a_prediction_table_joins_the_products(trained: Trained) -> None:
     oof = pd.read_parquet(trained.p.run_dir / "fold1" / "oof.parquet")
     table = prediction_table(oof, trained.goods)
     product = trained.goods.train.set_index("id").loc[table["id"]]

@@ -15,7 +15,7 @@ from goods.files import folder_hash
 def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja"):
+    for name in ("config.json", "weights.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja"):
         (folder / name).write_text(name)
     return folder
 
@@ -27,7 +27,7 @@ def test_a_copied_model_keeps_its_answers(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja"]
+    "name", ["config.json", "weights.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja"]
 )
 def test_another_file_is_another_model(model: Path, name: str) -> None:
     before = folder_hash(model, LM_FILES)

@@ -213,9 +213,9 @@ def test_disk_is_what_the_files_take(sample: Any, tmp_path: Path, tune: str) -> 
     p = Params(model_name=str(sample.model), image_size=64, hidden_dim=64, tune=tune, n_folds=3, warm_start_epochs=1,
                train_csv="no/train.csv", test_csv="no/test.csv")  # fmt: skip
     made, model = plan_run(p, "T4", products=100), real_classifier(p, "fp32")
-    save_trained(model, tmp_path / "model.safetensors")
+    save_trained(model, tmp_path / "weights.safetensors")
     assert made.disk["weights of all folds"] == pytest.approx(
-        3e-9 * (tmp_path / "model.safetensors").stat().st_size, rel=0.05
+        3e-9 * (tmp_path / "weights.safetensors").stat().st_size, rel=0.05
     )
     state = {f"model.{name}": q for name, q in trainable_parameters(model).items()}
     state |= {

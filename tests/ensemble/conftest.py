@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from conftest import Trained
 
 
 @pytest.fixture
-def run(trained: Run, tmp_path: Path) -> Run:
+def run(trained: Trained, tmp_path: Path) -> Trained:
     """A copy of the miniature experiment, all folds trained, to be spoilt."""
     shutil.copytree(trained.p.outputs_dir, tmp_path / "outputs")
     shutil.rmtree(tmp_path / "outputs" / "mini" / "ensemble", ignore_errors=True)
-    return Run(trained.p.model_copy(update={"outputs_dir": str(tmp_path / "outputs")}), trained.goods)
+    return Trained(trained.p.model_copy(update={"outputs_dir": str(tmp_path / "outputs")}), trained.goods)

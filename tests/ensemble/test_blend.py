@@ -8,19 +8,19 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import put_together
 from scipy.special import log_softmax
 
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
 from goods.ensemble.blend import METHODS, added_by, blend_members, fit_weights, method_table
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
-from goods.members.linear import fit_linear
+from goods.members import open_run
 from goods.metrics import macro_f1, score
 from goods.params import Params, load_params
 from goods.predictions import frame_logits
-from goods.run import open_run
+from goods_utils import fit_all
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def blend(trained, tmp_path) -> Params:
     """A blend of the miniature run and of a linear one, in a folder of the test's own."""
     outputs = tmp_path / "out"
     shutil.copytree(trained.p.run_dir, outputs / "mini")
-    ensemble_folds(trained.p.model_copy(update={"outputs_dir": str(outputs)}), trained.goods)
+    put_together(trained.p.model_copy(update={"outputs_dir": str(outputs)}), trained.goods)
     given = {"data_dir": trained.p.data_dir, "outputs_dir": str(outputs), "n_folds": 3}
     words = load_params(None, **given, run="words", kind="linear")
     open_run(words)
-    fit_linear(words, read_goods(words))
-    ensemble_folds(words, read_goods(words))
+    fit_all(words, read_goods(words))
+    put_together(words, read_goods(words))
     p = load_params(None, **given, run="blend", kind="blend", runs="mini, words")
     open_run(p)
     return p
@@ -41,7 +41,7 @@ def blend(trained, tmp_path) -> Params:
 
 def test_members_of_all_runs_become_one_prediction(blend):
     goods = read_goods(blend)
-    result = ensemble_folds(blend, goods)
+    result = put_together(blend, goods)
     assert set(result.table.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
     weights = json.loads((blend.run_dir / "ensemble" / "weights.json").read_text())
     assert set(weights) == set(result.table.index) - {"blend"} and min(weights.values()) >= 0
@@ -77,7 +77,7 @@ def test_weights_take_what_adds_and_drop_what_does_not():
 
 def test_the_score_of_a_blend_is_from_weights_that_never_saw_the_row(blend):
     goods = read_goods(blend)
-    before = ensemble_folds(blend, goods).oof
+    before = put_together(blend, goods).oof
     folds = read_folds(goods, blend)
     wrong = np.where(folds["fold"] == 1, (folds["label"] + 1) % 21, folds["label"])
     for run in ("mini", "words"):  # the labels of fold 1 are lies, everywhere
@@ -85,7 +85,7 @@ def test_the_score_of_a_blend_is_from_weights_that_never_saw_the_row(blend):
         oof = pd.read_parquet(path)
         oof.merge(folds.assign(label=wrong), on=["id", "fold"], suffixes=("_old", "")).to_parquet(path)
     folds.assign(label=wrong).to_parquet(blend.run_dir / "folds.parquet")
-    after = ensemble_folds(blend, goods).oof
+    after = put_together(blend, goods).oof
     rows = (folds["fold"] == 1).to_numpy()
     np.testing.assert_allclose(frame_logits(before)[rows], frame_logits(after)[rows], atol=1e-9)
     assert not np.allclose(frame_logits(before)[~rows], frame_logits(after)[~rows], atol=1e-6)
@@ -110,19 +110,19 @@ def change(path, edit) -> None:
 def test_runs_that_do_not_fit_are_refused(blend, name, edit, message):
     change(blend.run_dir.parent / "words" / "ensemble" / f"{name}.parquet", edit)
     with pytest.raises(GoodsError, match=f"run 'words' .*{message}|run 'words' {message}"):
-        ensemble_folds(blend, read_goods(blend))
+        put_together(blend, read_goods(blend))
 
 
 def test_a_run_that_is_not_there_and_none_at_all(blend):
     goods = read_goods(blend)
     with pytest.raises(GoodsError, match=r"there is no readable ensemble in .*nowhere"):
-        ensemble_folds(blend.model_copy(update={"runs": ("words", "nowhere")}), goods)
+        put_together(blend.model_copy(update={"runs": ("words", "nowhere")}), goods)
     with pytest.raises(GoodsError, match="kind blend needs runs"):
-        ensemble_folds(blend.model_copy(update={"runs": ()}), goods)
+        put_together(blend.model_copy(update={"runs": ()}), goods)
 
 
 def test_a_single_member_is_calibrated(blend):
-    alone = ensemble_folds(blend.model_copy(update={"runs": ("words",), "blend_method": "mean"}), read_goods(blend))
+    alone = put_together(blend.model_copy(update={"runs": ("words",), "blend_method": "mean"}), read_goods(blend))
     assert alone.table.loc["blend", "accuracy"] == alone.table.loc["words/text", "accuracy"]
     assert alone.tables["added"].empty
 
@@ -130,13 +130,13 @@ def test_a_single_member_is_calibrated(blend):
 def test_products_that_a_run_has_not_predicted_are_left_out_by_choice(blend):
     goods = read_goods(blend)
     change(blend.run_dir.parent / "words" / "ensemble" / "oof.parquet", lambda t: t[t["fold"] != 2])
-    result = ensemble_folds(blend.model_copy(update={"allow_missing_folds": True}), goods)
+    result = put_together(blend.model_copy(update={"allow_missing_folds": True}), goods)
     folds = read_folds(goods, blend)
     assert result.missing == [2] and result.oof["id"].tolist() == folds.loc[folds["fold"] != 2, "id"].tolist()
     assert len(result.test) == len(goods.test)
     change(blend.run_dir.parent / "words" / "ensemble" / "oof.parquet", lambda t: t.iloc[:0])
     with pytest.raises(GoodsError, match="no product is predicted out of fold by all runs"):
-        ensemble_folds(blend.model_copy(update={"allow_missing_folds": True}), goods)
+        put_together(blend.model_copy(update={"allow_missing_folds": True}), goods)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Run
+from conftest import Trained, put_together
 from scipy.special import softmax
 
 from goods.data.folds import read_folds
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.metrics import fit_temperature, score
 from goods.params import OUTPUTS, Params
 from goods.predictions import frame_logits
-from goods.training.loop import fit_fold
+from goods_utils import fit_fold
 
 CLASSES = 21
 
@@ -34,8 +33,8 @@ def rewrite(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
     change(pd.read_parquet(path)).to_parquet(path, index=False)
 
 
-def test_the_test_set_gets_the_mean_of_the_folds_probabilities(run: Run) -> None:
-    result = ensemble_folds(run.p, run.goods)
+def test_the_test_set_gets_the_mean_of_the_folds_probabilities(run: Trained) -> None:
+    result = put_together(run.p, run.goods)
     assert result.missing == []
     tables = [pd.read_parquet(fold_file(run.p, k, "test.parquet")) for k in range(3)]
     assert all(table["fold"].eq(k).all() for k, table in enumerate(tables))
@@ -48,14 +47,14 @@ def test_the_test_set_gets_the_mean_of_the_folds_probabilities(run: Run) -> None
     assert np.abs(each[0] - each[1]).max() > 0.01  # the folds differ, so the mean is none of them
 
 
-def oof_logits(run: Run, folds: Iterable[int], output: str = "fused") -> tuple[np.ndarray, np.ndarray]:
+def oof_logits(run: Trained, folds: Iterable[int], output: str = "fused") -> tuple[np.ndarray, np.ndarray]:
     """Logits and labels of these folds' validation rows, as training left them."""
     table = pd.concat([pd.read_parquet(fold_file(run.p, k, "oof.parquet")) for k in folds])
     return frame_logits(table, output), table["label"].to_numpy()
 
 
-def test_out_of_fold_rows_come_from_the_fold_that_held_them_back(run: Run) -> None:
-    result, folds = ensemble_folds(run.p, run.goods), read_folds(run.goods, run.p)
+def test_out_of_fold_rows_come_from_the_fold_that_held_them_back(run: Trained) -> None:
+    result, folds = put_together(run.p, run.goods), read_folds(run.goods, run.p)
     assert result.oof["id"].tolist() == run.goods.train["id"].tolist()
     assert result.oof["fold"].tolist() == folds["fold"].tolist()
     assert result.oof["label"].tolist() == run.goods.train["label"].tolist()
@@ -68,8 +67,8 @@ def test_out_of_fold_rows_come_from_the_fold_that_held_them_back(run: Run) -> No
         np.testing.assert_allclose(np.exp(frame_logits(own, "fused")), expected, atol=1e-7)
 
 
-def test_scores_of_each_fold_and_of_all_rows(run: Run) -> None:
-    result = ensemble_folds(run.p, run.goods)
+def test_scores_of_each_fold_and_of_all_rows(run: Trained) -> None:
+    result = put_together(run.p, run.goods)
     assert result.scores.index.tolist() == ["0", "1", "2", "oof"]
     labels = result.oof["label"].to_numpy()
     for output in OUTPUTS:
@@ -84,8 +83,8 @@ def test_scores_of_each_fold_and_of_all_rows(run: Run) -> None:
     )
 
 
-def test_what_the_ensemble_leaves(run: Run) -> None:
-    result = ensemble_folds(run.p, run.goods)
+def test_what_the_ensemble_leaves(run: Trained) -> None:
+    result = put_together(run.p, run.goods)
     folder = run.p.run_dir / "ensemble"
     assert {f.name for f in folder.iterdir()} == {"metrics.json", "oof.parquet", "test.parquet", "weights.json"}
     for name, frame in (("oof", result.oof), ("test", result.test)):
@@ -96,10 +95,10 @@ def test_what_the_ensemble_leaves(run: Run) -> None:
     assert set(metrics) == {*OUTPUTS, "folds", "missing_folds"} and set(metrics["folds"]) == {"0", "1", "2"}
 
 
-def test_folds_that_are_not_trained_yet_are_named(run: Run, capsys: pytest.CaptureFixture) -> None:
+def test_folds_that_are_not_trained_yet_are_named(run: Trained, capsys: pytest.CaptureFixture) -> None:
     shutil.rmtree(run.p.run_dir / "fold1")
     fold_file(run.p, 2, "metrics.json").unlink()  # written last: a fold without it is unfinished
-    result, folds = ensemble_folds(run.p, run.goods), read_folds(run.goods, run.p)
+    result, folds = put_together(run.p, run.goods), read_folds(run.goods, run.p)
     assert result.missing == [1, 2]
     assert result.oof["id"].tolist() == folds["id"][folds["fold"] == 0].tolist()
     only = pd.read_parquet(fold_file(run.p, 0, "test.parquet"))
@@ -112,21 +111,21 @@ def test_folds_that_are_not_trained_yet_are_named(run: Run, capsys: pytest.Captu
     assert result.scores.index.tolist() == ["0", "oof"]
 
 
-def test_a_later_fold_joins_the_ensemble(run: Run) -> None:
+def test_a_later_fold_joins_the_ensemble(run: Trained) -> None:
     kept = run.p.run_dir / "fold2"
     kept.rename(run.p.run_dir.parent / "kept")
-    ensemble_folds(run.p, run.goods)
+    put_together(run.p, run.goods)
     (run.p.run_dir.parent / "kept").rename(kept)
-    assert ensemble_folds(run.p, run.goods).missing == []
+    assert put_together(run.p, run.goods).missing == []
 
 
-def test_probabilities_of_huge_logits_stay_numbers(run: Run) -> None:
-    ensemble_folds(run.p, run.goods)
+def test_probabilities_of_huge_logits_stay_numbers(run: Trained) -> None:
+    put_together(run.p, run.goods)
     logits = [f"fused_{k}" for k in range(CLASSES)]
     for k in range(3):
         rewrite(fold_file(run.p, k, "test.parquet"), lambda table: table.assign(**dict.fromkeys(logits, -1e4)))
         rewrite(fold_file(run.p, k, "test.parquet"), lambda table: table.assign(fused_3=1e4))
-    result = ensemble_folds(run.p, run.goods)
+    result = put_together(run.p, run.goods)
     submission = write_submission(run.p, run.goods)
     assert np.isfinite(frame_logits(result.test, "fused")).all()
     assert (submission["c3"] == 1).all() and (submission["categories"] == 3).all()
@@ -155,33 +154,33 @@ SPOILT = {
 
 
 @pytest.mark.parametrize(("name", "change", "message"), SPOILT.values(), ids=SPOILT)
-def test_predictions_that_fit_nothing(run: Run, name: str, change: Callable, message: str) -> None:
-    ensemble_folds(run.p, run.goods)
+def test_predictions_that_fit_nothing(run: Trained, name: str, change: Callable, message: str) -> None:
+    put_together(run.p, run.goods)
     before = (run.p.run_dir / "ensemble" / "test.parquet").read_bytes()
     rewrite(fold_file(run.p, 1, f"{name}.parquet"), change)
     with pytest.raises(GoodsError, match=message):
-        ensemble_folds(run.p, run.goods)
+        put_together(run.p, run.goods)
     assert (run.p.run_dir / "ensemble" / "test.parquet").read_bytes() == before
 
 
 @pytest.mark.parametrize(("name", "advice"), [("oof", "delete .*fold1 and train"), ("test", "delete it, and")])
-def test_a_damaged_table_is_named_and_can_be_made_again(run: Run, name: str, advice: str) -> None:
-    before = ensemble_folds(run.p, run.goods)
+def test_a_damaged_table_is_named_and_can_be_made_again(run: Trained, name: str, advice: str) -> None:
+    before = put_together(run.p, run.goods)
     path = fold_file(run.p, 1, f"{name}.parquet")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(GoodsError, match=rf"{name}\.parquet is missing or damaged; {advice}"):
-        ensemble_folds(run.p, run.goods)
+        put_together(run.p, run.goods)
     if name == "test":
         path.unlink()
     else:
         shutil.rmtree(path.parent)
         fit_fold(run.p.model_copy(update={"fold": 1}), run.goods)
-    pd.testing.assert_frame_equal(ensemble_folds(run.p, run.goods).test, before.test)
+    pd.testing.assert_frame_equal(put_together(run.p, run.goods).test, before.test)
 
 
-def test_no_fold_at_all(run: Run) -> None:
+def test_no_fold_at_all(run: Trained) -> None:
     for k in range(3):
         shutil.rmtree(run.p.run_dir / f"fold{k}")
     with pytest.raises(GoodsError, match=r"run 'mini' has no trained fold yet; run notebooks/train\.ipynb with fold 0"):
-        ensemble_folds(run.p, run.goods)
+        put_together(run.p, run.goods)
     assert not (run.p.run_dir / "ensemble").exists()

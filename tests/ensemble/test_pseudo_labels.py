@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Sample, fit
+from conftest import Sample, fit, put_together
 
 from goods.data.folds import read_folds
 from goods.data.tables import all_products, read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.pseudo_labels import class_thresholds, make_pseudo_labels, pick
 from goods.errors import GoodsError
 from goods.metrics import score
 from goods.params import Params
 from goods.predictions import frame_logits
-from goods.training.rows import pseudo_path, training_rows
+from goods.run import Run
+from goods.training.rows import training_rows
 
 SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "num_classes": 21}
 HEAD = {"tune": "head", "image_size": 64, "hidden_dim": 64, "batch_size": 32, "eval_batch_size": 64, "num_epochs": 40,
@@ -62,9 +62,9 @@ def test_copies_of_validation_rows_in_the_test_set_leak_nothing_and_would_fool_a
     honest = fit(make(run="honest", **HEAD, **planted, pseudo_from="planted"))
     pd.testing.assert_frame_equal(honest, student)  # the planted copies move the score of fold 1 by nothing
 
-    mean = ensemble_folds(fooled, with_copies).test  # all models, those that saw fold 1's rows among them
+    mean = put_together(fooled, with_copies).test  # all models, those that saw fold 1's rows among them
     naive = with_copies.test[["id"]].assign(label=frame_logits(mean).argmax(1))
-    naive.to_parquet(pseudo_path(fooled.run_dir, 1))
+    naive.to_parquet(Run(fooled.run_dir).pseudo(1))
     leaking = fit(make(run="leaking", **HEAD, **planted, pseudo_from="planted"))
     scores = [score(oof["label"], frame_logits(oof))["accuracy"] for oof in (honest, leaking)]
     assert scores[1] > scores[0] + 0.1
@@ -73,12 +73,12 @@ def test_copies_of_validation_rows_in_the_test_set_leak_nothing_and_would_fool_a
 def test_a_second_round_is_shown_against_the_first(make):
     teacher = teach(make, "teacher")
     goods = read_goods(teacher)
-    ensemble_folds(teacher, goods)
+    put_together(teacher, goods)
     make_pseudo_labels(teacher, goods)
     student = teach(make, "student", pseudo_from="teacher")
     before = {k: pd.read_parquet(teacher.run_dir / "folds.parquet") for k in (0,)}[0]
     pd.testing.assert_frame_equal(pd.read_parquet(student.run_dir / "folds.parquet"), before)
-    shown = ensemble_folds(student, goods).tables["teacher"]
+    shown = put_together(student, goods).tables["teacher"]
     assert shown.index.tolist() == ["teacher", "student"] and shown.loc["student", "gain_low"] <= shown["gain"].iloc[1]
     rows, _ = training_rows(student, goods, before, 1)
     assert (rows >= len(goods.train)).any()
@@ -116,7 +116,7 @@ def test_pseudo_labels_that_can_not_be_used(make, trained, tmp_path):
     with pytest.raises(GoodsError, match="a blend has no model of each fold"):
         make_pseudo_labels(teacher.model_copy(update={"kind": "blend"}), trained.goods)
     folds = read_folds(read_goods(p), p)
-    path = pseudo_path(teacher.run_dir, 1)
+    path = Run(teacher.run_dir).pseudo(1)
     path.parent.mkdir(parents=True)
     test = read_goods(p).test
     folds.assign(fold=(folds["fold"] + 1) % 3).to_parquet(teacher.run_dir / "folds.parquet")
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_other_pseudo_labels_is_refused(make):
     teacher = make(run="teacher", **HEAD)
     goods = read_goods(teacher)
     read_folds(goods, teacher)
-    path = pseudo_path(teacher.run_dir, 1)
+    path = Run(teacher.run_dir).pseudo(1)
     path.parent.mkdir(parents=True)
     goods.test[["id"]].head(9).assign(label=3).to_parquet(path)
     recipe = HEAD | {"num_epochs": 500}

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Run, Sample
+from conftest import Sample, Trained, put_together
 
 from goods.data.tables import Goods, read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
+from goods.members import open_run
 from goods.params import load_params
 from goods.predictions import frame_logits
-from goods.run import open_run, saved_files
-from goods.training.loop import fit_fold
+from goods.run import saved_files
+from goods_utils import fit_fold
 
 CLASSES = 21
 
@@ -33,8 +33,8 @@ def rows_of(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def test_one_row_for_each_test_product_in_its_order(run: Run, sample: Sample) -> None:
-    result = ensemble_folds(run.p, run.goods)
+def test_one_row_for_each_test_product_in_its_order(run: Trained, sample: Sample) -> None:
+    result = put_together(run.p, run.goods)
     submission = write_submission(run.p, run.goods)
     ids = [row[0] for row in rows_of(sample.data / "test.csv")][1:]
     head, *rows = rows_of(run.p.run_dir / "submission.csv")
@@ -76,9 +76,9 @@ def test_labels_and_columns_come_back_as_the_tables_write_them(mini, sample: Sam
     p = load_params(**mini | given)
     open_run(p)
     goods = read_goods(p)
-    for fold in p.folds:
+    for fold in p.chosen_folds:
         fit_fold(p.model_copy(update={"fold": fold}), goods)
-    ensemble_folds(p, goods)
+    put_together(p, goods)
     submission = write_submission(p, goods)
     head, *rows = rows_of(p.run_dir / "submission.csv")
     assert head == ["ImgId", "class, as sold"]
@@ -90,7 +90,7 @@ def test_labels_and_columns_come_back_as_the_tables_write_them(mini, sample: Sam
     assert rows_of(p.run_dir / "submission_probs.csv")[0] == ["ImgId", "c0", "c1", "c2", "c3"]
 
 
-def test_no_ensemble_no_submission(run: Run) -> None:
+def test_no_ensemble_no_submission(run: Trained) -> None:
     with pytest.raises(GoodsError, match=r"run 'mini' has no ensemble yet; run notebooks/ensemble\.ipynb first"):
         write_submission(run.p, run.goods)
     assert not list(run.p.run_dir.glob("submission*"))
@@ -100,8 +100,8 @@ def with_test(goods: Goods, test: pd.DataFrame) -> Goods:
     return Goods(goods.train, test, goods.labels, goods.classes, goods.photos, goods.report)
 
 
-def test_an_ensemble_of_another_test_table_is_refused(run: Run) -> None:
-    ensemble_folds(run.p, run.goods)
+def test_an_ensemble_of_another_test_table_is_refused(run: Trained) -> None:
+    put_together(run.p, run.goods)
     write_submission(run.p, run.goods)
     before = (run.p.run_dir / "submission.csv").read_bytes()
     for test in (run.goods.test[::-1], run.goods.test.head(5)):
@@ -113,7 +113,7 @@ def test_an_ensemble_of_another_test_table_is_refused(run: Run) -> None:
     assert (run.p.run_dir / "submission.csv").read_bytes() == before
 
 
-def test_saved_files_are_listed_with_their_sizes(run: Run) -> None:
+def test_saved_files_are_listed_with_their_sizes(run: Trained) -> None:
     table = saved_files(run.p, "fold1/*", "*.json", "nothing*")
     assert {"fold1/model.safetensors", "fold1/oof.parquet", "labels.json"} <= set(table["file"])
     size = (run.p.run_dir / "labels.json").stat().st_size / 1000

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import put_together
 from kaggle_server import LAYOUTS, SETTINGS, Kaggle, mount, run_here
 
 from goods.data.tables import read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.errors import GoodsError
 from goods.files import ROOT, resolve
+from goods.members import open_run
 from goods.params import load_params
-from goods.run import open_run
-from goods_utils import fit_baseline
+from goods_utils import fit_all
 from kaggle_kernel import in_kernel
 
 
@@ -40,15 +40,15 @@ def test_attached_runs_are_blended(sample: Any, tmp_path: Path, monkeypatch: pyt
     p = load_params("params/linear.yaml", run="words", data_dir=str(sample.data), n_folds=3,
                        outputs_dir=str(tmp_path / "second"))  # fmt: skip
     open_run(p)
-    fit_baseline(p, read_goods(p))
-    ensemble_folds(p, read_goods(p))
+    fit_all(p, read_goods(p))
+    put_together(p, read_goods(p))
     for name in ("first", "second"):
         shutil.rmtree(tmp_path / name / "cache", ignore_errors=True)
         shutil.copytree(tmp_path / name, root / "input" / "notebooks" / "me" / name / "outputs")
     session = in_kernel.prepare(root, "params/blend.yaml", runs=["demo", "words"], n_folds=3, blend_method="mean")
     assert 'runs=["demo", "words"]' in session.command
     open_run(session.p)
-    assert set(ensemble_folds(session.p, read_goods(session.p)).table.index) > {"demo/fused", "words/text"}
+    assert set(put_together(session.p, read_goods(session.p)).table.index) > {"demo/fused", "words/text"}
     shutil.rmtree(root / "working" / "outputs" / "cache", ignore_errors=True)
     in_kernel.run(session._replace(command=[sys.executable, "-c", ""]))
     assert [path.name for path in (root / "working" / "outputs").iterdir()] == ["blend"]

@@ -14,10 +14,10 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from conftest import put_together
 from kaggle_server import FOLDS, LAYOUTS, SETTINGS, Kaggle, mount, run_here
 
 from goods.data.tables import read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.files import ROOT, write_text
@@ -205,7 +205,7 @@ def scores_again(sample: Any, working: Path, tmp_path: Path, monkeypatch: pytest
     assert "--folds" not in session.command
     assert session.command[session.command.index("--steps") + 1 :][:2] == ["ensemble", "submission"]
     goods = read_goods(session.p)
-    ensemble_folds(session.p, goods)
+    put_together(session.p, goods)
     submission = write_submission(session.p, goods)
     assert submission["id"].tolist() == hidden["id"].tolist()
     before = pd.read_csv(working / "submission.csv", dtype=str).set_index("id")["categories"]

@@ -5,42 +5,41 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Run
+from conftest import Trained, put_together
 
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
-from goods.members.knn import fit_knn, vote
+from goods.members import open_run
+from goods.members.knn import vote
 from goods.params import load_params
 from goods.predictions import frame_logits, outputs_of
-from goods.run import open_run
-from goods_utils import fit_baseline
+from goods_utils import fit_all
 
 
 @pytest.fixture(scope="module")
-def knn(mini, tmp_path_factory) -> Run:
+def knn(mini, tmp_path_factory) -> Trained:
     p = load_params(**mini | {"run": "knn", "kind": "knn"}, outputs_dir=str(tmp_path_factory.mktemp("outputs")))
     open_run(p)
     goods = read_goods(p)
-    fit_baseline(p, goods)
-    return Run(p, goods)
+    fit_all(p, goods)
+    return Trained(p, goods)
 
 
-def test_neighbours_are_a_member_like_others(knn: Run):
-    ensemble = ensemble_folds(knn.p, knn.goods)
+def test_neighbours_are_a_member_like_others(knn: Trained):
+    ensemble = put_together(knn.p, knn.goods)
     assert outputs_of(ensemble.oof) == ["fused", "image", "text"] and ensemble.missing == []
     assert ensemble.scores.loc["oof", ("fused", "accuracy")] > 0.2  # of 21 classes
     assert write_submission(knn.p, knn.goods)["id"].tolist() == knn.goods.test["id"].tolist()
 
 
-def test_neighbours_of_the_fold_that_is_scored_have_no_vote(knn: Run):
+def test_neighbours_of_the_fold_that_is_scored_have_no_vote(knn: Trained):
     folds = read_folds(knn.goods, knn.p)
     before = pd.read_parquet(knn.p.run_dir / "fold1" / "oof.parquet")
     lies = knn.p.model_copy(update={"run": "lies"})
     open_run(lies)
     folds.assign(label=folds["label"].where(folds["fold"] != 1, 0)).to_parquet(lies.run_dir / "folds.parquet")
-    fit_knn(lies, knn.goods)
+    fit_all(lies, knn.goods)
     after = pd.read_parquet(lies.run_dir / "fold1" / "oof.parquet")
     np.testing.assert_array_equal(frame_logits(before), frame_logits(after))
 

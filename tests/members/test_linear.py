@@ -8,17 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import put_together
 
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
-from goods.members.linear import fit_linear
 from goods.metrics import score
 from goods.models.tfidf import COSTS
 from goods.predictions import frame_logits, outputs_of
-from goods.training.loop import fit_fold
+from goods_utils import fit_all, fit_fold
 
 SMALL = {"kind": "linear", "n_folds": 3}
 
@@ -26,10 +25,10 @@ SMALL = {"kind": "linear", "n_folds": 3}
 def test_all_folds_are_scored_and_predicted(make):
     p = make()
     goods = read_goods(p)
-    table = fit_linear(p, goods)
+    table = fit_all(p, goods)
     assert table.index.tolist() == [0, 1, 2] and set(table["cost"]) <= set(COSTS)
     assert table["accuracy"].min() > 0.4  # of 21 classes; half of them look alike in words
-    ensemble = ensemble_folds(p, goods)
+    ensemble = put_together(p, goods)
     assert len(ensemble.oof) == len(goods.train) and len(ensemble.test) == len(goods.test)
     assert outputs_of(ensemble.oof) == ["text"]
     submission = write_submission(p, goods)
@@ -40,12 +39,12 @@ def test_it_learns_nothing_from_the_rows_it_is_scored_on(make):
     p = make(run="honest", skip_folds=2)
     goods = read_goods(p)
     folds = read_folds(goods, p)
-    fit_linear(p, goods)
+    fit_all(p, goods)
     other = make(run="tampered", skip_folds=2)
     wrong = np.where(folds["fold"] == 2, 0, folds["label"])  # the held-back labels are lies
     (other.run_dir / "folds.parquet").unlink(missing_ok=True)
     folds.assign(label=wrong).to_parquet(other.run_dir / "folds.parquet")
-    fit_linear(other, replace(goods, train=goods.train.assign(label=wrong)))
+    fit_all(other, replace(goods, train=goods.train.assign(label=wrong)))
     logits = [frame_logits(pd.read_parquet(q.run_dir / "fold2" / "oof.parquet")) for q in (p, other)]
     np.testing.assert_array_equal(logits[0], logits[1])
 
@@ -53,11 +52,11 @@ def test_it_learns_nothing_from_the_rows_it_is_scored_on(make):
 def test_a_finished_fold_is_not_trained_again(make):
     p = make(skip_folds=1)
     goods = read_goods(p)
-    fit_linear(p, goods)
-    before = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.folds}
+    fit_all(p, goods)
+    before = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.chosen_folds}
     (p.run_dir / "fold2" / "test.parquet").unlink()
-    fit_linear(p, goods)
-    after = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.folds}
+    fit_all(p, goods)
+    after = {k: (p.run_dir / f"fold{k}" / "oof.parquet").stat().st_mtime_ns for k in p.chosen_folds}
     assert after[1] == before[1] and after[2] > before[2]
     assert (p.run_dir / "fold2" / "test.parquet").is_file()
 
@@ -67,7 +66,7 @@ def test_texts_without_a_word_are_a_sentence(make):
     goods = read_goods(p)
     empty = replace(goods, train=goods.train.assign(text="", title=""))
     with pytest.raises(GoodsError, match="no word occurs in two training texts"):
-        fit_linear(p, empty)
+        fit_all(p, empty)
 
 
 def test_each_kind_has_its_notebook(make):
@@ -75,12 +74,12 @@ def test_each_kind_has_its_notebook(make):
     with pytest.raises(GoodsError, match=r"trained by notebooks/baseline\.ipynb"):
         fit_fold(p, read_goods(p))
     with pytest.raises(GoodsError, match=r"notebooks/train\.ipynb trains"):
-        fit_linear(p.model_copy(update={"kind": "dual"}), read_goods(p))
+        fit_all(p.model_copy(update={"kind": "dual"}), read_goods(p))
 
 
 def test_metrics_say_what_was_chosen(make):
     p = make(skip_folds=2)
-    fit_linear(p, read_goods(p))
+    fit_all(p, read_goods(p))
     metrics = json.loads((p.run_dir / "fold2" / "metrics.json").read_text())
     oof = pd.read_parquet(p.run_dir / "fold2" / "oof.parquet")
     assert metrics["text"] == pytest.approx(score(oof["label"], frame_logits(oof)))

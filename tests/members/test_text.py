@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from conftest import fit, fit_in_stretches
+from conftest import fit, fit_in_stretches, put_together
 
 from goods.data.tables import read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
+from goods.members.text import make_classifier
 from goods.models.tuning import block_rates
 from goods.predictions import outputs_of
-from goods.training.loop import fit_fold
-from goods.training.task import make_text_classifier
+from goods_utils import fit_fold
 
 SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "batch_size": 16, "eval_batch_size": 32, "num_classes": 21}
 TEXT = {"kind": "text", "tune": "full", "max_text_length": 48, "num_epochs": 2, "learning_rate": 1e-3}
@@ -30,7 +29,7 @@ def test_a_text_encoder_learns_and_writes_the_same_files(make):
     goods = read_goods(p)
     for fold in range(3):
         fit_fold(p.model_copy(update={"fold": fold}), goods)
-    ensemble = ensemble_folds(p, goods)
+    ensemble = put_together(p, goods)
     assert outputs_of(ensemble.oof) == ["text"] and len(ensemble.test) == len(goods.test)
     assert (
         ensemble.scores.loc["oof", ("text", "accuracy")] > 0.1
@@ -41,7 +40,7 @@ def test_a_text_encoder_learns_and_writes_the_same_files(make):
 @pytest.mark.parametrize("tune", ["head", "last", "lora", "full"])
 def test_what_is_trained_of_a_text_encoder(make, tune):
     p = make(**TEXT | {"tune": tune}, last_blocks=1, lora_targets=["query", "value"])
-    model = make_text_classifier(p)
+    model = make_classifier(p)
     names = {n.removeprefix("encoder.backbone.") for n, q in model.named_parameters() if q.requires_grad}
     names -= {"head.1.weight", "head.1.bias"}
     assert not any("word_embeddings" in name or name.startswith("pooler") for name in names)
@@ -57,7 +56,7 @@ def test_what_is_trained_of_a_text_encoder(make, tune):
 
 def test_earlier_blocks_learn_more_slowly(make):
     p = make(**TEXT, layer_decay=0.5)
-    rates = block_rates(make_text_classifier(p).encoder.backbone, p)
+    rates = block_rates(make_classifier(p).encoder.backbone, p)
     assert rates["encoder.layer.1.output.dense.weight"] == pytest.approx(1e-3)
     assert rates["encoder.layer.0.output.dense.weight"] == pytest.approx(5e-4)
     assert rates["embeddings.position_embeddings.weight"] == pytest.approx(2.5e-4)
@@ -87,12 +86,12 @@ def test_stopping_in_time_again_and_again_changes_nothing(make):
 )
 def test_parameters_that_do_not_fit(make, given, message):
     with pytest.raises(GoodsError, match=message):
-        make_text_classifier(make(**TEXT | given))
+        make_classifier(make(**TEXT | given))
 
 
 def test_a_dual_encoder_is_no_text_encoder(make, sample):
     with pytest.raises(GoodsError, match="holds a SiglipModel; a text encoder"):
-        make_text_classifier(make(**TEXT, run="dual").model_copy(update={"model_name": str(sample.model)}))
+        make_classifier(make(**TEXT, run="dual").model_copy(update={"model_name": str(sample.model)}))
 
 
 def test_wandb_takes_a_model_without_a_fused_output(make, monkeypatch, capfd):

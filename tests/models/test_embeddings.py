@@ -21,13 +21,13 @@ from goods.data.photos import load_photo
 from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT
+from goods.members import predict_test
 from goods.models.embeddings import Embedder, TextEmbedder, save_embeddings
 from goods.models.heads import heads_like
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import Params
 from goods.predictions import frame_logits
-from goods.training.inference import predict_test
-from goods.training.loop import fit_fold
+from goods_utils import fit_fold
 
 
 def watched(p: Params) -> tuple[Embedder, Counter]:
@@ -179,7 +179,7 @@ def test_extra_embeddings_join_the_heads(make, sample, encoder_dir, tune):
              hidden_dim=32, num_epochs=1, warm_start_epochs=2, modality_dropout=0.2)  # fmt: skip
     goods = read_goods(p)
     fit_fold(p, goods)
-    heads = heads_like(p.run_dir / "fold1" / "model.safetensors", p)
+    heads = heads_like(p.run_dir / "fold1" / "weights.safetensors", p)
     assert heads.extra_mean.shape == (32,) and heads.fused[1].in_features == 2 * heads.image_mean.shape[0] + 32
     predict_test(p, goods)
     test = pd.read_parquet(p.run_dir / "fold1" / "test.parquet")

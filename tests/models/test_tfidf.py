@@ -7,8 +7,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from goods.data.tables import read_goods
-from goods.members.linear import fit_linear
 from goods.models.tfidf import heaviest_words, make_svm, svm_logits
+from goods_utils import fit_all
 
 SMALL = {"kind": "linear", "n_folds": 3}
 
@@ -16,7 +16,7 @@ SMALL = {"kind": "linear", "n_folds": 3}
 def test_the_telling_words_are_those_of_the_class(make):
     p = make()
     goods = read_goods(p)
-    fit_linear(p, goods)
+    fit_all(p, goods)
     words = heaviest_words(p, goods.classes)
     assert words.index.tolist() == goods.classes
     of_class = goods.train.groupby("label")["text"].agg(" ".join).str.lower()

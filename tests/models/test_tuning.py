@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from backbones import classifier, cut
-from conftest import Run
+from conftest import Trained
 from safetensors.torch import load_file
 
 from goods.errors import GoodsError
@@ -36,8 +36,8 @@ def test_weights_go_through_a_file_and_back(p: Params, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         parameter.data.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    save_trained(model, tmp_path / "model.safetensors")
-    saved = load_file(tmp_path / "model.safetensors")
+    save_trained(model, tmp_path / "weights.safetensors")
+    saved = load_file(tmp_path / "weights.safetensors")
     own = {name for name, w in model.named_parameters() if w.requires_grad}
     scales = {f"heads.{part}_{what}" for part in ("image", "text") for what in ("mean", "std")}
     assert set(saved) == own | scales
@@ -45,7 +45,7 @@ def test_weights_go_through_a_file_and_back(p: Params, tmp_path: Path) -> None:
     assert kinds == {("encoder", torch.float16), ("heads", torch.float32)}
 
     other = classifier(p.model_copy(update={"seed": 9}))
-    load_trained(other, tmp_path / "model.safetensors")
+    load_trained(other, tmp_path / "weights.safetensors")
     for name, tensor in other.state_dict().items():
         if name in saved:
             expected = model.state_dict()[name]
@@ -53,8 +53,8 @@ def test_weights_go_through_a_file_and_back(p: Params, tmp_path: Path) -> None:
             assert tensor.dtype == torch.float32
 
 
-def test_weights_of_another_model_are_refused(p: Params, trained: Run, tmp_path: Path) -> None:
-    file = Path(shutil.copy(trained.p.run_dir / "fold0" / "model.safetensors", tmp_path))
+def test_weights_of_another_model_are_refused(p: Params, trained: Trained, tmp_path: Path) -> None:
+    file = Path(shutil.copy(trained.p.run_dir / "fold0" / "weights.safetensors", tmp_path))
     heads = heads_like(file, p)
     load_trained(heads, file)
     full = p.model_copy(update={"tune": "full"})

@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from goods.errors import GoodsError
-from goods.training.checkpoint import CURRENT, load_state, save_state
+from goods.run import Fold, Run
+from goods.training.checkpoint import VERSION, load_state, save_state
 
 
 @pytest.fixture
-def state(tmp_path):
-    """Two states, saved one after the other."""
+def state(tmp_path) -> Fold:
+    """A fold with two states, saved one after the other."""
+    fold = Run(tmp_path / "run").fold(0)
     for step in (1, 2):
-        save_state(tmp_path, {"a": torch.full((3,), float(step)), "n": torch.tensor(step)}, {"step": step})
-    return tmp_path
+        save_state(fold, {"a": torch.full((3,), float(step)), "n": torch.tensor(step)}, {"step": step})
+    return fold
 
 
 def test_the_newest_state_is_loaded(state):
@@ -26,7 +28,7 @@ def test_the_newest_state_is_loaded(state):
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "gone"])
 def test_a_damaged_state_gives_way_to_the_one_before(state, harm, capsys):
-    path = state / CURRENT
+    path = state.state
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     if harm == "gone":
@@ -38,7 +40,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(state, harm, capsys):
 
 
 def test_a_state_of_another_version_is_refused(state, monkeypatch):
-    monkeypatch.setattr("goods.training.checkpoint.VERSION", 2)
+    monkeypatch.setattr("goods.training.checkpoint.VERSION", VERSION + 1)
     with pytest.raises(GoodsError, match="another version"):
         load_state(state)
 
@@ -51,4 +53,4 @@ def test_a_full_disk_leaves_the_state_before(state, monkeypatch):
     with pytest.raises(GoodsError, match="the disk is full"):
         save_state(state, {"a": torch.ones(1)}, {"step": 3})
     assert load_state(state)[1] == {"step": 2}
-    assert not list(state.rglob("*.tmp"))
+    assert not list(state.folder.rglob("*.tmp"))

@@ -14,22 +14,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Run
+from conftest import Trained, put_together
 from PIL import Image
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods, read_goods
-from goods.ensemble.folds import ensemble_folds
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
+from goods.members import open_run
+from goods.members.dual import make_task
 from goods.metrics import score
 from goods.models.tuning import load_trained
 from goods.params import OUTPUTS, Params, load_params
 from goods.predictions import frame_logits, logits_frame
-from goods.run import open_run
+from goods.run import Run
+from goods.training.fold import read_logs
 from goods.training.inference import make_accelerator, predict
-from goods.training.loop import bucketed, fit_fold, read_logs
-from goods.training.task import make_task
+from goods.training.loop import bucketed
+from goods_utils import fit_fold
 
 
 def test_buckets_hold_texts_of_like_length_and_every_row_once():
@@ -65,13 +67,13 @@ def files(p: Params) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="session")
-def tuned(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def tuned(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """One fold with all of the backbone trained."""
     given = {"run": "tuned", "tune": "full", "num_epochs": 8, "learning_rate": 1e-3, "fold": 1}
     p = params(mini, tmp_path_factory.mktemp("outputs"), **given)
     goods = read_goods(p)
     fit(p, goods)
-    return Run(p, goods)
+    return Trained(p, goods)
 
 
 def log_of(p: Params) -> pd.DataFrame:
@@ -83,7 +85,7 @@ def test_what_a_fold_leaves(mode: str, request: pytest.FixtureRequest) -> None:
     p, goods = request.getfixturevalue(mode)
     folder = p.run_dir / f"fold{p.fold}"
     assert {f.name for f in folder.iterdir()} - {"test.parquet"} == {
-        "log.jsonl", "metrics.json", "model.safetensors", "oof.parquet",
+        "log.jsonl", "metrics.json", "weights.safetensors", "oof.parquet",
     }  # fmt: skip
     oof, folds = pd.read_parquet(folder / "oof.parquet"), read_folds(goods, p)
     assert list(oof) == ["id", "label", "fold", *LOGITS]
@@ -120,13 +122,13 @@ def test_the_log_has_a_line_an_epoch_and_the_best_is_kept(mode: str, request: py
 def test_the_kept_weights_reproduce_the_predictions(mode: str, request: pytest.FixtureRequest) -> None:
     p, goods = request.getfixturevalue(mode)
     task = make_task(p, goods, read_folds(goods, p))
-    load_trained(task.model, p.run_dir / f"fold{p.fold}" / "model.safetensors")
+    load_trained(task.model, p.run_dir / f"fold{p.fold}" / "weights.safetensors")
     logits = predict(task.model, task.valid, p, make_accelerator(p))
     oof = pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
     np.testing.assert_allclose(logits_frame(logits), oof[LOGITS], rtol=0, atol=1e-5)
 
 
-def test_the_best_epoch_is_not_the_last_one_here(trained: Run) -> None:
+def test_the_best_epoch_is_not_the_last_one_here(trained: Trained) -> None:
     best = [json.loads((trained.p.run_dir / f"fold{k}" / "metrics.json").read_text())["best_epoch"] for k in range(3)]
     assert min(best) < trained.p.num_epochs  # else the tests above could not tell them apart
 
@@ -145,16 +147,16 @@ def test_training_learns(mode: str, request: pytest.FixtureRequest) -> None:
         assert log["accuracy"].max() > 3 * chance
 
 
-def test_both_together_beat_each_alone(trained: Run) -> None:
-    scores = ensemble_folds(trained.p, trained.goods).scores.xs("macro_f1", axis=1, level=1).loc["oof"]
+def test_both_together_beat_each_alone(trained: Trained) -> None:
+    scores = put_together(trained.p, trained.goods).scores.xs("macro_f1", axis=1, level=1).loc["oof"]
     assert scores["fused"] > scores["image"] + 0.05 and scores["fused"] > scores["text"] + 0.05
 
 
-def test_a_finished_fold_is_loaded_not_trained(trained: Run) -> None:
+def test_a_finished_fold_is_loaded_not_trained(trained: Trained) -> None:
     folder = trained.p.run_dir / "fold0"
 
     def state() -> dict[str, tuple[int, bytes]]:
-        names = ("model.safetensors", "oof.parquet", "metrics.json", "log.jsonl")
+        names = ("weights.safetensors", "oof.parquet", "metrics.json", "log.jsonl")
         return {name: ((folder / name).stat().st_mtime_ns, (folder / name).read_bytes()) for name in names}
 
     before = state()
@@ -162,7 +164,7 @@ def test_a_finished_fold_is_loaded_not_trained(trained: Run) -> None:
     assert metrics == json.loads((folder / "metrics.json").read_text()) and state() == before
 
 
-def test_an_unfinished_fold_is_trained_again(trained: Run, tmp_path: Path) -> None:
+def test_an_unfinished_fold_is_trained_again(trained: Trained, tmp_path: Path) -> None:
     p = copy_of(trained, tmp_path)
     expected, folder = files(p)["fold0/oof.parquet"], p.run_dir / "fold0"
     (folder / "metrics.json").unlink()
@@ -173,7 +175,7 @@ def test_an_unfinished_fold_is_trained_again(trained: Run, tmp_path: Path) -> No
     assert not (folder / "test.parquet").exists()  # the ensemble asks for what these weights say
 
 
-def copy_of(run: Run, folder: Path) -> Params:
+def copy_of(run: Trained, folder: Path) -> Params:
     """A copy of a run and of its embeddings, to be changed."""
     shutil.copytree(run.p.outputs_dir, folder / "copy")
     return run.p.model_copy(update={"outputs_dir": str(folder / "copy")})
@@ -183,7 +185,7 @@ def whole_run(p: Params) -> dict[str, bytes]:
     goods = read_goods(p)
     for fold in (0, 2):
         fit(p.model_copy(update={"fold": fold}), goods)
-    ensemble_folds(p, goods)
+    put_together(p, goods)
     write_submission(p, goods)
     return files(p) | {"ensemble": (p.run_dir / "ensemble" / "test.parquet").read_bytes()}
 
@@ -224,7 +226,7 @@ def with_sentinel(goods: Goods, row: int, folder: Path) -> Goods:
 
 
 @pytest.mark.parametrize("tune", ["head", "full"])
-def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Run, tmp_path: Path, tune: str) -> None:
+def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Trained, tmp_path: Path, tune: str) -> None:
     folds = read_folds(trained.goods, trained.p)
 
     def weights(name: str, row: int | None) -> dict[str, bytes]:
@@ -242,7 +244,7 @@ def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Run, t
 
 
 @pytest.mark.parametrize("tune", ["head", "full"])
-def test_bf16_works_on_a_cpu_too_after_fp32(mini: dict[str, Any], trained: Run, tmp_path: Path, tune: str) -> None:
+def test_bf16_works_on_a_cpu_too_after_fp32(mini: dict[str, Any], trained: Trained, tmp_path: Path, tune: str) -> None:
     make_accelerator(trained.p)  # a kernel that trained in fp32 before
     given = {"tune": tune, "num_epochs": 1, "hidden_dim": 16}
     p = params(mini, tmp_path, **given, mixed_precision="bf16")
@@ -285,10 +287,10 @@ def test_folds_without_a_class_and_tiny_test_sets(
 ) -> None:
     p = params(mini, tmp_path, num_epochs=2)
     goods = change(read_goods(p))
-    for fold in p.folds:
+    for fold in p.chosen_folds:
         metrics = fit(p.model_copy(update={"fold": fold}), goods)
         assert math.isfinite(metrics["fused"]["log_loss"])
-    assert len(ensemble_folds(p, goods).test) == len(goods.test)
+    assert len(put_together(p, goods).test) == len(goods.test)
 
 
 def test_a_batch_larger_than_the_training_set_is_one_step(mini: dict[str, Any], tmp_path: Path) -> None:
@@ -303,7 +305,7 @@ def test_a_debug_run_is_one_epoch_in_a_folder_of_its_own(mini: dict[str, Any], t
     assert log_of(p)[["epoch", "epochs"]].values.tolist() == [[1, 1]]
 
 
-def test_logs_of_all_folds_together(trained: Run, tmp_path: Path) -> None:
-    logs = read_logs(trained.p.run_dir)
+def test_logs_of_all_folds_together(trained: Trained, tmp_path: Path) -> None:
+    logs = read_logs(Run.of(trained.p))
     assert logs.groupby("fold").size().to_dict() == dict.fromkeys(range(3), trained.p.num_epochs)
-    assert read_logs(tmp_path).empty
+    assert read_logs(Run(tmp_path)).empty

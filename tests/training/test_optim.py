@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import Trained
 from torch.nn import functional as F
 
 from goods.data.folds import read_folds
+from goods.members.dual import make_task
 from goods.params import OUTPUTS, Params
 from goods.training.optim import class_weights, make_optimizer, output_losses
-from goods.training.task import make_task
 
 
 def test_rare_classes_weigh_more_by_the_root_of_their_count() -> None:
@@ -41,7 +41,7 @@ def test_losses_are_cross_entropy_weighted_row_by_row() -> None:
     torch.testing.assert_close(sum(halves), each.mean())  # a share of a step counts as such
 
 
-def test_rates_and_decay_of_each_parameter(trained: Run) -> None:
+def test_rates_and_decay_of_each_parameter(trained: Trained) -> None:
     given = {"tune": "full", "learning_rate": 1e-5, "head_learning_rate": 1e-2, "weight_decay": 0.3}
     p = trained.p.model_copy(update=given)
     model = make_task(p, trained.goods, read_folds(trained.goods, p)).model

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 from goods.data.tables import read_goods
 from goods.errors import GoodsError
+from goods.members import predict_test
 from goods.models.backbone import load_backbone
 from goods.models.heads import GoodsClassifier, GoodsHeads
-from goods.training.inference import predict_test
-from goods.training.loop import fit_fold, read_logs
+from goods.run import Run
+from goods.training.fold import read_logs
+from goods_utils import fit_fold
 
 SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
          "num_epochs": 2, "learning_rate": 1e-3, "max_text_length": 64, "fold": 1}  # fmt: skip
@@ -31,7 +33,7 @@ def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
     p = make(tune=tune, num_epochs=1, last_blocks=1)
     oof, goods = fit(p), read_goods(p)
     whole = sum(t.numel() for t in load_backbone(p.model_name).parameters())
-    kept = load_file(p.run_dir / "fold1" / "model.safetensors")
+    kept = load_file(p.run_dir / "fold1" / "weights.safetensors")
     backbone = {name: t for name, t in kept.items() if name.startswith("encoder.")}
     assert 0 < sum(t.numel() for t in backbone.values()) < 0.6 * whole
     assert {t.dtype for t in backbone.values()} == {torch.float16}
@@ -67,7 +69,7 @@ def test_out_of_memory_halves_what_is_done_at_once(make, monkeypatch, capsys):
 def test_early_stopping_stops(make):
     p = make(tune="head", num_epochs=50, early_stopping=2, head_learning_rate=1e-9)
     fit(p)
-    assert len(read_logs(p.run_dir)) == 3  # nothing gets better after the first
+    assert len(read_logs(Run.of(p))) == 3  # nothing gets better after the first
 
 
 def test_a_warm_start_begins_where_the_heads_left_off(make):
@@ -83,7 +85,7 @@ def test_a_warm_start_begins_where_the_heads_left_off(make):
 def test_wise_ft_never_scores_below_the_tuned_weights(make):
     p = make(tune="full", wise_ft=True, warm_start_epochs=20, learning_rate=0.05, num_epochs=1)
     metrics = fit_fold(p, read_goods(p))
-    assert metrics["fused"]["macro_f1"] >= read_logs(p.run_dir)["macro_f1"].max() - 1e-9
+    assert metrics["fused"]["macro_f1"] >= read_logs(Run.of(p))["macro_f1"].max() - 1e-9
     assert metrics["wise_ft_alpha"] in (0.25, 0.5, 0.75, 1.0)
 
 
@@ -118,5 +120,5 @@ def test_a_soup_of_epochs_is_kept_where_it_is_better(make):
     p = make(run="soup", tune="full", num_epochs=4, learning_rate=3e-3, soup=True)
     fit(p)
     metrics = json.loads((p.run_dir / "fold1" / "metrics.json").read_text())
-    alone = read_logs(p.run_dir)["macro_f1"].max()
+    alone = read_logs(Run.of(p))["macro_f1"].max()
     assert metrics["soup_epochs"] > 1 and metrics["fused"]["macro_f1"] >= alone

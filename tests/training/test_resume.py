@@ -19,8 +19,8 @@ from conftest import fit, fit_in_stretches
 from goods.errors import GoodsError
 from goods.files import ROOT
 from goods.params import Params
-from goods.training.checkpoint import CURRENT
-from goods.training.loop import read_logs
+from goods.run import Run
+from goods.training.fold import read_logs
 
 SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
          "num_epochs": 2, "learning_rate": 1e-3, "max_text_length": 64, "fold": 1}  # fmt: skip
@@ -40,7 +40,7 @@ def test_stopping_in_time_again_and_again_changes_nothing(make):
     fit(whole)
     stopped = make(run="stopped", **RECIPE, max_hours=0.3 / 3600)
     assert fit_in_stretches(stopped) > 1
-    for name in ("oof.parquet", "model.safetensors"):
+    for name in ("oof.parquet", "weights.safetensors"):
         files = [p.run_dir / "fold1" / name for p in (whole, stopped)]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert not (stopped.run_dir / "fold1" / "checkpoint").exists()
@@ -83,7 +83,7 @@ def command(tmp_path):
 def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
     p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
     fit(p)
-    step_seconds = read_logs(p.run_dir)["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
+    step_seconds = read_logs(Run.of(p))["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
     started = command(p, "killed")
     folder = p.run_dir.parent / "killed" / "fold1"
     rng, kills = random.Random(0), 0
@@ -92,7 +92,7 @@ def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
             [sys.executable, *started], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         if kills < 5:
-            wait_for_a_new_state(folder, process)
+            wait_for_a_new_state(Run(folder.parent).fold(1).state, process)
             time.sleep(rng.uniform(0, 2 * step_seconds))  # in steps: a fast machine must not finish before the fifth
             process.send_signal(signal.SIGKILL)
             kills += 1
@@ -104,9 +104,9 @@ def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
     assert whole.read_bytes() == (folder / "oof.parquet").read_bytes()
 
 
-def wait_for_a_new_state(folder: Path, process: subprocess.Popen) -> None:
+def wait_for_a_new_state(state: Path, process: subprocess.Popen) -> None:
     def written() -> int:
-        return (folder / CURRENT).stat().st_mtime_ns if (folder / CURRENT).is_file() else 0
+        return state.stat().st_mtime_ns if state.is_file() else 0
 
     before = written()
     while written() == before and process.poll() is None:

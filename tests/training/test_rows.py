@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from conftest import Run
+from conftest import Trained
 
 from goods.data.folds import read_folds
 from goods.params import Params
@@ -60,7 +60,7 @@ def test_of_a_small_class_half_stays():
     assert dropped[rare].sum() <= 3
 
 
-def test_what_is_left_out_does_not_depend_on_the_rows_that_are_scored(trained: Run):
+def test_what_is_left_out_does_not_depend_on_the_rows_that_are_scored(trained: Trained):
     p = trained.p.model_copy(update={"drop_noisy": 0.1})
     folds = read_folds(trained.goods, p)
     rows, labels = training_rows(p, trained.goods, folds, 1)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from conftest import Trained
 from loopback import Handler, Server, serving
 
+from goods.members import open_run
 from goods.params import Params
-from goods.run import open_run
-from goods.training.loop import fit_fold
 from goods.training.tracking import Tracker, make_tracker, pick_mode
+from goods_utils import fit_fold
 
 BLOCK = 32768
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -32,7 +32,7 @@ FAILURES = {
 }
 
 
-def params(trained: Run, outputs: Path, **given: Any) -> Params:
+def params(trained: Trained, outputs: Path, **given: Any) -> Params:
     p = trained.p.model_copy(update={"outputs_dir": str(outputs), "num_epochs": 2, "wandb_mode": "offline"} | given)
     shutil.copytree(Path(trained.p.outputs_dir) / "cache", outputs / "cache")
     open_run(p)
@@ -117,7 +117,7 @@ class Api(Handler):
                 return {"project": {"artifact": None}}
 
 
-def test_an_online_run_tells_the_server_all(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_online_run_tells_the_server_all(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setattr("goods.training.tracking.WAIT_SECONDS", 60.0)
     with serving(Wandb()) as server:
@@ -135,7 +135,7 @@ def test_an_online_run_tells_the_server_all(trained: Run, tmp_path: Path, monkey
 
 
 def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
-    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wandb.proto import wandb_internal_pb2
 
@@ -166,7 +166,7 @@ def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failing_wandb_costs_at_most_five_seconds(
-    failure: str, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    failure: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "wandb.py").write_text(FAILURES[failure])
     monkeypatch.setattr("goods.files.ROOT", tmp_path)  # first on the path of wandb's process
@@ -185,7 +185,7 @@ def test_a_failing_wandb_costs_at_most_five_seconds(
         tracker.process.kill()
 
 
-def test_a_full_disk_or_a_file_in_the_way_stops_nothing(trained: Run, tmp_path: Path, capsys) -> None:
+def test_a_full_disk_or_a_file_in_the_way_stops_nothing(trained: Trained, tmp_path: Path, capsys) -> None:
     p = params(trained, tmp_path)
     (p.run_dir / "wandb").write_text("in the way")
     assert fit_fold(p, trained.goods)["fused"]["macro_f1"] > 0
@@ -209,7 +209,7 @@ def test_a_key_without_a_network_is_offline_soon(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_server_that_never_answers_costs_at_most_five_seconds(
-    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The real client, with a key, against a port that takes connections and says nothing."""
     p = params(trained, tmp_path, wandb_mode="online")
