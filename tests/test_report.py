@@ -26,7 +26,7 @@ from goods.figures.ensemble import modality_scores, reliability
 from goods.figures.errors import class_f1, confusion_matrix
 from goods.figures.style import save_figure
 from goods.figures.training import learning_curves
-from goods.files import ROOT
+from goods.files import ROOT, write_json
 from goods.params import Params
 from goods.predictions import frame_logits
 from goods.report import saved_figures, settings_table, write_report
@@ -128,6 +128,15 @@ def test_a_run_without_folds_or_ensemble_says_what_is_missing(run: Params):
     bare = run.model_copy(update={"run": "bare"})
     open_run(bare)
     assert "Folds not trained: 0, 1, 2." in write_report(bare).read_text(encoding="utf-8")
+
+
+def test_a_blend_has_the_folds_of_its_ensemble(run: Params):
+    blend = run.model_copy(update={"run": "both", "kind": "blend", "runs": ("mini",)})
+    open_run(blend)
+    assert "0 of 3 folds" in write_report(blend).read_text(encoding="utf-8")
+    write_json(blend.run_dir / "ensemble" / "metrics.json", {"missing_folds": [2]})
+    page = write_report(blend).read_text(encoding="utf-8")
+    assert "2 of 3 folds" in page and "Folds not trained: 2." in page
 
 
 def test_damaged_predictions_leave_the_rest(run: Params):
