@@ -83,7 +83,7 @@ def write_report(p: Params) -> Path:
         run=run_dir.name,
         kind=p.kind,
         model=Path(params["model_name"]).name if p.kind in ("dual", "text", "knn") else "",
-        done=len(_folds(run_dir)) or (p.n_folds if p.kind == "blend" and metrics else 0),
+        done=p.n_folds - len(_missing_folds(p, metrics)),
         n_folds=p.n_folds,
         missing=_missing(p, metrics) + left_out,
         headline=_headline(run_dir),
@@ -148,13 +148,18 @@ def _folds(run_dir: Path) -> list[Path]:
     return sorted(file.parent for file in run_dir.glob("fold*/metrics.json"))
 
 
-def _missing(p: Params, metrics: dict[str, Any]) -> list[str]:
-    found = []
+def _missing_folds(p: Params, metrics: dict[str, Any]) -> list[int]:
+    """Folds that aren't trained; of a run that puts others together, those that its ensemble lacks."""
+    if p.runs:
+        return list(metrics.get("missing_folds", range(p.n_folds)))
     done = {folder.name for folder in _folds(p.run_dir)}
-    lost = [k for k in range(p.n_folds) if f"fold{k}" not in done]
-    if p.kind == "blend":
-        lost = metrics.get("missing_folds", [])
-    if lost:
+    return [k for k in range(p.n_folds) if f"fold{k}" not in done]
+
+
+def _missing(p: Params, metrics: dict[str, Any]) -> list[str]:
+    """A sentence on each thing that the run doesn't have yet."""
+    found, lost = [], _missing_folds(p, metrics)
+    if lost and (metrics or not p.runs):
         found.append(f"Folds not trained: {', '.join(map(str, lost))}.")
     if not metrics:
         found.append("There is no ensemble yet: no honest score over all folds, and no figures of its predictions.")

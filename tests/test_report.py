@@ -14,13 +14,11 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
-from conftest import Trained
+from conftest import Run
 
 matplotlib.use("Agg")
 
-from conftest import put_together
-
-from goods.ensemble.folds import Ensemble
+from goods.ensemble.folds import Ensemble, ensemble_folds
 from goods.ensemble.label_issues import write_label_issues
 from goods.ensemble.submission import write_submission
 from goods.figures.eda import class_balance, fold_balance
@@ -28,24 +26,24 @@ from goods.figures.ensemble import modality_scores, reliability
 from goods.figures.errors import class_f1, confusion_matrix
 from goods.figures.style import save_figure
 from goods.figures.training import learning_curves
-from goods.files import ROOT
-from goods.members import open_run
+from goods.files import ROOT, write_json
 from goods.params import Params
 from goods.predictions import frame_logits
 from goods.report import saved_figures, settings_table, write_report
-from goods.training.fold import read_logs
+from goods.run import open_run
+from goods.training.loop import read_logs
 from goods_utils import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
-def finished(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Params:
+def finished(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Params:
     """The miniature run with its ensemble, its submission and its figures."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(trained.p.run_dir, folder / "mini")
     p = trained.p.model_copy(update={"outputs_dir": str(folder)})
-    ensemble = put_together(p, trained.goods)
+    ensemble = ensemble_folds(p, trained.goods)
     write_label_issues(p, ensemble, trained.goods)
     write_submission(p, trained.goods)
     keep_figures(p.run_dir, ensemble, trained.goods.classes)
@@ -130,6 +128,15 @@ def test_a_run_without_folds_or_ensemble_says_what_is_missing(run: Params):
     bare = run.model_copy(update={"run": "bare"})
     open_run(bare)
     assert "Folds not trained: 0, 1, 2." in write_report(bare).read_text(encoding="utf-8")
+
+
+def test_a_blend_has_the_folds_of_its_ensemble(run: Params):
+    blend = run.model_copy(update={"run": "both", "kind": "blend", "runs": ("mini",)})
+    open_run(blend)
+    assert "0 of 3 folds" in write_report(blend).read_text(encoding="utf-8")
+    write_json(blend.run_dir / "ensemble" / "metrics.json", {"missing_folds": [2]})
+    page = write_report(blend).read_text(encoding="utf-8")
+    assert "2 of 3 folds" in page and "Folds not trained: 2." in page
 
 
 def test_damaged_predictions_leave_the_rest(run: Params):
