@@ -35,6 +35,7 @@ def run(trained: Run, tmp_path: Path) -> Params:
     return p
 
 
+@pytest.mark.slow
 def test_the_page_tells_all_and_is_light(run: Params):
     path = write_report(run)
     page = path.read_text(encoding="utf-8")
@@ -57,11 +58,13 @@ def test_a_run_without_folds_or_ensemble_says_what_is_missing(run: Params):
     assert "Folds not trained: 0, 1, 2." in write_report(bare).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_damaged_predictions_of_a_fold_leave_the_rest(run: Params):
     (run.run_dir / "fold1" / "oof.parquet").write_bytes(b"torn")
     assert "reliability" in run_figures(run.run_dir) and 'alt="reliability"' in write_report(run).read_text()
 
 
+@pytest.mark.slow
 def test_nothing_of_the_goods_is_taken_for_html(run: Params):
     evil = "<script>alert(1)</script>"
     path = run.run_dir / "ensemble" / "label_issues.csv"
@@ -70,12 +73,14 @@ def test_nothing_of_the_goods_is_taken_for_html(run: Params):
     assert evil not in page and html.escape(evil) in page and "مرحبا 🎁" in page
 
 
+@pytest.mark.slow
 def test_figures_that_are_too_large_are_left_out_and_named(run: Params, monkeypatch):
     monkeypatch.setattr("goods.report.MAX_BYTES", 200_000)
     page = write_report(run).read_text(encoding="utf-8")
     assert "Figures too large for this page" in page and 0 < page.count("<img ") < 10
 
 
+@pytest.mark.slow
 def test_the_command_line_makes_it_anew(run: Params, tmp_path: Path):
     config = tmp_path / "c.yaml"
     config.write_text((run.run_dir / "params.yaml").read_text())
@@ -91,6 +96,7 @@ PROBE = """<script>addEventListener("load", () => { document.title = JSON.string
   wide: document.documentElement.scrollWidth - innerWidth }) })</script></body>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a real browser: apt install chromium")
 def test_a_real_browser_shows_it_whole_and_loads_nothing(run: Params, tmp_path: Path):
     page = write_report(run).read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from goods.models.tfidf import heaviest_words, make_svm, svm_logits
 SMALL = {"kind": "linear", "n_folds": 3}
 
 
+@pytest.mark.slow
 def test_the_telling_words_are_those_of_the_class(make):
     p = make()
     goods = read_goods(p)
