@@ -7,12 +7,15 @@ PY := .venv/bin/python
 PIP := -m pip install -qq --disable-pip-version-check --no-compile
 # pip would do it on one core, and the packages' tests, too.
 COMPILE := -m compileall -q -j 0 -x '/tests?/|/testing/'
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 # Threads that wait give the core to others, which matters where cores are few.
 export OMP_WAIT_POLICY ?= PASSIVE
+UV := 0.13.9
+LOCK := pip compile --quiet --universal --python-version 3.11 --upgrade --no-emit-index-url --annotation-style line
 DEMO := data/sample models/siglip-tiny outputs/demo outputs/demo-kaggle
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lab run sample bench clean kernel push kaggle-status kaggle-output kaggle-weights kaggle-backbone test-kaggle
+.PHONY: help demo test check lint lock lab run sample bench clean kernel push kaggle-status kaggle-output kaggle-weights kaggle-backbone test-kaggle
 .DELETE_ON_ERROR:
 
 help: ## what can be made
@@ -23,13 +26,25 @@ demo: sample ## the whole road on the embedded sample: eda, five folds, ensemble
 	@$(PY) pipeline.py --config params/demo.yaml --jobs 2
 
 test: lint ## lint, then all tests
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m pytest $(SPREAD)
+
+check: lint ## lint, then the tests that are not marked slow: within a minute
+	@$(PY) -m pytest $(SPREAD) -m "not slow"
 
 lint: .venv/installed ## ruff, and notebooks without outputs
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@set -- notebooks/*.ipynb; [ ! -e "$$1" ] || $(PY) -m nbstripout --keep-id --verify "$$@" || \
 	{ echo "notebooks are committed without outputs: $(PY) -m nbstripout --keep-id notebooks/*.ipynb"; exit 1; }
+
+# In an environment of its own: the project's can't be installed while its requirements and the lock contradict each other.
+lock: ## requirements.lock and kaggle_kernel/requirements.lock anew, for Python 3.11 to 3.13 on all systems
+	$(check-python)
+	@$(PYTHON) -m venv --clear build/lock && build/lock/bin/python $(PIP) uv==$(UV)
+	@build/lock/bin/uv $(LOCK) --custom-compile-command "make lock" --python build/lock/bin/python \
+	pyproject.toml --extra dev -o requirements.lock
+	@build/lock/bin/uv $(LOCK) --custom-compile-command "make lock" --python build/lock/bin/python \
+	kaggle_kernel/requirements.txt -o kaggle_kernel/requirements.lock
 
 lab: sample ## JupyterLab in the project's folder, with the sample there to start on
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m jupyterlab $(ARGS)
@@ -79,19 +94,18 @@ define check-python
 { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not that; name one: make ... PYTHON=python3.12" >&2; exit 1; }
 endef
 
-.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
+.venv/installed: requirements.txt requirements.lock pyproject.toml
 	$(check-python)
 	@$(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "Installing into .venv; the first time this takes some minutes."
-	@$(PY) $(PIP) -r requirements.txt -r requirements-dev.txt
-	@$(PY) $(PIP) --no-deps -e .
+	@$(PY) $(PIP) -e ".[dev]" -c requirements.lock
 	@$(PY) $(COMPILE) .venv/lib > /dev/null || true
 	@touch $@
 
-.venv-kaggle/installed: requirements-kaggle.txt
+.venv-kaggle/installed: kaggle_kernel/requirements.txt kaggle_kernel/requirements.lock
 	$(check-python)
 	@$(PYTHON) -m venv --clear .venv-kaggle
 	@echo "Installing the versions of Kaggle's image into .venv-kaggle; the first time this takes some minutes."
-	@.venv-kaggle/bin/python $(PIP) -r requirements-kaggle.txt
+	@.venv-kaggle/bin/python $(PIP) -r kaggle_kernel/requirements.txt -c kaggle_kernel/requirements.lock
 	@.venv-kaggle/bin/python $(COMPILE) .venv-kaggle/lib > /dev/null || true
 	@touch $@

@@ -12,70 +12,108 @@ import os
 import sys
 from collections.abc import Sequence
 
-from goods.cost.plan import plan_run
+import pandas as pd
+
+from goods import members
+from goods.cost.plan import Plan, plan_run
 from goods.data.folds import rare_classes, read_folds
-from goods.data.tables import read_goods, report_table
-from goods.ensemble.folds import ensemble_folds
+from goods.data.tables import Goods, read_goods, report_table
 from goods.ensemble.label_issues import write_label_issues
 from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
-from goods.files import ROOT, atomic_path
-from goods.members.knn import fit_knn
-from goods.members.linear import fit_linear
+from goods.members import ensemble_run, kind_of, open_run, predict_test
 from goods.metrics import score
+from goods.models import tfidf
 from goods.models.backbone import load_processor
 from goods.models.embeddings import save_embeddings
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
-from goods.models.tfidf import heaviest_words
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
-from goods.run import open_run, saved_files
-from goods.training.loop import fit_fold, read_logs
+from goods.run import Run, saved_files
 
 gc.freeze()  # nor is any looked for among them later, at the end of the process above all
 gc.enable()
 
 __all__ = [
     "OUTPUTS",
-    "ROOT",
-    "GoodsError",
-    "Params",
-    "atomic_path",
-    "ensemble_folds",
+    "ensemble_run",
     "explain",
-    "fit_baseline",
+    "fit_all",
     "fit_fold",
     "frame_logits",
     "heaviest_words",
     "joined",
-    "load_params",
     "load_processor",
     "make_pseudo_labels",
     "map_points",
     "nearest_products",
     "neighbours",
     "open_run",
-    "plan_run",
+    "predict_test",
     "prediction_table",
     "rare_classes",
     "read_folds",
     "read_goods",
     "read_logs",
+    "read_oof",
     "read_params",
+    "read_pseudo",
     "report_table",
     "save_embeddings",
     "saved_files",
     "score",
+    "show_plan",
     "write_label_issues",
     "write_submission",
 ]
 
 
-def fit_baseline(p, goods):
-    """All folds of a kind that trains in a minute, linear or knn; returns the folds' metrics."""
-    return fit_knn(p, goods) if p.kind == "knn" else fit_linear(p, goods)
+# What notebooks ask of a run -----------------------------------------------------------------------------------------
+
+
+def fit_fold(p: Params, goods: Goods) -> dict:
+    """Trains fold p.fold where it isn't trained yet; returns its metrics."""
+    members.fit(p, goods, [p.fold])
+    return Run.of(p).fold(p.fold).scores()
+
+
+def fit_all(p: Params, goods: Goods) -> pd.DataFrame:
+    """Trains all folds that p chooses and that aren't trained yet; returns a row of scores per fold."""
+    members.fit(p, goods)
+    return members.fold_scores_of(p)
+
+
+def read_oof(p: Params, folds: Sequence[int] | None = None) -> pd.DataFrame:
+    """The predictions of the rows that these folds held back; by default those of all trained folds."""
+    run = Run.of(p)
+    return pd.concat([pd.read_parquet(run.fold(k).oof) for k in (run.trained() if folds is None else folds)])
+
+
+def read_pseudo(p: Params, fold: int) -> pd.DataFrame:
+    """The test products that the run has labelled for a fold: id, label, probability."""
+    return pd.read_parquet(Run.of(p).pseudo(fold))
+
+
+def read_logs(p: Params, fold: int | None = None) -> pd.DataFrame:
+    """The training logs of the run's folds, or of one: fold, epoch, train_loss, valid_loss, macro_f1 ..."""
+    from goods.training.fold import read_logs
+
+    logs = read_logs(Run.of(p))
+    return logs if fold is None or logs.empty else logs[logs["fold"] == fold]
+
+
+def heaviest_words(p: Params, classes: Sequence[str]) -> pd.DataFrame:
+    """The words that speak most for each class, where the run's kind keeps any."""
+    run = Run.of(p)
+    return tfidf.heaviest_words([f.words for f in run.folds() if f.words.is_file()], classes)
+
+
+def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
+    """What the run will cost, or a sentence where nobody can tell beforehand."""
+    kind = kind_of(p)
+    return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -95,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         given = dict(parse_setting(text) for text in options.set)
         if options.command == "plan":
-            print(plan_run(load_params(options.config, **given), options.gpu))
+            print(show_plan(load_params(options.config, **given), options.gpu))
             return
         p = load_params(options.config, **given, fold=getattr(options, "fold", 0))
         if options.command == "report":

@@ -1,4 +1,4 @@
-"""The notebooks in sequence through papermill: eda, train (once a fold) or baseline, ensemble, submission.
+"""The notebooks in sequence through papermill: those that the run's kind takes, train once per fold.
 
     python pipeline.py --config params/demo.yaml
     python pipeline.py --config params/head.yaml --run hm --set data_dir=data/hm num_epochs=3 --folds 0 2
@@ -27,35 +27,16 @@ from typing import Any, NamedTuple
 import yaml
 
 from goods.errors import GoodsError
-from goods.files import ROOT, file_stamp, write_json, write_text
+from goods.files import ROOT, file_hash, file_stamp, held, read_json_if_whole, write_json, write_text
+from goods.members import kind_of, open_run, result_files, step_inputs
 from goods.params import DEFAULT_CONFIG, OUTPUTS, RUNTIME_FIELDS, Params, load_run, parse_setting
-from goods.run import open_run
+from goods.run import Run
+from goods.step import STATUS
 
 STEPS = ("eda", "train", "baseline", "ensemble", "submission")
-# The steps that a kind of run leaves out; eda counts the tokens of a dual encoder.
-LEFT_OUT = {
-    "dual": ("baseline",),
-    "text": ("eda", "baseline"),
-    "linear": ("eda", "train"),
-    "knn": ("eda", "train"),
-    "blend": ("eda", "train", "baseline"),
-}
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
-DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
-
-# The parameters whose files or folders a step reads, and the files of earlier steps that it goes on from.
-READS = dict.fromkeys(("eda", "train", "ensemble"), (*DATA_PATHS, "model_name"))
-READS |= {"baseline": DATA_PATHS, "submission": ()}
-UPSTREAM = {"ensemble": ("fold*/oof.parquet",), "submission": ("ensemble/*.parquet",)}
-WRITES = {
-    "eda": (),
-    "train": ("fold{fold}/oof.parquet", "fold{fold}/metrics.json"),
-    "baseline": ("fold{fold}/oof.parquet", "fold{fold}/test.parquet", "fold{fold}/metrics.json"),
-    "ensemble": ("ensemble/oof.parquet", "ensemble/test.parquet", "ensemble/metrics.json"),
-    "submission": ("submission.csv", "submission_probs.csv"),
-}
 
 
 class Step(NamedTuple):
@@ -85,17 +66,7 @@ class Running:
     shown: list[str] = field(default_factory=list)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 What a step depends on
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty when the file isn't there or isn't whole."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+# What a step depends on ----------------------------------------------------------------------------------------------
 
 
 def notebook_source(name: str) -> list[list[Any]]:
@@ -107,7 +78,7 @@ def notebook_source(name: str) -> list[list[Any]]:
     path = NOTEBOOKS / f"{name}.ipynb"
     cells = [
         [cell.get("cell_type"), cell.get("metadata", {}).get("tags", []), "".join(cell.get("source", []))]
-        for cell in read_json(path).get("cells", [])
+        for cell in read_json_if_whole(path).get("cells", [])
     ]
     if not cells:
         raise GoodsError(f"{path} is missing or is not a notebook; get it back from git")
@@ -116,28 +87,29 @@ def notebook_source(name: str) -> list[list[Any]]:
     return cells
 
 
-stamp = functools.cache(file_stamp)  # photos are looked at once, not once a fold
+stamp = functools.cache(file_stamp)  # photos are looked at once, not once per fold
 
 
 def step_key(step: Step, p: Params) -> str:
-    """A hash over all that a step's result depends on: parameters, notebook, code, data, and earlier results."""
-    upstream = sorted(path for pattern in UPSTREAM.get(step.name, ()) for path in p.run_dir.glob(pattern))
-    for run in p.runs if step.name == "ensemble" else ():
-        upstream += sorted((p.run_dir.parent / run / "ensemble").glob("*.parquet"))
-    files = (*sorted(ROOT.glob("goods/**/*.py")), *upstream)
+    """A hash over all that a step's result depends on: parameters, notebook, data, models, earlier results, code."""
+    inputs, hashed = step_inputs(step.name, p), {}
+    for path in inputs.hashed:
+        hashed[f"{path.parent.name}/{path.name}"] = file_hash(path) if path.is_file() else None
+    by_contents = {name for name, _ in inputs.models}
     parts = [
         step.file,
-        p.model_dump(mode="json", exclude=RUNTIME_FIELDS - {"data_dir", *DATA_PATHS}),
+        p.model_dump(mode="json", exclude=(RUNTIME_FIELDS | by_contents) - {"data_dir"}),
+        p.chosen_folds if step.name == "baseline" else [],
         notebook_source(step.name),
-        stamp(tuple(getattr(p, name) for name in READS[step.name])),
-        [(path.parent.name, path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files],
+        stamp(inputs.stamped),
+        hashed,
+        inputs.models,
+        inputs.code,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 Processors
-# ---------------------------------------------------------------------------------------------------------------------
+# Processors ----------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -156,7 +128,10 @@ def gpus() -> list[str]:
 
 
 def step_environment(slot: int, jobs: int) -> dict[str, str]:
-    """The environment of a step's process; with several jobs each has its own GPU and its share of the cores."""
+    """The environment of a step's process; with several jobs each has its own GPU and its share of the cores.
+
+    `jobs`: as many as may run at once in the stage, whatever is due of it, so that a step computes the same again.
+    """
     # First on jupyter's path: a kernel "python3" in the user's home may belong to another Python.
     kernels = [str(Path(sys.prefix, "share", "jupyter")), os.environ.get("JUPYTER_PATH", "")]
     environment = os.environ | {"JUPYTER_PATH": os.pathsep.join(filter(None, kernels))}
@@ -171,9 +146,7 @@ def step_environment(slot: int, jobs: int) -> dict[str, str]:
     return environment
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 3 Running the steps
-# ---------------------------------------------------------------------------------------------------------------------
+# Running the steps ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -189,33 +162,41 @@ class Pipeline:
     failures: list[str] = field(default_factory=list)
     stopped: list[Step] = field(default_factory=list)  # in time, their state saved
 
+    @functools.cached_property
+    def disk(self) -> Run:
+        """The run's files."""
+        return Run.of(self.p)
+
     def file(self, step: Step, ending: str) -> Path:
         """One of the step's files in the run's notebooks folder."""
-        return self.p.run_dir / "notebooks" / f"{step.file}{ending}"
+        return self.disk.notebooks / f"{step.file}{ending}"
 
     def written(self, step: Step) -> list[Path]:
         """The result files that a finished step has left."""
-        folds = self.p.folds if step.name == "baseline" else [step.fold]
-        return [self.p.run_dir / name for fold in folds for name in (n.format(fold=fold) for n in WRITES[step.name])]
+        return result_files(step.name, step.fold, self.p)
 
     def run(self) -> int:
-        """Runs all stages; returns the exit status: 1 when a step failed."""
-        for stage in self.stages:
-            self.run_stage(stage)
-            if self.failures:
-                print("\n".join(["", *self.failures]), file=sys.stderr, flush=True)
-                return 1
-            if self.stopped:
-                print("\nmax_hours are over and the state is saved; the same command goes on from there", flush=True)
-                return 0
+        """Runs all stages, the only pipeline of this run; returns the exit status: 1 when a step failed."""
+        with held(
+            self.disk.locks / "pipeline.lock", f"run '{self.disk.name}'", [self.disk.folder, self.disk.notebooks]
+        ):
+            for stage in self.stages:
+                self.run_stage(stage)
+                if self.failures:
+                    print("\n".join(["", *self.failures]), file=sys.stderr, flush=True)
+                    return 1
+                if self.stopped:
+                    print(
+                        "\nmax_hours are over and the state is saved; the same command goes on from there", flush=True
+                    )
+                    return 0
         print_summary(self)
         return 0
 
     def run_stage(self, steps: list[Step]) -> None:
         """Runs the steps that are due, `jobs` at a time, to the end of the last one."""
-        waiting = self.due(steps)
-        jobs = len(waiting)
-        if jobs > 1:  # asking for GPUs takes its time, so not for a single step
+        waiting, jobs = self.due(steps), len(steps)
+        if waiting and jobs > 1:  # asking for GPUs takes its time, so not for a single step
             jobs = min(jobs, max(1, len(gpus())) if self.jobs == "auto" else int(self.jobs))
         slots, running = list(range(jobs)), []
         try:
@@ -230,7 +211,7 @@ class Pipeline:
                 for job in [job for job in running if self.ended(job)]:
                     running.remove(job)
                     slots.append(job.slot)
-                    if self.finish(job) == "GoodsError":  # the same mistake would stop every other fold
+                    if self.finish(job) == "refused":  # the same mistake would stop every other fold
                         waiting.clear()
         finally:
             stop(running)
@@ -249,9 +230,10 @@ class Pipeline:
         due = []
         for step in steps:
             key = step_key(step, self.p)
-            done = read_json(self.file(step, ".done.json"))
+            done = read_json_if_whole(self.file(step, ".done.json"))
             there = all(path.is_file() for path in (self.file(step, ".ipynb"), *self.written(step)))
-            if done.get("key") == key and there and not self.force:
+            again = self.force or (self.p.retrain and step.name in ("train", "baseline"))
+            if done.get("key") == key and there and not again:
                 self.took[step] = f"{duration(done.get('seconds', 0))}, earlier"
                 print(f"{step!s:<13} skipped, unchanged", flush=True)
             else:
@@ -259,54 +241,50 @@ class Pipeline:
         return due
 
     def start(self, step: Step, key: str, slot: int, jobs: int) -> Running:
-        """Starts papermill on the step's notebook."""
-        # A step that is killed must neither count as done nor show the cells of an earlier call.
-        for ending in (".done.json", ".ipynb"):
+        """Starts papermill on the step's notebook; the one of an earlier call stays until this one has ended well."""
+        for ending in (".done.json", ".status.json"):  # a step that is killed must not count as done
             self.file(step, ending).unlink(missing_ok=True)
         parameters = self.parameters | ({} if step.fold is None else {"fold": step.fold})
         settings = self.file(step, ".yaml")
         write_text(settings, yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
         source, executed = NOTEBOOKS / f"{step.name}.ipynb", self.file(step, ".ipynb")
-        command = [sys.executable, "-m", "papermill", source, executed, "-f", settings]
-        command += ["--kernel", "python3", "--no-progress-bar"]
+        command = [sys.executable, "-m", "goods.step", source, executed, settings]
         print(f"{step!s:<13} started", flush=True)
         with self.file(step, ".log").open("w", encoding="utf-8") as log:
-            environment = step_environment(slot, jobs)
+            environment = step_environment(slot, jobs) | {STATUS: str(self.file(step, ".status.json"))}
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
-        return Running(step, key, slot, process, shown=epoch_lines(step, self.p.run_dir))
+        return Running(step, key, slot, process, shown=epoch_lines(step, self.disk))
 
     def ended(self, job: Running) -> bool:
         """Shows how a step gets on; True when its process is gone."""
         gone = job.process.poll() is not None
-        show_epochs(job, self.p.run_dir)
+        show_epochs(job, self.disk)
         return gone
 
     def finish(self, job: Running) -> str:
-        """Records how a step ended; returns the class of the error that stopped it, or nothing."""
-        step, seconds, status = job.step, time.monotonic() - job.began, job.process.returncode
-        notebook, log = self.file(step, ".ipynb"), self.file(step, ".log")
-        error, reason = failing_cell(notebook)
+        """Records how a step ended; returns its outcome: done, stopped, refused or failed."""
+        step, seconds, exit_status = job.step, time.monotonic() - job.began, job.process.returncode
+        status = read_json_if_whole(self.file(step, ".status.json"))
         missing = [path for path in self.written(step) if not path.is_file()]
-        # papermill takes sys.exit(0) in a cell for a good end
-        if status == 0 and not missing and error != "SystemExit":
+        if exit_status == 0 and not status and not missing:
             write_json(self.file(step, ".done.json"), {"key": job.key, "seconds": round(seconds, 3)})
             self.took[step] = duration(seconds)
-            print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.p.run_dir)}", flush=True)
-            return ""
-        in_time = error == "SystemExit" and (self.p.run_dir / f"fold{step.fold}" / "checkpoint").is_dir()
-        if in_time or (reason.startswith("max_hours") and self.begun()):
+            print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.disk)}", flush=True)
+            return "done"
+        if status.get("outcome") == "stopped" or (status.get("outcome") == "not begun" and self.begun()):
             self.stopped.append(step)
-            state = ", its state saved" if in_time else ", before its first step"
+            state = ", its state saved" if status["outcome"] == "stopped" else ", before its first step"
             print(f"{step!s:<13} stopped after {duration(seconds)}{state}", flush=True)
-            return ""
-        if not error and status == 0:
+            return "stopped"
+        log = self.file(step, ".log")
+        reason = status.get("message") or f"its process ended with status {exit_status}: {last_line(log)}"
+        if exit_status == 0 and not status:
             reason = f"the notebook ended without writing {shown(missing[0])}"
-        elif not error:
-            reason = f"papermill ended with status {status}: {last_line(log)}"
-        self.failures.append(f"{step} failed: {reason}\n  see {shown(notebook if notebook.is_file() else log)}")
+        seen = next((path for path in (self.file(step, ".unfinished.ipynb"), log) if path.is_file()), log)
+        self.failures.append(f"{step} failed: {reason}\n  see {shown(seen)}")
         print(f"{step!s:<13} failed after {duration(seconds)}", flush=True)
-        return error or "Error"
+        return status.get("outcome", "failed")
 
 
 def stop(running: list[Running]) -> None:
@@ -320,9 +298,7 @@ def stop(running: list[Running]) -> None:
             job.process.kill()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 4 What is shown
-# ---------------------------------------------------------------------------------------------------------------------
+# What is shown -------------------------------------------------------------------------------------------------------
 
 
 def duration(seconds: float) -> str:
@@ -343,18 +319,17 @@ def number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, (int, float)) else "-"
 
 
-def epoch_lines(step: Step, run_dir: Path) -> list[str]:
+def epoch_lines(step: Step, run: Run) -> list[str]:
     """The whole lines of a fold's log.jsonl."""
-    path = run_dir / f"fold{step.fold}" / "log.jsonl"
-    if step.fold is None or not path.is_file():
+    if step.fold is None or not run.fold(step.fold).log.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = run.fold(step.fold).log.read_text(encoding="utf-8", errors="replace")
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def show_epochs(job: Running, run_dir: Path) -> None:
+def show_epochs(job: Running, run: Run) -> None:
     """Prints the epochs that a fold's log has gained; a log begun anew is shown from its start."""
-    lines = epoch_lines(job.step, run_dir)
+    lines = epoch_lines(job.step, run)
     new = lines[len(job.shown) :] if lines[: len(job.shown)] == job.shown else lines
     job.shown = lines
     for line in new:
@@ -369,21 +344,11 @@ def show_epochs(job: Running, run_dir: Path) -> None:
         print("  ".join(parts), flush=True)
 
 
-def fold_score(step: Step, run_dir: Path) -> str:
+def fold_score(step: Step, run: Run) -> str:
     """What a fold scored, to end its line with."""
-    metrics = read_json(run_dir / f"fold{step.fold}" / "metrics.json")
-    main = next((name for name in OUTPUTS if name in metrics), None)
-    return f", {main} macro-F1 {number(metrics[main].get('macro_f1'))}" if main else ""
-
-
-def failing_cell(notebook: Path) -> tuple[str, str]:
-    """The error in an executed notebook, as (its class, a sentence); empty when no cell failed."""
-    for cell in read_json(notebook).get("cells", []):
-        for output in cell.get("outputs", []):
-            if output.get("output_type") == "error":
-                name, text = output.get("ename", ""), output.get("evalue", "")
-                return name, text if name == "GoodsError" else f"{name}: {text}"
-    return "", ""
+    scores = {} if step.fold is None else run.fold(step.fold).scores()
+    main = next((name for name in OUTPUTS if name in scores), None)
+    return f", {main} macro-F1 {number(scores[main].get('macro_f1'))}" if main else ""
 
 
 def last_line(path: Path) -> str:
@@ -393,9 +358,9 @@ def last_line(path: Path) -> str:
 
 
 def print_summary(pipeline: Pipeline) -> None:
-    """The short table at the end: scores, seconds a step, files."""
-    run_dir = pipeline.p.run_dir
-    scores = read_json(run_dir / "ensemble" / "metrics.json")
+    """The short table at the end: scores, seconds per step, files."""
+    run = pipeline.disk
+    scores = read_json_if_whole(run.metrics)
     rows = [(name, scores[name]) for name in OUTPUTS if isinstance(scores.get(name), dict)]
     if rows:
         print("\nout of fold      accuracy   macro-F1")
@@ -405,14 +370,12 @@ def print_summary(pipeline: Pipeline) -> None:
     for step, took in pipeline.took.items():
         print(f"{step!s:<13} {took}")
     print("\nfiles")
-    for path in (run_dir / name for name in ("submission.csv", "submission_probs.csv", "report.html", "notebooks")):
+    for path in (run.submission, run.submission_probs, run.report, run.notebooks):
         if path.exists():
             print(f"{shown(path)}{os.sep if path.is_dir() else ''}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 5 Command line
-# ---------------------------------------------------------------------------------------------------------------------
+# Command line --------------------------------------------------------------------------------------------------------
 
 
 def read_settings(texts: list[str]) -> dict[str, Any]:
@@ -420,8 +383,8 @@ def read_settings(texts: list[str]) -> dict[str, Any]:
     settings = {}
     for text in texts:
         name, value = parse_setting(text)
-        if name in ("config", "run", "fold"):
-            option = "--folds" if name == "fold" else f"--{name}"
+        if name in ("config", "run", "fold", "folds"):
+            option = "--folds" if name.startswith("fold") else f"--{name}"
             raise GoodsError(f"--set {text}: {name} has an option of its own, {option}")
         if value is not None or name not in Params.model_fields:
             settings[name] = value
@@ -439,33 +402,20 @@ def read_steps(names: list[str]) -> list[str]:
     return [name for name in STEPS if name in names]
 
 
-def read_folds(folds: list[int] | None, p: Params) -> list[int]:
-    """The folds asked for, or all that the parameters leave in."""
-    if folds is None:
-        return p.folds
-    for fold in folds:
-        if not 0 <= fold < p.n_folds:
-            raise GoodsError(f"--folds: there is no fold {fold}; n_folds is {p.n_folds}, so they go to {p.n_folds - 1}")
-        if folds.count(fold) > 1:
-            raise GoodsError(f"--folds: fold {fold} is named twice")
-    return folds
-
-
-def plan(args: argparse.Namespace) -> Pipeline:
+def prepare(args: argparse.Namespace) -> Pipeline:
     """Checks all that was asked for, before anything runs."""
-    settings = read_settings(args.set)
-    named = {"run": args.run} if args.run else {}
-    p = load_run(args.config, **named, **settings)
-    names = read_steps(args.steps or [name for name in STEPS if name not in LEFT_OUT[p.kind]])
-    folds = read_folds(args.folds, p)
-    if args.folds and "train" not in names:
-        raise GoodsError("--folds says which folds to train, but --steps leaves train out; drop one of the two")
+    given = read_settings(args.set) | ({"run": args.run} if args.run else {})
+    given |= {"folds": args.folds} if args.folds is not None else {}
+    p = load_run(args.config, **given)
+    names = read_steps(args.steps or list(kind_of(p).notebooks))
+    if args.folds and not {"train", "baseline"} & set(names):
+        raise GoodsError("--folds says which folds to train, but none of the steps trains any; drop one of the two")
     for name in names:
         notebook_source(name)
     open_run(p)
-    stages = [[Step(name, fold) for fold in folds] if name == "train" else [Step(name)] for name in names]
+    stages = [[Step(name, fold) for fold in p.chosen_folds] if name == "train" else [Step(name)] for name in names]
     print(f"run {p.run} of {args.config} in {shown(p.run_dir)}", flush=True)
-    return Pipeline(p, {"config": args.config, "run": p.run, **settings}, stages, args.jobs, args.force)
+    return Pipeline(p, {"config": args.config, "run": p.run, **given}, stages, args.jobs, args.force)
 
 
 def job_count(text: str) -> int | str:
@@ -482,14 +432,14 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--config", default=DEFAULT_CONFIG, help=f"the experiment's YAML file (default: {DEFAULT_CONFIG})")
     add("--run", help="name of the folder under outputs/ (default: the config's run, or its file name)")
-    add("--folds", nargs="+", type=int, metavar="N", help="the folds that train does (default: all)")
+    add("--folds", nargs="+", type=int, metavar="N", help="the folds to train (default: all)")
     add("--steps", nargs="+", metavar="STEP", help=f"some of: {' '.join(STEPS)} (default: all of the config's kind)")
     settings = {"nargs": "+", "default": [], "action": "extend", "metavar": "KEY=VALUE"}
     add("--set", **settings, help="parameters that differ from the config's")
     jobs = {"type": job_count, "default": "auto", "metavar": "N|auto"}
     add("--jobs", **jobs, help="folds side by side (default: auto, one a GPU, else one)")
     again = "run the steps again though nothing changed; a fold that is finished is then loaded\n"
-    again += "by its notebook, not trained again (deleting outputs/<run>/fold<k> trains it anew)"
+    again += "by its notebook, not trained again (--set retrain=true does that)"
     add("--force", action="store_true", help=again)
     return made
 
@@ -498,7 +448,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the pipeline; returns the exit status: 0 done, 1 a step failed, 2 bad input, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return plan(parser().parse_args(arguments)).run()
+        return prepare(parser().parse_args(arguments)).run()
     except (GoodsError, OSError) as error:
         print(f"pipeline.py: {error}", file=sys.stderr)
         return 2

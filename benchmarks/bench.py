@@ -170,7 +170,7 @@ def bench_overhead() -> list[dict[str, Any]]:
     bare = best_seconds(lambda: subprocess.run([sys.executable, "-c", "pass"], **run), 3)
     torch_only = best_seconds(lambda: subprocess.run([sys.executable, "-c", "import torch, transformers"], **run), 3)
     ours = best_seconds(lambda: subprocess.run([sys.executable, "-c", "import goods_utils"], **run), 3)
-    params = best_seconds(lambda: subprocess.run([sys.executable, "-c", "import goods_params"], **run), 3)
+    params = best_seconds(lambda: subprocess.run([sys.executable, "-c", "import goods.params"], **run), 3)
     with tempfile.TemporaryDirectory() as folder:
         cell = nbformat.v4.new_code_cell("import goods_utils")
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -186,7 +186,7 @@ def bench_overhead() -> list[dict[str, Any]]:
         ]
         papermill = best_seconds(lambda: subprocess.run(command, **run), 3)
     return [
-        row("import goods_params (pipeline.py)", params, "s", "bare Python", params / bare),
+        row("import goods.params (pipeline.py)", params, "s", "bare Python", params / bare),
         row("import goods_utils", ours, "s", "torch, transformers", ours / torch_only),
         row("papermill with a notebook that imports it", papermill, "s", "the import", papermill / ours),
     ]

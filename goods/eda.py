@@ -19,11 +19,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
+from goods.data.photos import open_upright
 from goods.data.tables import Goods
-from goods.data.texts import titles_of
 from goods.files import atomic_path
 
-HASH_SIDE = 16  # a hash is so many cosine coefficients a side: 256 bits
+HASH_SIDE = 16  # a hash is so many cosine coefficients per side: 256 bits
 NEAR_BITS = 34  # of 256; changed copies differ in fewer, and strangers of one kind on white hardly in so few
 HASH_CHUNK = 2048  # rows of the table of distances held in memory at once
 MAX_PAIRS = 5000
@@ -45,10 +45,8 @@ def photo_hashes(images: Sequence[str]) -> np.ndarray:
 def _grey(path: str) -> np.ndarray:
     side = 4 * HASH_SIDE
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a fraction of its size
-            small = image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
-            return np.asarray(small.convert("L"), dtype=np.float32)
+        small = open_upright(path, 2 * side).resize((side, side), Image.Resampling.BILINEAR)
+        return np.asarray(small.convert("L"), dtype=np.float32)
     except Exception:  # Pillow raises anything on broken files; a blank photo is like no other
         return np.zeros((side, side), np.float32)
 
@@ -57,7 +55,7 @@ def near_duplicates(goods: Goods, most_bits: int = NEAR_BITS) -> pd.DataFrame:
     """Pairs of products with almost the same photo or the same text, nearest first.
 
     Columns: kind ("photo", "text"), bits (that differ of 256; 0 for texts), across (train and test), and for a and b
-    table, id, title, image, label (class index, -1 in test). At most 5,000 pairs of a kind.
+    table, id, title, image, label (class index, -1 in test). At most 5,000 pairs of each kind.
     """
     columns = ["id", "title", "text", "image", "label"]
     both = pd.concat([goods.train.assign(table="train"), goods.test.assign(table="test", label=-1)], ignore_index=True)
@@ -184,7 +182,7 @@ def train_test_shift(goods: Goods, rows: int = 10_000, seed: int = 0) -> Shift:
 
 
 def odd_ids(goods: Goods, rare: float = 0.02) -> pd.DataFrame:
-    """The forms of ids (what of, how long), one a row: an example, how many in train and in test, and whether rare.
+    """The forms of ids (what of, how long), one per row: an example, how many in train and in test, and whether rare.
 
     A form that fewer than `rare` of all ids have is worth a look: another source, or a damaged table.
     """
@@ -202,13 +200,13 @@ def odd_ids(goods: Goods, rare: float = 0.02) -> pd.DataFrame:
 
 
 def split_by_class(goods: Goods, folder: Path) -> pd.DataFrame:
-    """Writes one CSV a class, id and title, for a quick look: <class index>-<class>.csv; returns class, rows, file."""
+    """Writes <class index>-<class>.csv for each class, id and title, for a quick look; returns class, rows, file."""
     rows = []
     for k, name in enumerate(goods.classes):
         table = goods.train.loc[goods.train["label"] == k, ["id", "title"]]
         short = re.sub(r"[^\w-]+", "-", name)[:60].strip("-")  # a class may be called anything, a file may not
         file = f"{k:03}-{short}.csv"
         with atomic_path(folder / file) as temporary:
-            table.assign(title=titles_of(table)).to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False)
         rows.append((name, len(table), file))
     return pd.DataFrame(rows, columns=["class", "rows", "file"])

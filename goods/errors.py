@@ -9,3 +9,34 @@ class GoodsError(ValueError):
     def _render_traceback_(self) -> list[str]:
         # IPython asks the exception for its own rendering: a sentence instead of forty lines of frames.
         return [f"GoodsError: {self}"]
+
+
+class ParameterError(GoodsError):
+    """A parameter that is unknown, of the wrong type, or doesn't fit the others or the model."""
+
+
+class DamagedFileError(GoodsError):
+    """A file of the project's own making that is missing or isn't what was written."""
+
+
+class OtherRunError(GoodsError):
+    """A run's name, folds or weights are of other parameters, goods or backbones."""
+
+
+class HeldError(GoodsError):
+    """Another process is at work on the same run or fold."""
+
+
+class DiskFullError(GoodsError):
+    """There is no room left; what was saved before is intact."""
+
+
+class TimeOverError(GoodsError):
+    """max_hours were over before anything was begun, so there is nothing to go on from."""
+
+
+class StoppedInTime(SystemExit):  # noqa: N818: not an error
+    """max_hours are over and the state is saved: the process ends well, and the same command goes on."""
+
+    def __init__(self) -> None:
+        super().__init__(0)

@@ -1,19 +1,28 @@
-"""Files that are written whole or not at all, and paths from the project's root."""
+"""Files that are written whole or not at all, read back with one sentence, hashed; locks that say who holds them."""
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
+import socket
 import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from goods.errors import GoodsError
+from goods.errors import DamagedFileError, DiskFullError, GoodsError, HeldError
 
-ROOT = Path(__file__).resolve().parent
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL_FILES = (".json", ".safetensors", ".model", ".txt")  # of a model directory, what its results depend on
+HOLDER_SECONDS = 10.0  # that the process of a call that was killed may take to end
 
 
 def resolve(path: str | os.PathLike) -> Path:
@@ -25,19 +34,53 @@ def resolve(path: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike):
-    """A temporary path beside `path` that takes its name at the end, or vanishes when the block fails."""
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name at the end, or vanishes when the block fails.
+
+    Raises DiskFullError where the block finds no room left.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o644)  # mkstemp and safetensors make files private
         os.replace(temporary, path)
+    except Exception as error:  # safetensors and pyarrow wrap the system's error in their own
+        if is_disk_full(error):
+            raise DiskFullError(f"the disk is full: {path} can't be written; what was there before is intact. "
+                                "Make room and give the same command again") from None  # fmt: skip
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the system had no room left, however a library wraps that."""
+    return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
+
+
+def clear_temporaries(folder: Path) -> None:
+    """Removes what killed writings left in a folder: temporary files whose process is no more."""
+    for stale in folder.glob(".*.tmp"):
+        process = stale.name.split(".")[-3]
+        if not process.isdecimal() or not is_alive(int(process)):
+            stale.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this number is there, this one apart."""
+    if process == os.getpid() or os.name != "posix":
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -52,6 +95,44 @@ def write_json(path: str | os.PathLike, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, again: str = "make it anew") -> dict[str, Any]:
+    """The object in a JSON file; raises DamagedFileError, saying what to do `again`, when it isn't there or whole."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise DamagedFileError(f"{path} is missing or damaged; {again}") from None
+
+
+def read_json_if_whole(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty when it isn't there or isn't whole."""
+    try:
+        return read_json(path)
+    except DamagedFileError:
+        return {}
+
+
+def read_frame(path: Path, columns: Collection[str] = (), again: str = "make it anew") -> pd.DataFrame:
+    """The table in a Parquet file; raises DamagedFileError when it isn't there, isn't whole, or lacks `columns`."""
+    import pandas as pd  # pipeline.py does without
+
+    try:
+        frame = pd.read_parquet(path)
+    except Exception:  # pyarrow raises anything on damaged bytes
+        raise DamagedFileError(f"{path} is missing or damaged; {again}") from None
+    if lacking := [name for name in columns if name not in frame]:
+        raise DamagedFileError(f"{path} lacks {', '.join(lacking)}; {again}")
+    return frame
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a table as Parquet, whole or not at all."""
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+# Hashes --------------------------------------------------------------------------------------------------------------
+
+
 def file_stamp(paths: Iterable[str | os.PathLike]) -> str:
     """A hash of names, sizes and times of files and of all files below folders: has anything changed?"""
     digest = hashlib.sha256()
@@ -61,3 +142,66 @@ def file_stamp(paths: Iterable[str | os.PathLike]) -> str:
             stat = file.stat() if file.exists() else None
             digest.update(f"{file}|{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_hash(folder: Path, endings: Collection[str] = MODEL_FILES, memory: Path | None = None) -> str:
+    """16 hex digits over the names and contents of a model directory's files that its results depend on.
+
+    `memory` is a JSON file that keeps the hash of files that have not changed since: a backbone of gigabytes is read
+    once. A file counts as unchanged while size, inode and both times are the same; the time of the last change of an
+    inode can't be set by hand.
+    """
+    files = sorted(file for file in folder.iterdir() if file.suffix in endings and file.is_file())
+    stamp = [(f.name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]]
+    key = f"{folder.resolve()} {hashlib.sha256(repr(stamp).encode()).hexdigest()}"
+    known = read_json_if_whole(memory) if memory else {}
+    if isinstance(known.get(key), str):
+        return known[key]
+    found = _contents_hash(tuple(files), key)
+    if memory:
+        write_json(memory, read_json_if_whole(memory) | {key: found})
+    return found
+
+
+@functools.cache
+def _contents_hash(files: tuple[Path, ...], _: str) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
+    return digest.hexdigest()[:16]
+
+
+# Locks ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(lock: Path, what: str, folders: Iterable[Path] = (), seconds: float = HOLDER_SECONDS) -> Iterator[None]:
+    """Inside, this process alone holds `lock`; temporary files that a killed holder left in `folders` are gone.
+
+    Raises HeldError, with who holds it, when another process does so for longer than `seconds`.
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    holder = lock.with_suffix(".json")
+    try:
+        taken = FileLock(lock).acquire(timeout=seconds)
+    except Timeout:
+        who = read_json_if_whole(holder)
+        raise HeldError(f"{what} is in the hands of process {who.get('process', '?')} on {who.get('host', '?')} since "
+                        f"{who.get('since', '?')}; wait for it to end, or end it") from None  # fmt: skip
+    with taken:
+        for folder in folders:
+            clear_temporaries(folder)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_json(holder, {"process": os.getpid(), "host": socket.gethostname(), "since": since})
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from goods.errors import GoodsError
+from goods.errors import ParameterError
 from goods.files import ROOT, resolve
+from goods.step import tell_ends
 
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
 DEFAULT_CONFIG = "params/demo.yaml"
@@ -43,128 +45,254 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _numbers_from_text(value: Any) -> Any:
+    # papermill -p and the shell give "[0, 2]", "0,2" or 2.
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return [int(part) for part in value.strip().strip("[]").split(",")]
+    except ValueError:
+        raise ValueError("must look like [0, 2]") from None
+
+
+def _distinct_numbers(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError("must be different numbers, at least one")
+    return numbers
+
+
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
+Numbers = Annotated[tuple[Int, ...], BeforeValidator(_numbers_from_text), AfterValidator(_distinct_numbers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text), AfterValidator(_distinct)]
-# Fields that may differ between two calls of one run: where things lie, how fast they go, which part is done now.
-RUNTIME_FIELDS = frozenset(
-    "fold skip_folds outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir micro_batch_size "
-    "eval_batch_size gradient_checkpointing num_workers max_hours checkpoint_minutes resume_from wandb_mode "
-    "wandb_project pseudo_precision pseudo_cap".split()
-)
+# A field that may differ between two calls of one run: where things are, how fast they go, which part is done now.
+RUNTIME = {"runtime": True}
+RuntimeField = partial(Field, json_schema_extra=RUNTIME)
 
 
-class Params(BaseModel):
-    """Everything an experiment depends on; frozen, and closed to unknown names."""
+# The fields, in groups ------------------------------------------------------------------------------------------------
+
+
+class _Group(BaseModel):
+    """Frozen, and closed to unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
-    # the run
+
+class CommonParams(_Group):
+    """What one sets most often."""
+
     run: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the folder under outputs_dir")
-    fold: Int = Field(0, ge=0, description="the fold that train.ipynb trains and scores")
-    seed: Int = Field(42, ge=0, lt=2**32, description="of folds, initial heads, shuffling and dropout")
-    debug: bool = Field(False, description="a few rows and one epoch, in a run of its own, to see that all parts work")
-    outputs_dir: str = Field("outputs", description="where runs and caches are written")
-
-    # the goods
-    data_dir: str | None = Field(None, description="competition folder; the four data paths are found below it")
-    train_csv: str = Field("data/train.csv", description="table with labels")
-    test_csv: str = Field("data/test.csv", description="table to predict")
-    train_images_dir: str = Field("data/train_images/train_images", description="photos of train_csv, <id>.jpg")
-    test_images_dir: str = Field("data/test_images/test_images", description="photos of test_csv, <id>.jpg")
-    id_column: str = Field("id", min_length=1, description="column with the product's id, read as text")
-    label_column: str = Field("categories", min_length=1, description="column with the class: an integer or a name")
-    text_columns: Names = Field(("title", "description"), min_length=1, description="columns joined into the text")
-    num_classes: Int = Field(21, ge=2, description="number of classes")
-    bad_images: Literal["blank", "error"] = Field("blank", description="a missing or unreadable photo: white, or stop")
-
-    # folds
-    n_folds: Int = Field(5, ge=2, description="stratified folds; duplicates never straddle them")
-    skip_folds: Int = Field(0, ge=0, description="leave out the first so many folds")
-
-    # the model
-    kind: Literal["dual", "text", "linear", "knn", "blend"] = Field(
-        "dual", description="dual or text encoder, linear on TF-IDF, nearest neighbours, or a blend of other runs"
+    fold: Int = RuntimeField(0, ge=0, description="the fold that train.ipynb trains and scores")
+    data_dir: str | None = RuntimeField(
+        None, description="folder of the competition; tables and photos are found in it by their usual names"
     )
-    runs: Names = Field((), description="kind blend: the runs that are put together")
-    blend_method: Literal[
-        "auto", "mean", "logits", "temperatures", "weights", "greedy", "f1_weights", "bias", "stacking"
-    ] = Field("auto", description="kind blend: how; auto: what scores best out of fold, nested")
-    allow_missing_folds: bool = Field(False, description="kind blend: leave out products that a run has not predicted")
+    num_classes: Int = Field(21, ge=2, description="number of classes")
+    kind: str = Field(
+        "dual",
+        pattern=r"^[a-z][a-z0-9_]*$",
+        description="dual or text encoder, linear on TF-IDF, nearest neighbours (knn), or a blend of finished runs",
+    )
     model_name: str = Field(
         "models/siglip-so400m-patch14-384", description="local directory of the dual or text encoder"
     )
-    image_size: Int | None = Field(384, ge=16, description="side of the square photo, pixels; null: the checkpoint's")
-    max_text_length: Int = Field(64, ge=4, description="tokens a text is cut or padded to")
-    extra_embeddings: str | None = Field(
-        None, description="directory of a text encoder whose embeddings join the heads"
+    tune: Literal["head", "last", "lora", "full"] = Field(
+        "full", description="what is trained of the backbone: nothing (head), its last blocks, LoRA adapters, or all"
     )
-    text_windows: Int = Field(1, ge=1, description="so many windows of a long text are encoded and averaged")
-    hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
-    dropout: Float = Field(0.2, ge=0, lt=1, description="in the heads")
+    image_size: Int | None = Field(
+        384, ge=16, description="side of the square photo in pixels; null: the one the checkpoint was trained with"
+    )
+    max_text_length: Int = Field(64, ge=4, description="number of tokens that a text is cut or padded to")
+    batch_size: Int = Field(8, ge=1, description="products per optimizer step, over all devices")
+    micro_batch_size: Int | None = RuntimeField(
+        None,
+        ge=1,
+        description="products per forward pass of a device in training; null: batch_size; halved when memory runs out",
+    )
+    eval_batch_size: Int = RuntimeField(16, ge=1, description="products per forward pass where nothing is trained")
+    num_epochs: Int = Field(5, ge=1, description="passes over the training folds; the best epoch is kept")
+    learning_rate: Float = Field(2e-5, gt=0, description="peak learning rate of the backbone's last block")
+    head_learning_rate: Float = Field(1e-3, gt=0, description="peak learning rate of the heads")
+    gradient_checkpointing: bool = RuntimeField(
+        False, description="training takes a third more time and a fraction of the memory"
+    )
+    mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        "auto", description="number format; auto: bf16 where the GPU has it, else fp16, and fp32 on a CPU"
+    )
+    n_folds: Int = Field(5, ge=2, description="number of stratified folds; duplicates are always in the same fold")
+    seed: Int = Field(42, ge=0, lt=2**32, description="seed of folds, initial heads, shuffling and dropout")
+    num_workers: Int = RuntimeField(2, ge=0, description="number of processes that read photos")
+    debug: bool = Field(
+        False, description="train on a few rows for one epoch, in a run of its own, to see that all parts work"
+    )
 
-    # what is trained
-    tune: Literal["head", "last", "lora", "full"] = Field("full", description="what of the backbone is trained")
-    last_blocks: Int = Field(2, ge=1, description="tune last: trained blocks at the end of each tower")
+
+class DataParams(_Group):
+    """The tables, their columns, the photos, and where results are written."""
+
+    train_csv: str = RuntimeField("data/train.csv", description="table with labels")
+    test_csv: str = RuntimeField("data/test.csv", description="table to predict")
+    train_images_dir: str = RuntimeField("data/train_images/train_images", description="photos of train_csv, <id>.jpg")
+    test_images_dir: str = RuntimeField("data/test_images/test_images", description="photos of test_csv, <id>.jpg")
+    id_column: str = Field("id", min_length=1, description="column with the product's id, read as text")
+    label_column: str = Field("categories", min_length=1, description="column with the class: an integer or a name")
+    text_columns: Names = Field(("title", "description"), min_length=1, description="columns joined into the text")
+    bad_images: Literal["blank", "error"] = Field(
+        "blank", description="a missing or unreadable photo: replace it by a white one, or stop"
+    )
+    outputs_dir: str = RuntimeField("outputs", description="where runs and caches are written")
+
+
+class FoldParams(_Group):
+    """Which folds are trained."""
+
+    folds: Numbers | None = RuntimeField(None, description="the folds to train; null: all but the first skip_folds")
+    skip_folds: Int = RuntimeField(0, ge=0, description="number of folds to leave out, from the first; or name folds")
+    retrain: bool = RuntimeField(False, description="train again what is trained; the old one stays until then")
+
+
+class ModelParams(_Group):
+    """The heads, and what they get beside one photo and one text."""
+
+    hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
+    dropout: Float = Field(0.2, ge=0, lt=1, description="dropout in the heads")
+    extra_embeddings: str | None = Field(
+        None, description="local directory of a further text encoder; the heads get its frozen embeddings as well"
+    )
+    text_windows: Int = Field(
+        1,
+        ge=1,
+        description="most windows of max_text_length that a longer text is encoded in; their embeddings are averaged",
+    )
+
+
+class TuningParams(_Group):
+    """Which weights of the backbone are trained, and what the heads start from."""
+
+    last_blocks: Int = Field(2, ge=1, description="tune last: number of trained blocks at the end of each tower")
     lora_rank: Int = Field(16, ge=1, description="tune lora: rank of the adapters")
-    lora_alpha: Float = Field(32.0, gt=0, description="tune lora: their scale times the rank")
+    lora_alpha: Float = Field(32.0, gt=0, description="tune lora: scale of the adapters times their rank")
     lora_dropout: Float = Field(0.05, ge=0, lt=1, description="tune lora: dropout before the adapters")
     lora_targets: Names = Field(
-        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), description="tune lora: adapted layers of each block"
+        ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+        description="tune lora: layers of each block that get an adapter",
     )
-    frozen: Names = Field((), description="beginnings of the names of parts of the backbone that are never trained")
-    warm_start_epochs: Int = Field(0, ge=0, description="first fit the heads on frozen embeddings (LP-FT)")
-    warm_start_learning_rate: Float = Field(1e-3, gt=0, description="peak rate of that fit")
-
-    # what is learned from
-    pseudo_from: str | None = Field(None, description="a run whose labels of test rows are learned from as well")
-    pseudo_precision: Float = Field(
-        0.95, gt=0, le=1, description="pseudo_label.ipynb: share right out of fold, a class"
+    frozen: Names = Field((), description="parts of the backbone that are never trained, by the start of their names")
+    warm_start_epochs: Int = Field(
+        0, ge=0, description="epochs in which the heads are first fitted on frozen embeddings (LP-FT)"
     )
-    pseudo_cap: Float = Field(0.5, gt=0, description="pseudo_label.ipynb: at most so much of a class's training rows")
-    drop_noisy: Float = Field(0.0, ge=0, lt=0.5, description="share of the training rows left out as mislabelled")
+    warm_start_learning_rate: Float = Field(1e-3, gt=0, description="peak learning rate of the warm start")
 
-    # training
-    batch_size: Int = Field(8, ge=1, description="products an optimizer step, over all devices")
-    micro_batch_size: Int | None = Field(None, ge=1, description="products at once on a device; null: as many as asked")
-    eval_batch_size: Int = Field(16, ge=1, description="products at once where nothing is trained")
-    num_epochs: Int = Field(5, ge=1, description="passes over the training folds; the best one is kept")
-    early_stopping: Int = Field(0, ge=0, description="stop after so many epochs without a better macro-F1; 0: never")
-    optimizer: Literal["adamw", "adafactor"] = Field("adamw", description="adafactor keeps almost no state")
-    learning_rate: Float = Field(2e-5, gt=0, description="peak rate of the backbone, in its last block")
-    layer_decay: Float = Field(1.0, gt=0, le=1, description="each block's rate is this times the next one's")
-    head_learning_rate: Float = Field(1e-3, gt=0, description="peak rate of the heads")
-    weight_decay: Float = Field(0.01, ge=0, description="not on norms and biases")
-    warmup_ratio: Float = Field(0.1, ge=0, lt=1, description="share of the steps before the peak rate")
+
+class TrainingParams(_Group):
+    """The training recipe."""
+
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        "adamw", description="AdamW, or Adafactor, whose state takes almost no memory"
+    )
+    layer_decay: Float = Field(
+        1.0, gt=0, le=1, description="learning rate of a block as a share of that of the block after it"
+    )
+    weight_decay: Float = Field(0.01, ge=0, description="weight decay, except of norms and biases")
+    warmup_ratio: Float = Field(0.1, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     max_grad_norm: Float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    label_smoothing: Float = Field(0.0, ge=0, lt=1, description="share of the target given to all classes alike")
-    modality_dropout: Float = Field(0.0, ge=0, lt=1, description="share of products that lose image or text a step")
-    use_class_weight: bool = Field(True, description="weigh the loss by 1 / square root of the class's frequency")
-    ema_decay: Float = Field(0.0, ge=0, lt=1, description="exponential moving average of the weights; 0: none")
-    soup: bool = Field(False, description="average an epoch's weights with the best so far where that scores better")
-    wise_ft: bool = Field(False, description="interpolate start and tuned weights, the best on validation is kept")
-    gradient_checkpointing: bool = Field(False, description="a third more time for a fraction of the memory")
-    mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="auto: the best the GPU has")
-    num_workers: Int = Field(2, ge=0, description="processes that read photos")
+    label_smoothing: Float = Field(
+        0.0, ge=0, lt=1, description="share of the target that is spread evenly over all classes"
+    )
+    modality_dropout: Float = Field(
+        0.0, ge=0, lt=1, description="share of the products per step whose image or text is hidden"
+    )
+    use_class_weight: bool = Field(True, description="weight of a class in the loss: 1 / square root of its frequency")
+    early_stopping: Int = Field(
+        0, ge=0, description="epochs without a better macro-F1 after which training stops; 0: never"
+    )
+    ema_decay: Float = Field(0.0, ge=0, lt=1, description="decay of the weights' exponential moving average; 0: none")
+    soup: bool = Field(
+        False, description="average an epoch's weights with the best ones so far where that scores better"
+    )
+    wise_ft: bool = Field(
+        False, description="WiSE-FT: mix the weights before and after training; the best mix on validation is kept"
+    )
 
-    # photos in training, each with its strength; 0 is off
-    augment_crop: Float = Field(0.0, ge=0, lt=1, description="largest share of the photo's area cut away")
-    augment_flip: Float = Field(0.0, ge=0, le=1, description="share of photos mirrored")
+
+class AugmentParams(_Group):
+    """How photos are changed in training, each way with its strength; 0 is off."""
+
+    augment_crop: Float = Field(0.0, ge=0, lt=1, description="largest share of the photo's area that is cut away")
+    augment_flip: Float = Field(0.0, ge=0, le=1, description="share of the photos that are mirrored")
     augment_colour: Float = Field(0.0, ge=0, lt=1, description="largest change of brightness, contrast and saturation")
-    augment_blur: Float = Field(0.0, ge=0, le=1, description="share of photos blurred")
-    augment_jpeg: Float = Field(0.0, ge=0, le=1, description="share of photos compressed once more")
+    augment_blur: Float = Field(0.0, ge=0, le=1, description="share of the photos that are blurred")
+    augment_jpeg: Float = Field(
+        0.0, ge=0, le=1, description="share of the photos that are compressed as JPEG once more"
+    )
     test_time_flip: bool = Field(False, description="predictions are the mean over the photo and its mirror image")
 
-    # stopping and going on
-    max_hours: Float | None = Field(None, gt=0, description="stop in time, with the state saved")
-    checkpoint_minutes: Float = Field(15.0, ge=0, description="time between two saved states")
-    resume_from: str | None = Field(None, description="another run's folder to go on from; it is only read")
 
-    # tracking
-    wandb_mode: Literal["auto", "online", "offline", "disabled"] = Field(
+class RowParams(_Group):
+    """Which rows are learned from: test rows with pseudo-labels on top, doubtful training rows left out."""
+
+    pseudo_from: str | None = Field(
+        None, description="name of a run whose predicted labels of the test set are learned from as well"
+    )
+    pseudo_precision: Float = RuntimeField(
+        0.95, gt=0, le=1, description="pseudo_label.ipynb: minimum out-of-fold precision per class"
+    )
+    pseudo_cap: Float = RuntimeField(
+        0.5, gt=0, description="pseudo_label.ipynb: most pseudo-labels per class, as a share of its training rows"
+    )
+    drop_noisy: Float = Field(
+        0.0, ge=0, lt=0.5, description="share of the training rows to leave out, the likeliest mislabelled first"
+    )
+
+
+class BlendParams(_Group):
+    """How finished runs are put together."""
+
+    runs: Names = Field((), description="kind blend: names of the finished runs to blend")
+    blend_method: Literal[
+        "auto", "mean", "logits", "temperatures", "weights", "greedy", "f1_weights", "bias", "stacking"
+    ] = Field("auto", description="kind blend: method; auto: the best one by nested out-of-fold score")
+    allow_missing_folds: bool = Field(
+        False, description="kind blend: leave out products that one of the runs hasn't predicted"
+    )
+
+
+class ResumeParams(_Group):
+    """Stopping in time, and going on."""
+
+    max_hours: Float | None = RuntimeField(
+        None, gt=0, description="hours after which to save the state and stop; null: no limit"
+    )
+    checkpoint_minutes: Float = RuntimeField(15.0, ge=0, description="minutes between two saved states")
+    resume_from: str | None = RuntimeField(None, description="folder of another run to go on from; it is only read")
+
+
+class TrackingParams(_Group):
+    """Weights & Biases."""
+
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = RuntimeField(
         "auto", description="auto: as WANDB_MODE says, else online with a key and a network, else offline"
     )
-    wandb_project: str = Field("goods-classification", description="where wandb files the runs")
+    wandb_project: str = RuntimeField("goods-classification", description="project on wandb that runs are logged to")
+
+
+# Pydantic takes the fields of the last base first: read upwards, this is the order of Params.model_fields.
+class Params(
+    TrackingParams,
+    ResumeParams,
+    BlendParams,
+    RowParams,
+    AugmentParams,
+    TrainingParams,
+    TuningParams,
+    ModelParams,
+    FoldParams,
+    DataParams,
+    CommonParams,
+):
+    """Everything an experiment depends on; frozen, and closed to unknown names."""
 
     @property
     def run_dir(self) -> Path:
@@ -172,10 +300,15 @@ class Params(BaseModel):
         return resolve(self.outputs_dir) / (self.run + ("-debug" if self.debug else ""))
 
     @property
-    def folds(self) -> list[int]:
-        """The folds to train: all but the first `skip_folds`."""
-        return list(range(self.skip_folds, self.n_folds))
+    def chosen_folds(self) -> list[int]:
+        """The folds to train: those in `folds`, or all but the first `skip_folds`."""
+        return list(range(self.skip_folds, self.n_folds)) if self.folds is None else list(self.folds)
 
+
+RUNTIME_FIELDS = frozenset(name for name, field in Params.model_fields.items() if field.json_schema_extra == RUNTIME)
+
+
+# Where their values come from -----------------------------------------------------------------------------------------
 
 P = TypeVar("P", bound=Params)
 
@@ -199,15 +332,21 @@ def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
     values |= given
     for name in values:
         if name not in schema.model_fields:
-            raise GoodsError(unknown_parameter(str(name), config if name not in given else None, schema))
+            raise ParameterError(unknown_parameter(str(name), config if name not in given else None, schema))
     try:
         p = schema(**values)
     except ValidationError as error:
-        raise GoodsError(_sentence(error, schema)) from None
+        raise ParameterError(_sentence(error, schema)) from None
     if p.fold >= p.n_folds:
-        raise GoodsError(f"fold {p.fold} is out of range: with n_folds {p.n_folds} it goes from 0 to {p.n_folds - 1}")
+        raise ParameterError(
+            f"fold {p.fold} is out of range: with n_folds {p.n_folds} it goes from 0 to {p.n_folds - 1}"
+        )
+    if outside := [k for k in p.folds or () if not 0 <= k < p.n_folds]:
+        raise ParameterError(
+            f"there is no fold {outside[0]} in folds: with n_folds {p.n_folds} they go from 0 to {p.n_folds - 1}"
+        )
     if p.skip_folds >= p.n_folds:
-        raise GoodsError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
+        raise ParameterError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
     return p.model_copy(update=_find_data(p, set(values))) if p.data_dir else p
 
 
@@ -220,6 +359,7 @@ def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
     so that `papermill ... -p flod 2` stops instead of training fold 0. When the cell is run again later, variables
     that the notebook has made since are let pass, unless they look like a misspelt field.
     """
+    tell_ends()
     again = "__goods_params_read__" in namespace
     given: dict[str, Any] = {}
     for name, value in namespace.items():
@@ -229,7 +369,7 @@ def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
             given |= {} if value is None else {name: value}
         elif _is_literal(value) and not (again and not _nearest(name, schema, cutoff=0.75)):
             # The variable outlives the line that made it, so mending the cell is not enough.
-            raise GoodsError(f"{unknown_parameter(name, schema=schema)} (once the cell is mended: del {name})")
+            raise ParameterError(f"{unknown_parameter(name, schema=schema)} (once the cell is mended: del {name})")
     p = _load(schema, str(namespace.get("config") or DEFAULT_CONFIG), given)
     if isinstance(namespace, dict):
         namespace["__goods_params_read__"] = True
@@ -247,11 +387,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """`key=value` from a command line, the value read as YAML: `("num_epochs", 3)`."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise GoodsError(f"'{text}' is not a setting; write it as name=value, such as num_epochs=3")
+        raise ParameterError(f"'{text}' is not a setting; write it as name=value, such as num_epochs=3")
     try:
         return name, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 looks like a date
-        raise GoodsError(f"the value in '{text}' is not valid YAML; close its brackets, or quote it twice: "
+        raise ParameterError(f"the value in '{text}' is not valid YAML; close its brackets, or quote it twice: "
                          f"""{name}='"..."'""") from None  # fmt: skip
 
 
@@ -280,17 +420,17 @@ def _read_yaml(config: str) -> dict[str, Any]:
     path = resolve(config)
     if not path.is_file():
         known = ", ".join(sorted(f"params/{f.name}" for f in (ROOT / "params").glob("*.yaml")))
-        raise GoodsError(f"there is no config {path}; in params/ there are: {known or 'none'}")
+        raise ParameterError(f"there is no config {path}; in params/ there are: {known or 'none'}")
     try:
         text = path.read_text(encoding="utf-8")
         values, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise GoodsError(f"config {path} is not valid YAML: {error}") from None
+        raise ParameterError(f"config {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise GoodsError(f"config {path} must hold lines of 'name: value'")
+        raise ParameterError(f"config {path} must hold lines of 'name: value'")
     names = Counter(name.value for name, _ in node.value) if node else {}
     if twice := [name for name, count in names.items() if count > 1]:  # YAML would take the last
-        raise GoodsError(f"config {path} says {', '.join(twice)} more than once")
+        raise ParameterError(f"config {path} says {', '.join(twice)} more than once")
     return values
 
 
@@ -300,7 +440,7 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
     if not base.is_dir():
         made = "the embedded sample is made by: python -m goods.data.sample"
         hint = made if "sample" in base.name else "name the folder that holds train.csv, test.csv and the photos"
-        raise GoodsError(f"data_dir {base} is not a folder; {hint}")
+        raise ParameterError(f"data_dir {base} is not a folder; {hint}")
     # Tables in the folder itself are a whole: a test.csv of another competition below it must not fill a gap.
     place = "" if any((base / f"{part}.csv").is_file() for part in ("train", "test")) else "*/"
     found = {}
@@ -308,7 +448,7 @@ def _find_data(p: Params, given: set[str]) -> dict[str, str]:
         tables = sorted(base.glob(f"{place}{part}.csv"))
         if len(tables) > 1 and f"{part}_csv" not in given:
             folders = ", ".join(str(table.parent) for table in tables)
-            raise GoodsError(f"data_dir {base} holds more than one {part}.csv; name one of its folders: {folders}")
+            raise ParameterError(f"data_dir {base} holds more than one {part}.csv; name one of its folders: {folders}")
         table = tables[0] if tables else base / f"{part}.csv"
         home = table.parent
         names = (f"{part}_images/{part}_images", f"{part}_images", f"images/{part}", f"{part}/{part}", part, "images")

@@ -9,17 +9,23 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
-from goods.data.texts import titles_of
-from goods.files import atomic_path
+from goods.files import write_frame
 from goods.params import OUTPUTS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from goods.data.tables import Goods
 
 
 def main_of(outputs: dict[str, Any]) -> Any:
     """Of a model's outputs the main one, which comes first: fused where there is one."""
     return next(iter(outputs.values()))
+
+
+def probabilities_of(logits: dict[str, Tensor]) -> np.ndarray:
+    """(n, num_classes) probabilities of a model's main output, from its tensors."""
+    return main_of(logits).float().softmax(1).cpu().numpy()
 
 
 def logits_frame(logits: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -46,10 +52,9 @@ def prediction_table(frame: pd.DataFrame, goods: Goods, output: str | None = Non
         prediction=logits.argmax(1), probability=np.exp(log_softmax(logits, axis=1)).max(1)
     )
     table = table.merge(goods.train[["id", "title", "text", "image"]], on="id", validate="1:1")
-    return table.assign(title=titles_of(table))
+    return table
 
 
 def write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:
     """Writes a prediction table: the columns of `head`, then logits_frame's."""
-    with atomic_path(path) as temporary:
-        pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1).to_parquet(temporary, index=False)
+    write_frame(path, pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1))

@@ -1,9 +1,11 @@
-"""report.html: one page that says what a run did and where it errs, made from the run's files alone."""
+"""report.html: one page that says what a run did and where it errs, made from the run's files alone.
+
+Nothing is drawn here: the notebooks keep each figure as a PNG when they draw it, and the page shows those.
+"""
 
 from __future__ import annotations
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,24 +13,20 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from goods.ensemble.folds import fold_scores
 from goods.errors import GoodsError
-from goods.figures.eda import fold_balance
-from goods.figures.ensemble import curves, method_gains, modality_scores, prediction_balance, reliability
-from goods.figures.errors import class_f1, confused_pairs, confusion_matrix
-from goods.figures.training import learning_curves, rates_and_gradients
 from goods.files import write_text
 from goods.metrics import calibration_error
 from goods.params import Params
 from goods.predictions import frame_logits, outputs_of
 from goods.run import load_recorded
-from goods.training.loop import read_logs
 
 MAX_BYTES = 9_000_000  # of figures, so that the page can be mailed
 SHOWN_ISSUES = 20
-PHOTO_FIGURES = ("worst_errors", "label_issues")  # drawn by ensemble.ipynb, which has the photos at hand
+FIGURES = (  # in the order of the page; those with other names come after them
+    "methods modalities reliability curves class_f1 confusion confused_pairs worst_errors label_issues "
+    "prediction_balance learning_curves rates_and_gradients occlusion class_balance fold_balance"
+).split()
 TABLES = {
     "members": "Members of the blend",
     "methods": "Ways to put them together",
@@ -54,14 +52,15 @@ td:first-child, th:first-child, .words td, .words th { text-align: left; overflo
 {% for sentence in missing %}<p class="missing">{{ sentence }}</p>{% endfor %}
 {% if headline %}<p class="score">{{ headline }}</p>{% endif %}
 {% for title, table in tables %}<h2>{{ title }}</h2><div class="wide">{{ table }}</div>{% endfor %}
-{% if figures %}<h2>Figures</h2><div class="figures">
-{% for name, data in figures %}<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
-{% endfor %}</div>{% endif %}
+{% for title, images in figures %}<h2>{{ title }}</h2><div class="figures">
+{% for name, data in images %}<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
+{% endfor %}</div>{% endfor %}
+{% if undrawn %}<p class="undrawn">Figures not drawn yet: {{ undrawn|join("; ") }}.</p>{% endif %}
 {% if issues %}<h2>Labels to look at again</h2><div class="wide words">{{ issues }}</div>{% endif %}
 <h2>How it was made</h2>
-<details open><summary>Parameters that differ from the defaults</summary>{{ changed }}</details>
-<details><summary>All parameters</summary>{{ parameters }}</details>
-<details><summary>Environment</summary>{{ environment }}</details>
+<details open class="words"><summary>Parameters that differ from the defaults</summary>{{ changed }}</details>
+<details class="words"><summary>All parameters</summary>{{ parameters }}</details>
+<details class="words"><summary>Environment</summary>{{ environment }}</details>
 {% if notebooks %}<p>Executed notebooks, beside this page:
 {% for name in notebooks %}<a href="notebooks/{{ name|urlencode }}">{{ name }}</a> {% endfor %}</p>{% endif %}
 </body></html>
@@ -71,14 +70,15 @@ td:first-child, th:first-child, .words td, .words th { text-align: left; overflo
 def write_report(p: Params) -> Path:
     """Writes report.html into the run's folder, from what its files hold; what is missing is said on the page.
 
-    Self-contained: figures are part of the page, and nothing is loaded from elsewhere.
+    Self-contained: figures are part of the page, and nothing is loaded from elsewhere. Reads of `p` where the run lies,
+    its kind and how many folds it has.
     """
     run_dir = p.run_dir
     if not (run_dir / "params.yaml").is_file():
         raise GoodsError(f"there is no run in {run_dir}; name one with --set run=...")
     metrics, params = _json(run_dir / "ensemble" / "metrics.json"), load_recorded(run_dir / "params.yaml")
-    defaults = Params().model_dump(mode="json")
-    figures, left_out = _embedded(run_figures(run_dir))
+    settings = settings_table(params)
+    figures, left_out = _embedded(saved_figures(run_dir))
     page = Environment(autoescape=True).from_string(PAGE).render(
         run=run_dir.name,
         kind=p.kind,
@@ -89,55 +89,44 @@ def write_report(p: Params) -> Path:
         headline=_headline(run_dir),
         tables=_tables(metrics),
         figures=figures,
+        undrawn=_undrawn(run_dir, metrics),
         issues=_issues(run_dir / "ensemble" / "label_issues.csv"),
-        changed=_list({name: value for name, value in params.items() if value != defaults.get(name)}),
-        parameters=_list(params),
-        environment=_list(_json(run_dir / "environment.json")),
+        changed=_html(settings[settings["value"] != settings["default"]]),
+        parameters=_html(settings),
+        environment=_html(_texts(value=_json(run_dir / "environment.json"))),
         notebooks=[file.name for file in sorted((run_dir / "notebooks").glob("*.ipynb"))],
     )  # fmt: skip
     return write_text(run_dir / "report.html", page)
 
 
-def run_figures(run_dir: Path) -> dict[str, Figure | bytes]:
-    """All figures of a run by name, drawn anew from its files without a model; those of photos as they were saved."""
-    classes = _json(run_dir / "labels.json").get("classes", [])
-    found: dict[str, Figure | bytes] = {}
-    if len(logs := read_logs(run_dir)):
-        found["learning_curves"] = learning_curves(logs)
-        if "gradient_norm" in logs:
-            found["rates_and_gradients"] = rates_and_gradients(logs)
-    folds = _table(run_dir / "folds.parquet")
-    if folds is not None:
-        found["fold_balance"] = fold_balance(folds["fold"], folds["label"], classes)
-    if (oof := _table(run_dir / "ensemble" / "oof.parquet")) is not None:
-        found |= prediction_figures(run_dir, oof, classes)
-    for name in PHOTO_FIGURES:
-        file = run_dir / "ensemble" / "figures" / f"{name}.png"
-        if file.is_file():
-            found[name] = file.read_bytes()
-    return found
+def settings_table(params: dict[str, Any]) -> pd.DataFrame:
+    """Parameters as text, one row each: the value it has and its default."""
+    return _texts(value=params, default=Params().model_dump(mode="json"))
 
 
-def prediction_figures(run_dir: Path, oof: pd.DataFrame, classes: list[str]) -> dict[str, Figure]:
-    """Figures of out-of-fold predictions, a table as in ensemble/oof.parquet."""
-    labels, logits = oof["label"], frame_logits(oof)
-    predictions, metrics = logits.argmax(1), _json(run_dir / "ensemble" / "metrics.json")
-    before = [table for folder in _folds(run_dir) if (table := _table(folder / "oof.parquet")) is not None]
-    outputs = {"calibrated": logits}
-    if sum(map(len, before)) == len(oof):
-        outputs = {"before": frame_logits(oof[["id"]].merge(pd.concat(before), on="id"))} | outputs
-    found = {
-        "modalities": modality_scores(fold_scores(oof).xs("macro_f1", axis=1, level=1)),
-        "reliability": reliability(labels, outputs),
-        "curves": curves(labels, logits, classes),
-        "class_f1": class_f1(labels, predictions, classes),
-        "confusion": confusion_matrix(labels, predictions, classes),
-        "confused_pairs": confused_pairs(labels, predictions, classes),
-    }
-    if "methods" in metrics:
-        found["methods"] = method_gains(pd.DataFrame.from_dict(metrics["methods"], orient="index"))
-    if (test := _table(run_dir / "ensemble" / "test.parquet")) is not None:
-        found["prediction_balance"] = prediction_balance(labels, frame_logits(test).argmax(1), classes)
+def saved_figures(run_dir: Path) -> dict[str, list[Path]]:
+    """The figures that notebooks have kept in a run, by what they show: all folds together, each fold, the goods."""
+    folders = {"All folds together": run_dir / "ensemble"}
+    folders |= {f"Fold {folder.name.removeprefix('fold')}": folder for folder in _folds(run_dir)}
+    folders["The goods"] = run_dir
+    place = {name: number for number, name in enumerate(FIGURES)}
+    found = {}
+    for title, folder in folders.items():
+        files = sorted((folder / "figures").glob("*.png"))
+        found[title] = sorted(files, key=lambda file: place.get(file.stem, len(place)))
+    return {title: files for title, files in found.items() if files}
+
+
+def _undrawn(run_dir: Path, metrics: dict[str, Any]) -> list[str]:
+    """What no notebook has kept a figure of, and which one would."""
+    drawn, found = saved_figures(run_dir), []
+    if metrics and "All folds together" not in drawn:
+        found.append("all folds together (ensemble.ipynb)")
+    learned = [folder.name.removeprefix("fold") for folder in _folds(run_dir) if (folder / "log.jsonl").is_file()]
+    if lost := [fold for fold in learned if f"Fold {fold}" not in drawn]:
+        found.append(f"the training of fold {', '.join(lost)} (train.ipynb)")
+    if "The goods" not in drawn:
+        found.append("the goods (eda.ipynb)")
     return found
 
 
@@ -206,28 +195,26 @@ def _issues(path: Path) -> Markup | None:
     return _html(table[["id", "title", "given", "suggested"]], index=False) if len(table) else None
 
 
-def _list(values: dict[str, Any]) -> Markup:
-    return _html(pd.DataFrame({"value": {name: str(value) for name, value in values.items()}}))
+def _texts(**columns: dict[str, Any]) -> pd.DataFrame:
+    """Values of any type as text, one row per name of the first column."""
+    names = list(next(iter(columns.values())))
+    texts = {column: [str(values.get(name, "")) for name in names] for column, values in columns.items()}
+    return pd.DataFrame(texts, index=names, dtype=object)
 
 
 def _html(table: pd.DataFrame, index: bool = True) -> Markup:
     return Markup(table.to_html(border=0, index=index, escape=True, na_rep="", float_format="{:.4f}".format))
 
 
-def _embedded(figures: dict[str, Figure | bytes]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Figures as base64 PNG, and a sentence on those that would make the page too heavy to mail."""
-    data = {}
-    for name, figure in figures.items():
-        if isinstance(figure, Figure):
-            stream = io.BytesIO()
-            figure.savefig(stream, format="png")
-            figure = stream.getvalue()
-        data[name] = base64.b64encode(figure).decode()
-    kept, size = [], 0
-    for name, text in sorted(data.items(), key=lambda item: len(item[1])):
-        size += len(text)
+def _embedded(figures: dict[str, list[Path]]) -> tuple[list[tuple[str, list[tuple[str, str]]]], list[str]]:
+    """Figures as (title, [(name, base64 PNG)]), and a sentence on those that would make the page too heavy to mail."""
+    data = {file: base64.b64encode(file.read_bytes()).decode() for files in figures.values() for file in files}
+    kept, size = set(), 0
+    for file in sorted(data, key=lambda file: len(data[file])):
+        size += len(data[file])
         if size <= MAX_BYTES:
-            kept.append(name)
-    lost = [name for name in data if name not in kept]
-    said = [f"Figures too large for this page, see ensemble/figures: {', '.join(lost)}."] if lost else []
-    return [(name, data[name]) for name in data if name in kept], said
+            kept.add(file)
+    shown = [(title, [(file.stem, data[file]) for file in files if file in kept]) for title, files in figures.items()]
+    lost = [f"{file.parent.parent.name}/figures/{file.name}" for file in data if file not in kept]
+    said = [f"Figures too large for this page, see {', '.join(lost)}."] if lost else []
+    return [(title, images) for title, images in shown if images], said

@@ -1,63 +1,310 @@
-"""A run on disk: its parameters, its folds, what made it, and whether it may be gone on from."""
+"""A run on disk: the only code that knows what lies below outputs/<run>/ and what made it.
+
+What is trained, predicted, resumable, and whether it may be gone on from: everybody asks here. Light on purpose (no
+torch, no pandas), since pipeline.py asks, too.
+"""
 
 from __future__ import annotations
 
 import difflib
 import os
 import platform
+import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import yaml
+from goods.errors import DamagedFileError, OtherRunError, ParameterError
+from goods.files import atomic_path, held, read_frame, read_json, read_json_if_whole, resolve, write_json
+from goods.params import OUTPUTS, RUNTIME_FIELDS, Params
 
-from goods.errors import GoodsError
-from goods.files import resolve, write_json, write_text
-from goods.params import RUNTIME_FIELDS, Params
+if TYPE_CHECKING:
+    import pandas as pd
 
-
-def open_run(p: Params) -> Path:
-    """The run's folder, made on first use; it keeps the parameters and the versions that made it.
-
-    Raises GoodsError when the name is already used by a run whose parameters differ in anything that changes results,
-    or when the parameters name a run that isn't there.
-    """
-    path = p.run_dir / "params.yaml"
-    if path.is_file():
-        # A parameter that is younger than the run had its default then.
-        before = Params().model_dump(mode="json") | load_recorded(path)
-        now = p.model_dump(mode="json")
-        differ = [n for n in Params.model_fields if n not in RUNTIME_FIELDS and before[n] != now[n]]
-        if differ:
-            changes = ", ".join(f"{n} was {before[n]!r} and is now {now[n]!r}" for n in differ)
-            raise GoodsError(f"run '{p.run}' was made with other parameters: {changes}. "
-                             f"Choose another name for run, or delete {p.run_dir}")  # fmt: skip
-        return p.run_dir
-    _check_named_runs(p)
-    write_text(path, yaml.safe_dump(p.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    write_json(p.run_dir / "environment.json", environment())
-    return p.run_dir
+VERSION = 1  # of run.json
+PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
 
-def _check_named_runs(p: Params) -> None:
-    """Raises GoodsError when `runs` or `pseudo_from` names a run that isn't there, before this one records it."""
-    there = sorted(path.parent.name for path in resolve(p.outputs_dir).glob("*/params.yaml"))
+class Fold:
+    """One fold's folder: weights.safetensors, oof.parquet, test.parquet, metrics.json, log.jsonl, checkpoint/."""
+
+    def __init__(self, run: Run, number: int) -> None:
+        self.run, self.number, self.folder = run, number, run.folder / f"fold{number}"
+        self.weights, self.details = self.folder / "weights.safetensors", self.folder / "model.json"
+        self.oof, self.test = self.folder / "oof.parquet", self.folder / "test.parquet"
+        self.metrics, self.log, self.words = (self.folder / n for n in ("metrics.json", "log.jsonl", "words.parquet"))
+        self.checkpoint = self.folder / "checkpoint"
+        self.state, self.previous_state = (self.checkpoint / f"{name}.safetensors" for name in ("state", "previous"))
+        # Of a training that has not ended: the best epoch's, and what is interpolated from them.
+        self.best_weights, self.mixed_weights = (self.checkpoint / f"{n}.safetensors" for n in ("best", "mixed"))
+        self.figures = self.folder / "figures"
+
+    @property
+    def trained(self) -> bool:
+        """Whether the fold is trained to its end: metrics.json is written last, and must be whole."""
+        return bool(self.scores()) and self.oof.is_file() and self.weights.is_file()
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the fold has predicted the test set."""
+        return self.test.is_file()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a training of the fold has stopped with its state saved."""
+        return self.state.is_file() or self.previous_state.is_file()
+
+    def scores(self) -> dict[str, Any]:
+        """metrics.json; empty when the fold isn't finished or the file isn't whole."""
+        found = read_json_if_whole(self.metrics)
+        whole = found.get("fold") == self.number and any(isinstance(found.get(name), dict) for name in OUTPUTS)
+        return found if whole else {}
+
+    def read(self, part: str, ids: Sequence[str]) -> pd.DataFrame:
+        """The fold's predictions, `part` oof or test, of exactly the products `ids`, in their order.
+
+        Raises DamagedFileError, with what to do, when they aren't that.
+        """
+        import numpy as np
+
+        path = {"oof": self.oof, "test": self.test}[part]
+        again = {"oof": f"train the fold again: retrain=true, --folds {self.number}",
+                 "test": "remove the file, and the fold predicts the test set again"}[part]  # fmt: skip
+        frame = read_frame(path, ["id"], again)
+        if frame["id"].tolist() != list(ids):
+            raise DamagedFileError(f"the ids in {path} are not those of the run's folds and tables; {again}")
+        if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
+            raise DamagedFileError(f"{path} holds values that are not numbers; {again}")
+        return frame
+
+    def made_from(self) -> dict[str, Any]:
+        """What the trained fold comes from: "rows" (hash of what it learned), "code" (version of what trained it)."""
+        return dict(self.scores().get("made_from", {}))
+
+    def finish(self, metrics: Mapping[str, Any], made_from: Mapping[str, str]) -> None:
+        """Writes metrics.json, which makes the fold trained, and removes its saved state."""
+        self.test.unlink(missing_ok=True)  # it would be from weights that are no more
+        write_json(self.metrics, {**metrics, "made_from": dict(made_from)})
+        self.run.update(folds={str(self.number): dict(made_from)})
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Inside, this process alone trains the fold; raises HeldError with who does so already."""
+        lock = self.run.locks / f"fold{self.number}.lock"
+        return held(lock, f"fold {self.number} of run '{self.run.name}'", (self.folder, self.checkpoint))
+
+
+class Run:
+    """A run's folder, known by its path alone; nothing is read or made before it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.name = folder, folder.name
+        self.record_file, self.locks = folder / "run.json", folder / ".locks"
+        self.data_report, self.labels, self.bad_images, self.folds_table = (
+            folder / name for name in ("data_report.json", "labels.json", "bad_images.csv", "folds.parquet")
+        )
+        self.notebooks, self.tracking = folder / "notebooks", folder / "wandb"
+        self.ensemble, self.compressed = folder / "ensemble", folder / "compressed"
+        self.oof, self.test = self.ensemble / "oof.parquet", self.ensemble / "test.parquet"
+        self.metrics, self.method = self.ensemble / "metrics.json", self.ensemble / "method.json"
+        self.figures, self.label_issues = self.ensemble / "figures", self.ensemble / "label_issues.csv"
+        self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
+        self.report = folder / "report.html"
+
+    @classmethod
+    def of(cls, p: Params) -> Run:
+        """The run that the parameters name."""
+        return cls(p.run_dir)
+
+    @classmethod
+    def named(cls, p: Params, name: str) -> Run:
+        """Another run of the same outputs_dir."""
+        return cls(resolve(p.outputs_dir) / name)
+
+    def fold(self, number: int) -> Fold:
+        """A fold of the run, whether it is there or not."""
+        return Fold(self, number)
+
+    def folds(self) -> list[Fold]:
+        """The folds that have a folder."""
+        numbers = [path.name.removeprefix("fold") for path in self.folder.glob("fold*") if path.is_dir()]
+        return [self.fold(number) for number in sorted(int(n) for n in numbers if n.isdecimal())]
+
+    def trained(self) -> list[int]:
+        """The numbers of the folds that are trained to their end."""
+        return [fold.number for fold in self.folds() if fold.trained]
+
+    def pseudo(self, fold: int) -> Path:
+        """The test products that the run has labelled for a fold of the next one."""
+        return self.folder / "pseudo" / f"fold{fold}.parquet"
+
+    def embeddings(self, part: str) -> Path:
+        """The embeddings of train or test that embed.ipynb saves."""
+        return self.folder / "embeddings" / f"{part}.safetensors"
+
+    @property
+    def neighbours(self) -> Path:
+        """The embeddings of the training products among which kind knn looks."""
+        return self.folder / "neighbours.safetensors"
+
+    def weight_files(self) -> list[Path]:
+        """The files that predict other products with the trained folds, and say what made them."""
+        shared = [self.record_file, self.folds_table, self.labels, self.neighbours]
+        folds = [self.fold(number) for number in self.trained()]
+        found = [path for f in folds for path in (f.weights, f.details, f.oof, f.metrics, f.log, f.words)]
+        return [path for path in shared + found if path.is_file()]
+
+    def tidy(self) -> None:
+        """Removes what nobody will read once no process is at work: locks, unfinished writings, the last state but one
+        where the last is there."""
+        shutil.rmtree(self.locks, ignore_errors=True)
+        for fold in self.folds():
+            if fold.state.is_file():
+                fold.previous_state.unlink(missing_ok=True)
+        for litter in self.folder.rglob(".*.tmp"):
+            litter.unlink(missing_ok=True)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a run."""
+        return self.record_file.is_file()
+
+    @property
+    def taken(self) -> bool:
+        """Whether something has been trained under this name, so that its parameters are fixed."""
+        return self.metrics.is_file() or any(fold.trained or fold.resumable for fold in self.folds())
+
+    # What made it ----------------------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """run.json: parameters, tables, models, folds, environment; empty before the run is opened."""
+        if not self.exists:
+            return {}
+        return read_json(self.record_file, f"take another name for run, or get it back: {self.folder} was made by it")
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters it was made with; one that is younger than the run had its default then."""
+        return Params().model_dump(mode="json") | self.record().get("parameters", {})
+
+    def update(self, **parts: Mapping[str, Any]) -> None:
+        """Adds to parts of run.json ("tables", "folds"); folds side by side wait for each other."""
+        with held(self.locks / "record.lock", f"run.json of run '{self.name}'"):
+            record = self.record()
+            write_json(
+                self.record_file, record | {name: record.get(name, {}) | values for name, values in parts.items()}
+            )
+
+    def open(self, p: Params, models: Mapping[str, str]) -> None:
+        """Makes the run's folder and run.json, or checks that the run may be gone on from.
+
+        `models`: hash of each model directory that the kind reads, by the parameter that names it; a directory that
+        isn't there is left out. The paths themselves don't count: another machine's path to the same files is the same
+        backbone. Raises OtherRunError when something was trained with other parameters or models, ParameterError when
+        the parameters name a run that isn't there.
+        """
+        self._refuse_old_layout()
+        if self.taken:
+            self._compare(p, models)
+            return
+        check_named_runs(p)
+        parameters = p.model_dump(mode="json")
+        facts = {"version": VERSION, "parameters": parameters, "environment": environment()}
+        write_json(self.record_file, facts | {"tables": {}, "models": dict(models), "folds": {}})
+
+    def _refuse_old_layout(self) -> None:
+        if (self.folder / "params.yaml").is_file() and not self.exists:
+            raise OtherRunError(
+                f"run '{self.name}' was made by an earlier version of this project; take another name for run"
+            )
+
+    def _compare(self, p: Params, models: Mapping[str, str]) -> None:
+        if differ := self.differing(p):
+            before, now = self.parameters(), p.model_dump(mode="json")
+            changes = ", ".join(f"{name} was {before[name]!r} and is now {now[name]!r}" for name in differ)
+            them = "it" if len(differ) == 1 else "them"
+            raise OtherRunError(f"run '{self.name}' was made with other parameters: {changes}. Give {them} back, or "
+                                "choose another name for run")  # fmt: skip
+        known = self.record().get("models", {})
+        for name, now in models.items():
+            if known.get(name, now) != now:
+                raise OtherRunError(
+                    f"run '{self.name}' was made with other files in {name}: their hash was {known[name]}, and that of "
+                    f"{getattr(p, name)} is {now}. Put the files back, or choose another name for run"
+                )
+
+    def differing(self, p: Params) -> list[str]:
+        """The parameters that count and differ from those the run was made with; models count by their contents."""
+        before, now = self.parameters(), p.model_dump(mode="json")
+        by_contents = set(self.record().get("models", {}))
+        runtime = RUNTIME_FIELDS | by_contents | {"run"}
+        return [name for name in Params.model_fields if name not in runtime and before[name] != now[name]]
+
+    def check_tables(self, contents: Mapping[str, str]) -> list[str]:
+        """The tables ("train", "test") that changed since something was trained; before that they are recorded."""
+        known = self.record().get("tables", {})
+        if known == dict(contents) or not self.exists:
+            return []
+        if self.taken and known:
+            return [name for name in contents if known.get(name) != contents[name]]
+        self.update(tables=contents)
+        return []
+
+    # Going on from another run ---------------------------------------------------------------------------------------
+
+    def adopt(self, p: Params, other: Run, with_test: bool = True) -> list[int]:
+        """Copies all folds that `other` has trained or begun and this run lacks; returns their numbers.
+
+        The other run is only read; of several processes one copies and the others wait. `with_test` False leaves the
+        predictions of the test set behind. Raises OtherRunError when it isn't a run or was made with other parameters.
+        """
+        if not other.exists:
+            raise OtherRunError(f"resume_from {other.folder} is not the folder of a run: it has no run.json")
+        if names := other.differing(p):
+            raise OtherRunError(f"resume_from {other.folder} was made with other parameters: {', '.join(names)}")
+        found = []
+        with held(self.locks / "adopt.lock", f"run '{self.name}', which goes on from {other.folder},", seconds=600):
+            self._adopt_folds_table(other)
+            if other.neighbours.is_file() and not self.neighbours.is_file():
+                with atomic_path(self.neighbours) as temporary:
+                    shutil.copyfile(other.neighbours, temporary)
+            for theirs in other.folds():
+                own = self.fold(theirs.number)
+                if not (theirs.trained or theirs.resumable) or own.trained or own.resumable:
+                    continue
+                copy = self.folder / f".{own.folder.name}.adopted"
+                shutil.rmtree(copy, ignore_errors=True)  # of a call that was killed
+                left = (".*",) if with_test else (".*", theirs.test.name)
+                shutil.copytree(theirs.folder, copy, ignore=shutil.ignore_patterns(*left))
+                shutil.rmtree(own.folder, ignore_errors=True)
+                os.replace(copy, own.folder)
+                found.append(own.number)
+            if known := other.record().get("models", {}):
+                self.update(folds={str(k): other.fold(k).made_from() for k in found}, models=known)
+        return found
+
+    def _adopt_folds_table(self, other: Run) -> None:
+        """Takes over folds.parquet, which read_folds compares with the tables; another one of its own is an error."""
+        if not self.folds_table.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(other.folds_table, self.folds_table)
+        elif not read_frame(self.folds_table).equals(read_frame(other.folds_table)):
+            raise OtherRunError(
+                f"resume_from {other.folder} has other folds than {self.folder}: the training tables differ"
+            )
+
+
+def check_named_runs(p: Params) -> None:
+    """Raises ParameterError when `runs` or `pseudo_from` names a run that isn't there."""
+    there = sorted(path.parent.name for path in resolve(p.outputs_dir).glob("*/run.json"))
     for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
         if name and name not in there:
             near = difflib.get_close_matches(name, there, n=1)
             advice = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(there) or 'none'}"
-            raise GoodsError(f"{parameter}: there is no run '{name}' in {p.outputs_dir}; {advice}")
-
-
-def load_recorded(path: Path) -> dict[str, Any]:
-    """The parameters a run was made with, from its params.yaml."""
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError):
-        raise GoodsError(f"{path} can't be read; delete the run's folder to start it anew") from None
+            raise ParameterError(f"{parameter}: there is no run '{name}' in {p.outputs_dir}; {advice}")
 
 
 def deadline(p: Params) -> float | None:
@@ -67,9 +314,8 @@ def deadline(p: Params) -> float | None:
 
 def environment() -> dict[str, Any]:
     """Versions and machine, so that a run can be made again."""
-    names = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
     versions = {}
-    for name in names:
+    for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -79,6 +325,8 @@ def environment() -> dict[str, Any]:
 
 def saved_files(p: Params, *patterns: str) -> pd.DataFrame:
     """The run's files that match the patterns, with their sizes: the last table of a notebook."""
+    import pandas as pd
+
     files = [f for pattern in patterns for f in sorted(p.run_dir.glob(pattern))]
     return pd.DataFrame({"file": [str(f.relative_to(p.run_dir)) for f in files],
                          "kB": [round(f.stat().st_size / 1000, 1) for f in files]})  # fmt: skip

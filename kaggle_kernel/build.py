@@ -1,4 +1,4 @@
-"""Writes main.ipynb, the one file that a push to Kaggle sends: the project's modules, notebooks and configs in cells.
+"""Writes main.ipynb, the one file that a push to Kaggle sends: what the kernel runs of the project, in cells.
 
     python -m kaggle_kernel.build                          with the parameters it has, or the defaults
     python -m kaggle_kernel.build --set folds=[0,1]        with other parameters in its parameters cell
@@ -15,6 +15,7 @@ import ast
 import base64
 import hashlib
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from typing import Any
 from goods.errors import GoodsError
 from goods.files import ROOT, write_json, write_text
 from goods.params import parse_setting
+from pipeline import STEPS
 
 FOLDER = ROOT / "kaggle_kernel"
 NOTEBOOK, METADATA = "main.ipynb", "kernel-metadata.json"
@@ -31,8 +33,10 @@ NO_USER = "YOUR-KAGGLE-USERNAME"
 SLUG = COMPETITION = "goods-classification"
 BACKBONE = "siglip-so400m-patch14-384"
 
-MODULES = ("goods_utils.py", "goods/**/*.py", "pipeline.py", "kaggle_kernel/in_kernel.py")  # readable, a cell each
-PACKED = ("notebooks/*.ipynb", "params/*.yaml")  # in one cell, as base64
+# What the kernel starts, and what is looked up by name: with all that these and the notebooks import, a cell each.
+STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
+NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
+CONFIGS = ("params/*.yaml",)  # in one cell with the notebooks, as base64
 
 # The parameters cell: its defaults, and what each means.
 PARAMETERS: dict[str, tuple[Any, str]] = {
@@ -65,7 +69,8 @@ import pandas as pd
 os.environ.setdefault("GOODS_STARTED", str(time.time()))  # max_hours counts from here
 KAGGLE = Path(os.environ.get("GOODS_KAGGLE_ROOT", "/kaggle"))
 SOURCES = KAGGLE / "temp" / "goods"
-(SOURCES / "kaggle_kernel").mkdir(parents=True, exist_ok=True)"""
+for name in {folders}:
+    (SOURCES / name).mkdir(parents=True, exist_ok=True)"""
 UNPACK = '''PACKED = """
 {packed}
 """
@@ -74,7 +79,6 @@ SHA256 = "{digest}"
 
 sources = json.loads(base64.b64decode(PACKED))
 for name, text in sources.items():
-    (SOURCES / name).parent.mkdir(exist_ok=True)
     (SOURCES / name).write_text(text, encoding="utf-8")
 sources |= {{name: (SOURCES / name).read_text(encoding="utf-8") for name in MODULES}}
 found = hashlib.sha256(json.dumps(sources, sort_keys=True).encode()).hexdigest()
@@ -90,15 +94,48 @@ HEAD = """submission = KAGGLE / "working" / "submission.csv"
 pd.read_csv(submission, dtype=str).head() if submission.is_file() else "no submission yet: the next version goes on\""""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 The notebook
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def read_sources(patterns: Sequence[str]) -> dict[str, str]:
     """{path from the root: text} of the files that match."""
     paths = sorted(path for pattern in patterns for path in ROOT.glob(pattern))
     return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def read_packed() -> tuple[dict[str, str], dict[str, str]]:
+    """The modules that the kernel may come to import, and the notebooks and configs it runs, as {path: text}."""
+    packed = read_sources((*NOTEBOOKS, *CONFIGS))
+    modules, waiting = {}, read_sources(STARTED)
+    for name in NOTEBOOKS:
+        waiting |= read_sources(imported(notebook_code(packed[name])))
+    while waiting:
+        modules |= waiting
+        found = {name for text in waiting.values() for name in imported(text)}
+        waiting = read_sources(sorted(found - set(modules)))
+    return dict(sorted(modules.items())), packed
+
+
+def imported(code: str) -> set[str]:
+    """The project's own files that this code imports, in functions too, with the __init__.py of each package."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {file for name in names for file in module_files(name)}
+
+
+def module_files(name: str) -> set[str]:
+    """The files of the project behind goods.data.photos or goods.data.photos.load_photo; none for another's module."""
+    parts = name.split(".")
+    places = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+    files = {file for place in places for file in (f"{place}.py", f"{place}/__init__.py")}
+    return {file for file in files if (ROOT / file).is_file()}
+
+
+def notebook_code(text: str) -> str:
+    """The code of a notebook's cells."""
+    cells = json.loads(text)["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 def digest(sources: dict[str, str]) -> str:
@@ -108,17 +145,18 @@ def digest(sources: dict[str, str]) -> str:
 
 def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
     """The text of main.ipynb; `commit` is shown in its title."""
-    modules, packed = read_sources(MODULES), read_sources(PACKED)
+    modules, packed = read_packed()
     whole = digest(modules | packed)
     base = base64.b64encode(json.dumps(packed, sort_keys=True).encode()).decode()
+    folders = sorted({Path(name).parent.as_posix() for name in modules | packed} - {"."})
     unpack = UNPACK.format(packed="\n".join(textwrap.wrap(base, 116)), names=_names(list(modules)), digest=whole)
     title = TITLE.format(digest=whole[:12], commit=f", commit `{commit}`" if commit else "")
     cells = [
         _cell("title", title),
         _cell("parameters", parameters_cell(parameters), "code", ["parameters"]),
-        _cell("places", PLACES, "code"),
+        _cell("places", PLACES.format(folders=_names(folders)), "code"),
         _cell("modules", "## The modules\n\nWritten outside `/kaggle/working`, so that they are no output."),
-        *(_cell(Path(name).stem, f"%%writefile {{SOURCES}}/{name}\n{text}", "code") for name, text in modules.items()),
+        *(_cell(name, f"%%writefile {{SOURCES}}/{name}\n{text}", "code") for name, text in modules.items()),
         _cell("unpack-text", "## Notebooks and configs\n\nUnpacked, and all files compared with what was built."),
         _cell("unpack", unpack, "code"),
         _cell("prepare-text", "## What is attached\n\nCompetition, weights and an earlier output, wherever they lie."),
@@ -137,11 +175,16 @@ def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
 
 
 def _cell(name: str, source: str, kind: str = "markdown", tags: Sequence[str] = ()) -> dict[str, Any]:
-    cell = {"cell_type": kind, "id": name.replace("_", "-"), "metadata": {"tags": list(tags)} if tags else {}}
+    cell = {"cell_type": kind, "id": _cell_id(name), "metadata": {"tags": list(tags)} if tags else {}}
     # A module's last line break stays: %%writefile writes the cell as it is.
     text = source if source.startswith("%%") else source.strip("\n")
     lines = {"source": text.removesuffix("\n").splitlines(keepends=True)}
     return cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}) | lines
+
+
+def _cell_id(name: str) -> str:
+    """A file's name as a cell's id: letters, digits and dashes, 64 at most."""
+    return re.sub(r"[^a-zA-Z0-9]+", "-", name.removesuffix(".py"))[-64:].strip("-")
 
 
 def _names(names: list[str]) -> str:
@@ -183,11 +226,6 @@ def check(folder: Path = FOLDER) -> dict[str, Any]:
     return parameters
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 kernel-metadata.json
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def make_metadata(
     user: str,
     competition: str = COMPETITION,
@@ -219,11 +257,6 @@ def make_metadata(
         "model_sources": [source for source in (model,) if source.count("/") != 1],
         "kernel_sources": [f"{user}/{SLUG}"] if resume == "yes" else [],
     }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 3 Command line
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def set_parameters(texts: Sequence[str]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from goods.errors import GoodsError
-from goods.files import ROOT, resolve
+from goods.files import ROOT, read_json_if_whole, resolve
+from goods.members import kind_of, open_run
 from goods.params import OUTPUTS, Params, load_run
-from goods.run import load_recorded, open_run
-from goods.training.checkpoint import CURRENT, PREVIOUS, adopt_fold
+from goods.run import Run
 from goods.training.tracking import answer_within, has_key, pick_mode
 
 MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
@@ -27,11 +27,6 @@ FREE_GB = 2.0  # the least to start with: executed notebooks, predictions and th
 SECRET = "WANDB_API_KEY"
 SECRET_SECONDS = 10.0  # for Kaggle to hand out a secret
 NEEDS_MODEL = "make kernel MODEL=owner/dataset, or owner/model/framework/variation/version"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 What is attached
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def find_inputs(root: Path) -> dict[str, list[Path]]:
@@ -71,7 +66,7 @@ def _look_into(folder: Path) -> tuple[str, list[str]]:
         return "", []
     if {"train.csv", "test.csv"} <= names:
         return "competition", []
-    if {"params.yaml", "folds.parquet"} <= names:
+    if {"run.json", "folds.parquet"} <= names:
         return "run", []
     if "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return "model", []
@@ -117,23 +112,12 @@ def _own_name(folder: Path) -> str:
         return ""
 
 
-def earlier_run(folders: Sequence[Path], p: Params) -> Path | None:
-    """The attached folder of the run p.run that got furthest, or None."""
-    recorded = {folder: load_recorded(folder / "params.yaml") for folder in folders}
-    own = [folder for folder, was in recorded.items() if (was.get("run"), was.get("debug")) == (p.run, p.debug)]
-    done = {folder: (len(trained_folds(folder)), len(list(folder.glob(f"fold*/{CURRENT}")))) for folder in own}
+def earlier_run(folders: Sequence[Path], p: Params) -> Run | None:
+    """The attached one of the runs called p.run that got furthest, or None."""
+    recorded = {run: run.parameters() for run in map(Run, folders)}
+    own = [run for run, was in recorded.items() if (was["run"], was["debug"]) == (p.run, p.debug)]
+    done = {run: (len(run.trained()), sum(fold.resumable for fold in run.folds())) for run in own}
     return max(done, key=done.get, default=None)
-
-
-def trained_folds(run_dir: Path) -> list[int]:
-    """The folds of a run that are trained to the end."""
-    files = run_dir.glob("fold*/metrics.json")
-    return sorted(int(f.parent.name.removeprefix("fold")) for f in files if (f.parent / "model.safetensors").is_file())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 Before the run
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 class Session(NamedTuple):
@@ -159,20 +143,21 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
         given["data_dir"] = str(the_competition(attached["competition"], inputs))
     given |= {"outputs_dir": str(working / "outputs")} | ({"run": run} if run else {})
     p = load_run(config, **given)
-    pretrained = p.kind in ("dual", "text", "knn")
-    if pretrained:
+    kind = kind_of(p)
+    if "model_name" in kind.models:
         _link_model(p, attached["model"], inputs)
     _link_runs(p, attached["run"])
     before = earlier_run(attached["run"], p)
     steps = []
-    if before and scoring_rerun() and trained_folds(before):
-        _adopt_weights(p, before)
+    if before and scoring_rerun() and before.trained():
+        open_run(p)
+        Run.of(p).adopt(p, before, with_test=False)
         steps = ["--steps", "ensemble", "submission"]
-        print(f"scoring re-run: the folds {', '.join(map(str, trained_folds(before)))} of {before} predict")
+        print(f"scoring re-run: the folds {', '.join(map(str, before.trained()))} of {before.folder} predict")
     elif before:
-        given["resume_from"] = str(before)
-        print(f"going on from {before}")
-    model = resolve(p.model_name).resolve() if pretrained else f"none, kind {p.kind}"
+        given["resume_from"] = str(before.folder)
+        print(f"going on from {before.folder}")
+    model = resolve(p.model_name).resolve() if "model_name" in kind.models else f"none, kind {kind.name}"
     print(f"competition: {p.data_dir}\nmodel: {model}\nrun: {p.run_dir}")
     command = [sys.executable, "pipeline.py", "--config", config, "--run", p.run, *steps]
     if folds is not None and not steps:
@@ -215,21 +200,7 @@ def _link_runs(p: Params, folders: Sequence[Path]) -> None:
                              "notebook that made it (Add Input, Your Work), or a dataset with its folder")  # fmt: skip
         place.parent.mkdir(parents=True, exist_ok=True)
         place.unlink(missing_ok=True)
-        place.symlink_to(run, target_is_directory=True)
-
-
-def _adopt_weights(p: Params, before: Path) -> None:
-    """Copies an attached run's folds to this one without their predictions for a test set that may be another."""
-    open_run(p)
-    shutil.copyfile(before / "folds.parquet", p.run_dir / "folds.parquet")
-    for fold in trained_folds(before):
-        adopt_fold(p.model_copy(update={"fold": fold, "resume_from": str(before)}))
-        (p.run_dir / f"fold{fold}" / "test.parquet").unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 3 The run, and what it leaves
-# ---------------------------------------------------------------------------------------------------------------------
+        place.symlink_to(run.folder, target_is_directory=True)
 
 
 def run(session: Session) -> None:
@@ -246,11 +217,11 @@ def run(session: Session) -> None:
     try:
         status, lines = _stream(session.command, wandb_environment(session.p))
     finally:
-        _tidy(session.p.run_dir)
+        _tidy(Run.of(session.p))
     if status:
         failed = [line for line in lines if " failed: " in line] or lines[-1:]
         raise GoodsError("; ".join(failed) or f"the pipeline ended with status {status} and said nothing")
-    if (submission := session.p.run_dir / "submission.csv").is_file():
+    if (submission := Run.of(session.p).submission).is_file():
         shutil.copyfile(submission, session.working / "submission.csv")
     else:
         print("to go on, attach this output to the next version: make kernel USER=... RESUME=yes, then make push")
@@ -296,20 +267,14 @@ def _stream(command: list[str], more: dict[str, str]) -> tuple[int, list[str]]:
             process.wait()
 
 
-def _tidy(run_dir: Path) -> None:
-    """Removes what nothing will read: links, the last state but one where the last is whole, unfinished writings."""
-    for link in filter(Path.is_symlink, list(run_dir.parent.iterdir())):
+def _tidy(run: Run) -> None:
+    """Removes what nothing will read: links to attached runs, and what the run has no more use for."""
+    for link in filter(Path.is_symlink, list(run.folder.parent.iterdir())):
         link.unlink()
-    for current in run_dir.glob(f"fold*/{CURRENT}"):
-        (current.parents[1] / PREVIOUS).unlink(missing_ok=True)
-    for litter in run_dir.rglob(".*.tmp"):
-        litter.unlink(missing_ok=True)
+    run.tidy()
 
 
 def scores(session: Session) -> pd.DataFrame:
     """accuracy, macro_f1 and log_loss of the ensemble's outputs over all rows out of fold; empty before the end."""
-    path = session.p.run_dir / "ensemble" / "metrics.json"
-    if not path.is_file():
-        return pd.DataFrame()
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json_if_whole(Run.of(session.p).metrics)
     return pd.DataFrame({name: found[name] for name in OUTPUTS if name in found}).T.round(4)

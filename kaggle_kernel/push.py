@@ -25,7 +25,9 @@ from slugify import slugify
 from goods.cost.plan import KAGGLE_DISK_GB, plan_run
 from goods.errors import GoodsError
 from goods.files import ROOT, resolve, write_json, write_text
+from goods.members import kind_of
 from goods.params import Params, load_run
+from goods.run import Run
 from kaggle_kernel import build
 
 STAGE = ROOT / "build" / "kaggle"
@@ -45,8 +47,6 @@ FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES}
 # The command line's documentation, without those that are retired; NvidiaTeslaT4 means two of them.
 MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100")
 MACHINES += ("NvidiaRtxPro6000",)
-RUN_FILES = ("params.yaml", "folds.parquet", "labels.json", "environment.json")
-FOLD_FILES = ("model.safetensors", "oof.parquet", "metrics.json", "log.jsonl")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # weights, configs, and what tokenizers are made of
 
 NO_ACCESS = ("Kaggle doesn't let you: accept the competition's rules on its page, and look whether the user name and "
@@ -66,11 +66,6 @@ FAILURES = (
                              "again; whether a version was made is shown by: make kaggle-status"),
     ("Connection aborted", "the connection to Kaggle broke off: give the same command again"),
 )  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 1 Before a push
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def preflight(folder: Path) -> list[str]:
@@ -151,7 +146,7 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
-    if p.kind != "dual":
+    if not kind_of(p).planned:
         return [f"no plan was made: kind {p.kind} has none"]
     config = resolve(p.model_name) / "config.json"
     if not config.is_file():
@@ -172,17 +167,12 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     return notes
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 2 The command line and its answers
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def call_kaggle(*arguments: str) -> str:
     """What `kaggle ...` says. Raises GoodsError with a sentence when it fails."""
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     program = shutil.which("kaggle", path=here)
     if program is None:
-        raise GoodsError("Kaggle's command line is not installed: pip install -r requirements-dev.txt")
+        raise GoodsError("Kaggle's command line is not installed: pip install kaggle six, or make .venv/installed")
     command = [program, "-W", *arguments]
     streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
@@ -236,11 +226,6 @@ def commit() -> str:
     return head + ("+" if head and changed else "")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 3 After a push
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def status(folder: Path) -> str:
     """The state of the kernel's last version. Raises GoodsError when it failed."""
     said = call_kaggle("kernels", "status", read_metadata(folder)["id"])
@@ -264,7 +249,7 @@ def fetch_output(folder: Path, run: str) -> str:
     shutil.rmtree(stage, ignore_errors=True)
     call_kaggle("kernels", "output", slug, "-p", str(stage), "--page-size", "200")
     found = stage / "outputs" / run
-    if not (found / "params.yaml").is_file():
+    if not Run(found).exists:
         there = sorted(path.name for path in (stage / "outputs").glob("*") if path.is_dir())
         raise GoodsError(f"the output of {slug} has no run '{run}', but {', '.join(there) or 'no runs at all'}; "
                          f"what it has, the log too, lies in {stage}")  # fmt: skip
@@ -275,13 +260,13 @@ def fetch_output(folder: Path, run: str) -> str:
 
 def send_weights(folder: Path, run: str) -> str:
     """Makes a private dataset <run>-weights of a run's trained folds, or a version of it; returns what to attach."""
-    run_dir = ROOT / "outputs" / run
-    folds = sorted(path.parent for path in run_dir.glob("fold*/metrics.json"))
-    if not folds or not (run_dir / "params.yaml").is_file():
-        raise GoodsError(f"{run_dir} has no trained fold; train one, or name another run: make kaggle-weights RUN=...")
-    files = [run_dir / name for name in RUN_FILES] + [fold / name for fold in folds for name in FOLD_FILES]
+    own = Run(ROOT / "outputs" / run)
+    if not own.exists or not own.trained():
+        raise GoodsError(
+            f"{own.folder} has no trained fold; train one, or name another run: make kaggle-weights RUN=..."
+        )
     user = read_metadata(folder)["id"].split("/")[0]
-    reference = send_dataset(f"{user}/{slugify(run)[:42]}-weights", run_dir, filter(Path.is_file, files))
+    reference = send_dataset(f"{user}/{slugify(run)[:42]}-weights", own.folder, own.weight_files())
     return f"{reference} is being made; attach it: make kernel USER={user} WEIGHTS={reference}"
 
 
@@ -327,11 +312,6 @@ def pack(reference: str, root: Path, files: Iterable[Path]) -> Path:
     about = {"id": reference, "title": reference.split("/")[1], "licenses": [{"name": "unknown"}]}
     write_json(stage / "dataset-metadata.json", about)
     return stage
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 4 Command line
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -85,6 +85,17 @@ def test_parameters_are_read_before_anything_else_is_defined(path: Path) -> None
     assert ast.unparse(statements[0]) == f"p = gu.read_params(globals(){more})"
 
 
+@committed
+def test_a_notebook_asks_no_kind_and_imports_display(path: Path) -> None:
+    source = "\n".join(cell.source for cell in code_cells(path))
+    assert not re.search(r"\.kind\b *(==|!=|in\b)", source)
+    uses, imports = (
+        re.search(r"\bdisplay\(", source),
+        re.search(r"^from IPython.display import .*display", source, re.M),
+    )
+    assert bool(uses) == bool(imports)
+
+
 def test_the_install_puts_every_module_on_the_path() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["tool"]["setuptools"]["py-modules"] == ["goods_utils", "pipeline"]
@@ -147,7 +158,8 @@ def test_what_the_notebooks_leave_in_the_run(executed: dict[str, Done], given: d
     ).split()
     assert not [name for name in promised if not (run / name).is_file()]
     figures = list((run / "ensemble" / "figures").glob("*.png"))
-    assert len(figures) == PICTURES["ensemble"] and all(f.read_bytes().startswith(b"\x89PNG") for f in figures)
+    assert len(figures) == PICTURES["ensemble"] + 1  # and that of submission.ipynb
+    assert all(f.read_bytes().startswith(b"\x89PNG") for f in figures)
     assert not list(run.rglob("*.tmp")) and not (run / "fold0").exists()
     rows, test = pd.read_csv(run / "submission.csv", dtype=str), pd.read_csv(sample.data / "test.csv", dtype=str)
     assert rows["id"].tolist() == test["id"].tolist() and rows["categories"].isin([str(k) for k in range(21)]).all()

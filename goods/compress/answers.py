@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered to one text; `cut` when it reached max_tokens, and then what max_tokens was."""
+    """What a model answered to one text; `cut` is 0, or the number of tokens at which the answer was cut off."""
 
     text: str
     cut: int
@@ -27,8 +27,8 @@ class Answer:
 class AnswerCache:
     """An append-only JSONL file of answers, one line each, flushed as it comes; one job at a time holds it.
 
-    A key is the SHA-256 of text, prompt and model. A last line that a killed job left torn is cut off, and a line
-    that can't be read is passed over, so its text is asked for again.
+    A key is the SHA-256 of text, prompt and model. A last line that a killed job left incomplete is removed, and a
+    line that can't be read is skipped, so its text is asked for again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class AnswerCache:
                 continue
 
     def add(self, key: str, answer: Answer) -> None:
-        """Keeps an answer, on disk before anything else is done; may be called from several threads."""
+        """Keeps an answer and writes it to disk at once; may be called from several threads."""
         line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=True) + "\n"
         with self._write_lock:
             self._file.write(line)
@@ -78,34 +78,35 @@ class AnswerCache:
             self.answers[key] = answer
 
     def lacks(self, key: str, max_tokens: int) -> bool:
-        """Whether to ask: nothing is there, or an answer that was cut at fewer tokens than are allowed now."""
+        """Whether to ask: there is no answer, or one that was cut off at fewer tokens than are allowed now."""
         answer = self.answers.get(key)
         return answer is None or 0 < answer.cut < max_tokens
 
 
 def answer_key(text: str, prompt: str, model: str) -> str:
-    """SHA-256 of what an answer depends on."""
+    """SHA-256 of what an answer depends on: text, prompt, and the model's name or folder_hash."""
     return hashlib.sha256(json.dumps([text, prompt, model]).encode()).hexdigest()
 
 
 def chat_messages(prompt: str, text: str) -> list[dict[str, str]]:
-    """The conversation that a model is to go on with."""
+    """The conversation that the model continues."""
     return [{"role": "system", "content": prompt}, {"role": "user", "content": text}]
 
 
 class AnswerError(Exception):
-    """One text got no usable answer; `of_text`: by its own fault, so that it says nothing about the others."""
+    """One text got no usable answer; `text_at_fault`: the text is to blame, so that says nothing about others."""
 
-    def __init__(self, reason: str, of_text: bool = False) -> None:
+    def __init__(self, reason: str, text_at_fault: bool = False) -> None:
         super().__init__(reason)
-        self.of_text = of_text
+        self.text_at_fault = text_at_fault
 
 
-def is_over(until: float | None) -> bool:
-    return until is not None and time.time() > until
+def is_past(deadline: float | None) -> bool:
+    """Whether the deadline (seconds since 1970) is over; None is never over."""
+    return deadline is not None and time.time() > deadline
 
 
-def reason(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """One short line of what went wrong, with nothing in it that looks like a key."""
     body = getattr(error, "body", None)
     text = body.get("message") if isinstance(body, dict) else None

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible API."""
+"""A language model behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
-from goods.compress.answers import Answer, AnswerError, chat_messages, is_over, reason
+from goods.compress.answers import Answer, AnswerError, chat_messages, error_line, is_past
 from goods.compress.params import CompressParams
 from goods.errors import GoodsError
 from goods.progress import progress_bar
 
-MAX_FAILURES = 20  # so many failures in a row are the endpoint's fault, not the texts'
+MAX_FAILURES = 20  # in a row: then the API is at fault, not the texts
 
 
 class ChatAPI:
     """Asks an OpenAI-compatible API; retries, back-off and Retry-After are the openai client's.
 
-    `proven`: it has answered this prompt before, so a refused request tells of its text, not of the settings.
+    `known_to_work`: it has answered this prompt before, so a refused request is its text's fault, not the settings'.
 
     Raises GoodsError when the environment has no key.
     """
 
-    def __init__(self, p: CompressParams, prompt: str, proven: bool) -> None:
+    def __init__(self, p: CompressParams, prompt: str, known_to_work: bool) -> None:
         try:
             import openai  # only here: the local model needs no client
         except ImportError:
@@ -32,11 +32,11 @@ class ChatAPI:
         if not key:
             raise GoodsError("the environment has no key for the API: export the variable that llm_key_variable names "
                              "(any word will do for a server that asks for none)")  # fmt: skip
-        self.p, self.prompt, self.proven, self.openai = p, prompt, proven, openai
+        self.p, self.prompt, self.known_to_work, self.openai = p, prompt, known_to_work, openai
         self.client = openai.OpenAI(
             api_key=key, base_url=p.llm_base_url, max_retries=p.llm_max_retries, timeout=p.llm_timeout
         )
-        # OpenAI's newer models refuse both options of the second line, which is what other servers know.
+        # OpenAI's newer models refuse max_tokens and temperature; other servers know only these.
         official = self.client.base_url.host == "api.openai.com"
         self.options: dict[str, Any] = {"max_completion_tokens": p.llm_max_tokens}
         if not official:
@@ -45,7 +45,7 @@ class ChatAPI:
     def ask(self, text: str) -> Answer:
         """The answer to one text.
 
-        Raises GoodsError where no other text would fare better, AnswerError where only this one failed.
+        Raises GoodsError where every other text would fail as well, AnswerError where only this one failed.
         """
         openai, model = self.openai, self.p.llm_model
         messages = chat_messages(self.prompt, text)
@@ -56,11 +56,11 @@ class ChatAPI:
                              "llm_key_variable names") from None  # fmt: skip
         except openai.NotFoundError as error:
             raise GoodsError(f"{self._where()} doesn't know the model '{model}', or llm_base_url doesn't end where its "
-                             f"API begins (often /v1): {reason(error)}") from None  # fmt: skip
+                             f"API begins (often /v1): {error_line(error)}") from None  # fmt: skip
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise AnswerError(reason(error), of_text=self.proven) from None
+            raise AnswerError(error_line(error), text_at_fault=self.known_to_work) from None
         except (openai.OpenAIError, ValueError) as error:  # ValueError: what came is not JSON
-            raise AnswerError(reason(error)) from None
+            raise AnswerError(error_line(error)) from None
         return self._read(completion)
 
     def _read(self, completion: Any) -> Answer:
@@ -77,38 +77,40 @@ class ChatAPI:
     def _where(self) -> str:
         return f"the API at {self.client.base_url.copy_with(userinfo=b'')}"
 
-    def ask_all(self, texts: Sequence[str], keep: Callable[[str, Answer], None], until: float | None) -> dict[str, str]:
-        """Asks for all texts, llm_concurrency at a time; returns why, for each text that failed.
+    def ask_all(
+        self, texts: Sequence[str], on_answer: Callable[[str, Answer], None], deadline: float | None
+    ) -> dict[str, str]:
+        """Asks for all texts, llm_concurrency at a time; returns {text: reason} of those that failed.
 
         Raises GoodsError when MAX_FAILURES in a row fail, or all do; what was answered is kept.
         """
         failed: dict[str, str] = {}
-        place = {text: i for i, text in enumerate(texts)}
-        row: list[int] = []  # places of the texts that failed with no answer to a later one since
-        enough = MAX_FAILURES if self.proven else min(MAX_FAILURES, len(texts))
+        position = {text: i for i, text in enumerate(texts)}
+        failures: list[int] = []  # positions of the texts that failed since the last answer to a later text
+        limit = MAX_FAILURES if self.known_to_work else min(MAX_FAILURES, len(texts))
         pool = ThreadPoolExecutor(self.p.llm_concurrency)
         try:
-            for text, error in self._results(pool, texts, keep, until):
+            for text, error in self._results(pool, texts, on_answer, deadline):
                 if error is None:
-                    self.proven, enough = True, MAX_FAILURES
-                    # A late answer to what was asked before they failed says nothing about the endpoint now.
-                    row = [later for later in row if later > place[text]]
+                    self.known_to_work, limit = True, MAX_FAILURES
+                    # A late answer to what was asked before they failed says nothing about the API now.
+                    failures = [later for later in failures if later > position[text]]
                     continue
                 failed[text] = str(error)
-                row += [] if error.of_text else [place[text]]
-                if len(row) >= enough:
-                    raise GoodsError(f"{self._where()} failed {len(row)} times in a row, at last with: {error}. "
+                failures += [] if error.text_at_fault else [position[text]]
+                if len(failures) >= limit:
+                    raise GoodsError(f"{self._where()} failed {len(failures)} times in a row, at last with: {error}. "
                                      "What was answered is kept, and the same command goes on from there")  # fmt: skip
         finally:
             pool.shutdown(cancel_futures=True)  # requests in flight end first, and their answers are kept
         return failed
 
     def _results(
-        self, pool: ThreadPoolExecutor, texts: Sequence[str], keep: Callable, until: float | None
+        self, pool: ThreadPoolExecutor, texts: Sequence[str], on_answer: Callable, deadline: float | None
     ) -> Iterator[tuple[str, AnswerError | None]]:
         def work(text: str) -> AnswerError | None:
             try:
-                keep(text, self.ask(text))
+                on_answer(text, self.ask(text))
             except AnswerError as error:
                 return error
             return None
@@ -116,7 +118,7 @@ class ChatAPI:
         todo, running = iter(texts), {}
         with progress_bar(total=len(texts), desc="compressing", unit=" texts", leave=False) as bar:
             while True:
-                while len(running) < self.p.llm_concurrency and not is_over(until):
+                while len(running) < self.p.llm_concurrency and not is_past(deadline):
                     if (text := next(todo, None)) is None:
                         break
                     running[pool.submit(work, text)] = text

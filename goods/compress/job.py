@@ -1,7 +1,7 @@
-"""Texts of goods rewritten short by a language model: a local one, or an API that speaks OpenAI's chat completions.
+"""The texts of all products rewritten short: tables in, tables with compressed_text out.
 
-A model sees a product's text and never its label. Every answer is appended to a cache as it comes, so a job that was
-stopped goes on where it was, and a second one costs nothing. Only compress_text.ipynb needs this module.
+The model sees a product's text and never its label. Every answer is appended to a cache as it comes, so a job that was
+stopped goes on where it was, and a second one costs nothing.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import pandas as pd
 
 from goods.compress.answers import Answer, AnswerCache, answer_key
 from goods.compress.api import ChatAPI
-from goods.compress.local import LocalLM, checked_lm, directory_hash
+from goods.compress.local import LM_FILES, LocalLM, check_lm_dir
 from goods.compress.params import CompressParams, compress_prompt
 from goods.data.tables import DEBUG_TEST_ROWS, read_table
 from goods.errors import GoodsError
-from goods.files import atomic_path, resolve, write_json
+from goods.files import atomic_path, folder_hash, resolve, write_json
 from goods.run import deadline
 
-ADDED = ("compressed_text", "compressed_status")  # columns that the written tables have on top
+ADDED_COLUMNS = ("compressed_text", "compressed_status")
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """train and test one under the other (table, id, text, compressed_text, compressed_status), and what they cost."""
+    """Train and test in one table (table, id, text, compressed_text, compressed_status), and what it took."""
 
     texts: pd.DataFrame
     cost: pd.Series
@@ -35,8 +35,9 @@ class Compressed:
 def compress_goods(p: CompressParams) -> Compressed:
     """Rewrites the texts of train and test; writes train.csv, test.csv and labels.json to the run's compressed/.
 
-    The tables are those read, with compressed_text and compressed_status ("ok", "empty" or "failed: why") as well. A
-    text that is not ok stands in compressed_text as it was. Each distinct text is asked for once.
+    The tables are written as they were read, with two more columns: compressed_text and compressed_status ("ok",
+    "empty" or "failed: <reason>"). Where the status isn't "ok", compressed_text is the original text. Each distinct
+    text is asked for once.
 
     Raises GoodsError when a table can't be used or the model can't be asked; answers so far are kept in
     outputs_dir/cache/compressed/answers.jsonl, and the same call goes on from there.
@@ -44,24 +45,24 @@ def compress_goods(p: CompressParams) -> Compressed:
     tables = _read_tables(p)
     prompt = compress_prompt(p)
     sent = {text: _shorten(text, p.llm_input_chars) for table in tables.values() for text in table["text"] if text}
-    name = p.llm_model if p.llm == "api" else directory_hash(checked_lm(p.llm_model))
-    keys = {text: answer_key(text, prompt, name) for text in sent.values()}
+    model_id = p.llm_model if p.llm == "api" else folder_hash(check_lm_dir(p.llm_model), LM_FILES)
+    keys = {text: answer_key(text, prompt, model_id) for text in sent.values()}
     with AnswerCache(resolve(p.outputs_dir) / "cache" / "compressed" / "answers.jsonl") as cache:
         missing = [text for text, key in keys.items() if cache.lacks(key, p.llm_max_tokens)]
         before = {text: cache.answers.get(keys[text]) for text in missing}
         failed: dict[str, str] = {}
         if missing:
-            proven = len(missing) < len(keys)
-            model = ChatAPI(p, prompt, proven) if p.llm == "api" else LocalLM(p, prompt)
+            known_to_work = len(missing) < len(keys)
+            model = ChatAPI(p, prompt, known_to_work) if p.llm == "api" else LocalLM(p, prompt)
             failed = model.ask_all(missing, lambda text, answer: cache.add(keys[text], answer), deadline(p))
         answers = {text: cache.answers[key] for text, key in keys.items() if key in cache.answers}
     texts = pd.concat([table.assign(table=name) for name, table in tables.items()], ignore_index=True)
-    rows = [_row(text, answers.get(sent.get(text)), failed.get(sent.get(text))) for text in texts["text"]]
-    texts[list(ADDED)] = pd.DataFrame(rows, columns=list(ADDED), index=texts.index)
+    rows = [_outcome(text, answers.get(sent.get(text)), failed.get(sent.get(text))) for text in texts["text"]]
+    texts[list(ADDED_COLUMNS)] = pd.DataFrame(rows, columns=list(ADDED_COLUMNS), index=texts.index)
     asked = [answers[text] for text in missing if text in answers and answers[text] is not before[text]]
     cost = _cost(texts, asked, list(answers.values()))
     _write(p, texts, cost)
-    return Compressed(texts[["table", "id", "text", *ADDED]], cost)
+    return Compressed(texts[["table", "id", "text", *ADDED_COLUMNS]], cost)
 
 
 def _read_tables(p: CompressParams) -> dict[str, pd.DataFrame]:
@@ -69,7 +70,7 @@ def _read_tables(p: CompressParams) -> dict[str, pd.DataFrame]:
     problems: list[str] = []
     tables = {name: read_table(resolve(getattr(p, f"{name}_csv")), p, [], problems) for name in ("train", "test")}
     for name, table in tables.items():
-        if table is not None and not table.columns.intersection(ADDED).empty:
+        if table is not None and not table.columns.intersection(ADDED_COLUMNS).empty:
             problems.append(f"{getattr(p, f'{name}_csv')} has a compressed_text already; name the original tables")
     if problems:
         raise GoodsError("the goods can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
@@ -85,7 +86,7 @@ def _shorten(text: str, limit: int) -> str:
     return head if text[limit] == " " or " " not in head else head.rsplit(" ", 1)[0]
 
 
-def _row(text: str, answer: Answer | None, reason: str | None) -> tuple[str, str]:
+def _outcome(text: str, answer: Answer | None, reason: str | None) -> tuple[str, str]:
     """compressed_text and compressed_status of one product."""
     if not text:
         return "", "empty"
@@ -102,7 +103,7 @@ def _row(text: str, answer: Answer | None, reason: str | None) -> tuple[str, str
 
 
 def tidy_answer(text: str) -> str:
-    """One line of an answer, without a reasoning model's thoughts and without quotes around it."""
+    """The answer in one line, without a reasoning model's thoughts and without the quotes around it."""
     line = " ".join(re.sub(r"<think>.*?(</think>|$)", " ", text, flags=re.DOTALL).split())
     quoted = re.fullmatch(r"[\"'“«](.*)[\"'”»]", line)
     return quoted[1].strip() if quoted else line
@@ -131,7 +132,7 @@ def _write(p: CompressParams, texts: pd.DataFrame, cost: pd.Series) -> None:
         source = resolve(getattr(p, f"{name}_csv"))
         table = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig").head(len(part))
         with atomic_path(p.compressed_dir / f"{name}.csv") as temporary:
-            table.assign(**{column: part[column].to_list() for column in ADDED}).to_csv(temporary, index=False)
+            table.assign(**{column: part[column].to_list() for column in ADDED_COLUMNS}).to_csv(temporary, index=False)
     labels = resolve(p.train_csv).parent / "labels.json"
     if labels.is_file():  # read_goods looks for the classes' names beside train_csv
         with atomic_path(p.compressed_dir / "labels.json") as temporary:

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from goods.compress.answers import Answer, chat_messages, is_over, reason
-from goods.compress.params import MIN_ROOM, CompressParams
+from goods.compress.answers import Answer, chat_messages, error_line, is_past
+from goods.compress.params import MIN_TEXT_TOKENS, CompressParams
 from goods.errors import GoodsError
-from goods.files import resolve
-from goods.models.device import pick_device, pick_precision
+from goods.files import MODEL_FILES, resolve
+from goods.models.device import DTYPES, pick_device, pick_precision
 from goods.progress import progress_bar
 
+LM_FILES = (*MODEL_FILES, ".jinja")  # answers depend on the chat template, too
 
-def checked_lm(llm_model: str) -> Path:
-    """The directory of a local model; raises GoodsError when it is none."""
+
+def check_lm_dir(llm_model: str) -> Path:
+    """The directory of a local model; raises GoodsError when it lacks config or weights."""
     folder = resolve(llm_model)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise GoodsError(f"llm_model {folder} is not a model directory with config.json and *.safetensors; for a model "
                          "behind an API set llm to 'api'")  # fmt: skip
     return folder
-
-
-def directory_hash(folder: Path) -> str:
-    """Hash of a model directory's contents, so that its answers are known wherever it lies."""
-    digest = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.suffix in (".json", ".jinja", ".model", ".safetensors")):
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 class LocalLM:
@@ -42,14 +34,14 @@ class LocalLM:
     """
 
     def __init__(self, p: CompressParams, prompt: str) -> None:
-        self.p, self.prompt, self.folder = p, prompt, checked_lm(p.llm_model)
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision(p.mixed_precision), torch.float32)
+        self.p, self.prompt, self.folder = p, prompt, check_lm_dir(p.llm_model)
+        dtype = DTYPES.get(pick_precision(p.mixed_precision), torch.float32)
         local = {"local_files_only": True, "trust_remote_code": False}
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(self.folder, padding_side="left", **local)
             self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, use_safetensors=True, **local)
         except Exception as error:  # config, tokenizer, safetensors and torch each have their own
-            raise GoodsError(f"the causal LM in {self.folder} can't be loaded: {reason(error)}") from error
+            raise GoodsError(f"the causal LM in {self.folder} can't be loaded: {error_line(error)}") from error
         if not self.tokenizer.chat_template:
             raise GoodsError(f"{self.folder} has no chat template; take an instruction-tuned model")
         if self.tokenizer.pad_token_id is None:
@@ -58,12 +50,13 @@ class LocalLM:
         limit = getattr(self.model.config, "max_position_embeddings", None) or 2**31
         self.with_system = True
         try:
-            frame = self._chat("")
-        except Exception:  # Jinja's: some templates refuse a system message
+            empty_chat = self._chat("")
+        except Exception:  # jinja2's: some templates refuse a system message
             self.with_system = False
-            frame = self._chat("")
-        self.room = limit - p.llm_max_tokens - len(self.tokenizer(frame, add_special_tokens=False)["input_ids"])
-        if self.room < MIN_ROOM:
+            empty_chat = self._chat("")
+        prompt_tokens = len(self.tokenizer(empty_chat, add_special_tokens=False)["input_ids"])
+        self.text_tokens = limit - p.llm_max_tokens - prompt_tokens  # room for the product's text
+        if self.text_tokens < MIN_TEXT_TOKENS:
             raise GoodsError(f"llm_max_tokens {p.llm_max_tokens} and the prompt leave no room for a text in the "
                              f"{limit} tokens that {self.folder.name} reads; shorten them")  # fmt: skip
 
@@ -71,16 +64,16 @@ class LocalLM:
         messages = chat_messages(self.prompt, text)
         if not self.with_system:
             messages = [{"role": "user", "content": f"{self.prompt}\n\n{text}"}]
-        # Qwen3 would think aloud first; templates that don't know the word pass it over.
+        # Qwen3 would think aloud first; templates that don't know enable_thinking ignore it.
         return self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
 
     def _fit(self, text: str) -> str:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=self.tokenizer.is_fast)
-        if len(encoding["input_ids"]) <= self.room:
+        if len(encoding["input_ids"]) <= self.text_tokens:
             return text
-        room = self.room - 2  # the cut may fall into what was one token
+        room = self.text_tokens - 2  # the cut may fall into what was one token
         if self.tokenizer.is_fast:
             return text[: encoding["offset_mapping"][room - 1][1]]
         return self.tokenizer.decode(encoding["input_ids"][:room])
@@ -118,16 +111,20 @@ class LocalLM:
             answers.append(Answer(text, cut, prompt_tokens, len(new) if length is None else length + 1))
         return answers
 
-    def ask_all(self, texts: Sequence[str], keep: Callable[[str, Answer], None], until: float | None) -> dict[str, str]:
+    def ask_all(
+        self, texts: Sequence[str], on_answer: Callable[[str, Answer], None], deadline: float | None
+    ) -> dict[str, str]:
         """Asks for all texts, eval_batch_size at a time; an answer always comes, so none fails here."""
         size = self.p.eval_batch_size
-        order = sorted(texts, key=len, reverse=True)  # like lengths waste least padding; the largest batch comes first
+        order = sorted(
+            texts, key=len, reverse=True
+        )  # texts of like length need least padding; the largest batch comes first
         with progress_bar(total=len(order), desc="compressing", unit=" texts", leave=False) as bar:
             for start in range(0, len(order), size):
-                if is_over(until):
+                if is_past(deadline):
                     break
                 part = order[start : start + size]
                 for text, answer in zip(part, self.ask(part), strict=True):
-                    keep(text, answer)
+                    on_answer(text, answer)
                 bar.update(len(part))
         return {}

@@ -1,4 +1,8 @@
-"""Memory and FLOPs of a training step, counted on fake tensors."""
+"""Memory and FLOPs of a training step, counted on fake tensors.
+
+Fake tensors have shapes and types but neither memory nor values, so a step of the largest model costs seconds of one
+core. Every tensor that lives during the step is counted.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +27,26 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from goods.errors import GoodsError
 from goods.files import resolve
 from goods.models.backbone import DualEncoder, Processor
+from goods.models.device import DTYPES
 from goods.models.heads import GoodsClassifier, GoodsHeads
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
 
-ADAFACTOR_BUFFERS = 5  # tensors of the size of the parameter at hand that a step of Adafactor holds at once
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+ADAFACTOR_BUFFERS = 5  # tensors of a parameter's size that Adafactor holds while it updates the parameter
 PARTS = ("weights", "gradients", "optimizer state", "further weights", "16-bit copies", "activations, buffers")
 WEIGHTS, GRADIENTS, OPTIMIZER, FURTHER, COPIES, ACTIVATIONS = PARTS
 
 
 def micro_batch_size(p: Params) -> int:
-    """Products that go through the model at once in training."""
+    """Products per forward pass in training."""
     return min(p.micro_batch_size or p.batch_size, p.batch_size)
 
 
 def read_config(model_name: str) -> PretrainedConfig:
-    """The config.json of a local model directory; raises GoodsError when it is missing or of no use."""
+    """The config.json of a local model directory; raises GoodsError when it is missing or unusable."""
     folder = resolve(model_name)
     if not (folder / "config.json").is_file():
-        raise GoodsError(f"there is no {folder / 'config.json'}; a plan needs at least that file of the model")
+        raise GoodsError(f"there is no {folder / 'config.json'}; a plan needs at least this file of the model")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, json and huggingface_hub each have their own
@@ -51,14 +55,14 @@ def read_config(model_name: str) -> PretrainedConfig:
 
 def _unusable(folder: Path, error: Exception) -> GoodsError:
     why = next(iter(str(error).splitlines()), type(error).__name__)
-    return GoodsError(f"{folder / 'config.json'} can't be used: {why}; get it again")
+    return GoodsError(f"{folder / 'config.json'} can't be used: {why}; download it again")
 
 
 class StepMeter(TorchDispatchMode):
-    """While it is entered, counts FLOPs and the bytes of all tensor storages alive, each storage once.
+    """Inside `with meter:`, counts FLOPs and the bytes of all tensor storages alive, each storage once.
 
-    live and peak: bytes by kind, now and when the sum was highest; most: each kind's own highest. A storage is an
-    activation unless `hold` says otherwise, or it is the 16-bit copy that autocast makes of a weight.
+    live and peak: bytes by part, now and when their sum was highest; most: each part's own maximum. A storage belongs
+    to the activations unless `hold` says otherwise, or it is the 16-bit copy that autocast makes of a weight.
     """
 
     def __init__(self) -> None:
@@ -71,39 +75,39 @@ class StepMeter(TorchDispatchMode):
         self._peak_bytes = 0
         self._storages: dict[int, tuple[str, int, weakref.ref]] = {}
 
-    def hold(self, tensors: Iterable[Tensor], kind: str) -> None:
-        """Counts these tensors' storages under that kind."""
+    def hold(self, tensors: Iterable[Tensor], part: str) -> None:
+        """Counts these tensors' storages as that part."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if known := self._storages.pop(id(storage), None):
                 self.live[known[0]] -= known[1]
-            self._add(storage, kind)
+            self._add(storage, part)
 
-    def _add(self, storage: torch.UntypedStorage, kind: str) -> None:
+    def _add(self, storage: torch.UntypedStorage, part: str) -> None:
         key, size = id(storage), storage.nbytes()
 
-        def gone(_: weakref.ref) -> None:
-            kind, size, _ = self._storages.pop(key)
-            self.live[kind] -= size
+        def freed(_: weakref.ref) -> None:
+            part, size, _ = self._storages.pop(key)
+            self.live[part] -= size
 
-        self._storages[key] = (kind, size, weakref.ref(storage, gone))
-        self.live[kind] += size
-        self.most[kind] = max(self.most[kind], self.live[kind])
+        self._storages[key] = (part, size, weakref.ref(storage, freed))
+        self.live[part] += size
+        self.most[part] = max(self.most[part], self.live[part])
         if (total := sum(self.live.values())) > self._peak_bytes:
             self._peak_bytes, self.peak = total, dict(self.live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:  # three of four calls on fake tensors; the long way doubles the time
+        if func is torch.ops.prim.device.default:  # three of four calls on fake tensors: a shortcut halves the time
             return args[0].fake_device
         if isinstance(args[0] if args else None, FakeTensor):
             func, args = _all_true(func, args)
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet in _FLOPS:
-            # In the backward pass gradients are enabled only while checkpointed blocks are computed once more.
-            again = self.phase == "backward" and torch.is_grad_enabled()
-            self.flops["recomputed" if again else self.phase] += _FLOPS[packet](*args, **kwargs, out_val=out)
+            # In the backward pass gradients are enabled only while checkpointed blocks are recomputed.
+            recomputed = self.phase == "backward" and torch.is_grad_enabled()
+            self.flops["recomputed" if recomputed else self.phase] += _FLOPS[packet](*args, **kwargs, out_val=out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._storages:
                 self._add(storage, COPIES if self._is_copy(func, args, tensor) else ACTIVATIONS)
@@ -116,7 +120,7 @@ class StepMeter(TorchDispatchMode):
 
 
 def _all_true(func: Any, args: tuple) -> tuple[Any, tuple]:
-    """The call with its boolean mask taken as all true, since a fake mask has no values: every text window is used."""
+    """The call with its boolean mask taken as all true: a fake mask has no values, and so every text window is used."""
     aten = torch.ops.aten
     if func is aten.nonzero.default:
         mask = args[0]
@@ -144,10 +148,10 @@ _FLOPS = flop_registry | {
 
 
 class CudaDropout(nn.Dropout):
-    """Dropout as on CUDA, which keeps a mask of one byte an element; the CPU keeps one as wide as the input."""
+    """Dropout as on CUDA, which keeps a mask of one byte per element; the CPU's mask has the input's type."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Any shape, unchanged."""
+        """Any shape; the output has the same."""
         if not self.training or self.p == 0:
             return input
         return torch.native_dropout(input, self.p, True)[0]
@@ -158,12 +162,13 @@ def count_step(
 ) -> StepMeter:
     """Forward, loss and backward of a classifier's micro batch under a meter; on real or fake CPU tensors.
 
-    dtype: of autocast, or None. accumulate: gradients of an earlier micro batch are there already.
+    dtype: autocast's, or None for fp32. accumulate: the gradients of an earlier micro batch are in memory already.
     """
-    # Fake CUDA tensors need a GPU: without one autocast turns itself off and the backward pass asks the driver for a
-    # context (ran with torch 2.10), or a build for CPUs aborts (2.13). What differs on a CPU, beside CudaDropout: layer
-    # norms and softmax keep 16 bits where CUDA's autocast goes to 32 (only pooled vectors meet that); its attention
-    # stands for the memory-efficient kernel (both keep inputs, output and one sum a query); cuDNN takes no workspace.
+    # CPU tensors, since fake CUDA tensors need a GPU: without one autocast turns itself off and the backward pass asks
+    # the driver for a context (torch 2.10), or a CPU build aborts (2.13). What differs from CUDA, beside CudaDropout:
+    # layer norms and softmax keep 16 bits where CUDA's autocast goes to 32 (that concerns only pooled vectors); the
+    # CPU's attention stands for the memory-efficient kernel (both keep inputs, output and one sum per query); there is
+    # no workspace of cuDNN.
     meter = StepMeter()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     meter.hold([*model.parameters(), *model.buffers()], WEIGHTS)
@@ -191,7 +196,7 @@ def count_step(
 def count_embedding(
     encoder: DualEncoder, pixels: Tensor, input_ids: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[StepMeter, int, int]:
-    """The encoder's forward pass without gradients, FLOPs by "image" and "text"; and image_dim, text_dim."""
+    """Meter of the encoder's forward pass without gradients, with FLOPs of "image" and "text"; image_dim; text_dim."""
     meter = StepMeter()
     meter.hold([*encoder.parameters(), *encoder.buffers()], WEIGHTS)
     meter.hold([pixels, input_ids], ACTIVATIONS)
@@ -210,22 +215,22 @@ def _cpu_autocast(dtype: torch.dtype | None) -> AbstractContextManager:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What was counted: bytes of a step and of an evaluation by kind, the trained parameters, FLOPs."""
+    """What was counted: bytes of a step and of an evaluation by part, the trained parameters, FLOPs."""
 
     image_size: int
     total: int  # parameters
-    trained: dict[str, torch.Size]  # by the names of block_rates, the heads' by their own
-    rates: dict[str, float]
-    step: dict[str, int]  # at the step's worst moment
-    step_most: Counter[str]  # each kind at its own worst moment
+    trained: dict[str, torch.Size]  # shapes by name: the backbone's as in block_rates, and the heads'
+    rates: dict[str, float]  # learning rates by name
+    step: dict[str, int]  # bytes by part, when their sum is highest
+    step_most: Counter[str]  # bytes by part, each at its own maximum
     evaluation: dict[str, int]
     evaluation_most: Counter[str]
-    embedding: int  # of a product, in the cache
-    flops: dict[str, float]  # a product
+    embedding: int  # bytes per product in the cache
+    flops: dict[str, float]  # per product
 
     @property
     def trainable(self) -> int:
-        """Parameters that are trained."""
+        """Number of trained parameters."""
         return sum(shape.numel() for shape in self.trained.values())
 
     def optimizer(self, p: Params) -> int:
@@ -233,39 +238,39 @@ class Footprint:
         return sum(optimizer_bytes(shape, p.optimizer) for shape in self.trained.values())
 
     def phases(self, p: Params) -> dict[str, dict[str, int]]:
-        """{phase: {part: bytes}} that torch allocates at each phase's worst moment."""
+        """{phase: {part: bytes}} that torch allocates when a phase takes most; reads tune, ema_decay, soup, wise_ft."""
         if p.tune == "head":
             return {"embedding": dict.fromkeys(PARTS, 0) | self.evaluation}
         fp32 = 4 * self.trainable
         always = {WEIGHTS: self.step[WEIGHTS], OPTIMIZER: self.optimizer(p), FURTHER: fp32 if p.ema_decay else 0}
-        # An average stands in for the weights while it is scored, and these are kept meanwhile; a soup is mixed first.
-        seen = self.evaluation | always | {FURTHER: always[FURTHER] + (2 * fp32 if p.soup else always[FURTHER])}
+        # While an average is scored, the weights it replaces are kept; a soup is mixed before it is scored.
+        evaluation = self.evaluation | always | {FURTHER: always[FURTHER] + (2 * fp32 if p.soup else always[FURTHER])}
         found = {
             "training": self.step | always,
             "optimizer": always | {GRADIENTS: fp32, ACTIVATIONS: optimizer_buffers(self.trained, self.rates, p)},
-            "evaluation": seen,
+            "evaluation": evaluation,
         }
-        if p.wise_ft:  # the tuned, the mixed, and the model's own weights while the mixed ones stand in for them
-            found["interpolation"] = seen | {FURTHER: always[FURTHER] + 3 * fp32}
+        if p.wise_ft:  # the tuned weights, the mixed ones, and the model's own while the mixed ones replace them
+            found["interpolation"] = evaluation | {FURTHER: always[FURTHER] + 3 * fp32}
         return {phase: dict.fromkeys(PARTS, 0) | parts for phase, parts in found.items()}
 
     def allocated(self, p: Params) -> int:
-        """Bytes that torch allocates at the worst moment."""
+        """Most bytes that torch allocates at any moment."""
         return max(sum(parts.values()) for parts in self.phases(p).values())
 
 
 def measure_footprint(config: PretrainedConfig, p: Params, precision: str) -> Footprint:
-    """Builds the classifier that p describes without memory, runs an evaluation and a step, and counts."""
+    """Builds the classifier that p describes on fake tensors, and counts an evaluation and a training step of it."""
     backbone = _backbone(config, p)
     with torch.device("meta"):
-        # Of the processor only pad token, mean and deviation are used, and no value matters here.
+        # Only the processor's pad token, mean and standard deviation are used, and their values don't matter here.
         encoder = DualEncoder(backbone, Processor(SimpleNamespace(pad_token_id=0), (0.5,) * 3, (0.5,) * 3), p)
     halve_frozen(encoder, precision)
     dtype, micro = DTYPES.get(precision), micro_batch_size(p)
     with FakeTensorMode():
-        seen, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size), dtype)
+        evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size), dtype)
         model = GoodsClassifier(encoder, GoodsHeads(*dims, p))
-        flops = {f"forward, {name}": seen.flops[name] / p.eval_batch_size for name in ("image", "text")}
+        flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in ("image", "text")}
         step = StepMeter()
         if p.tune != "head":
             for module in model.modules():
@@ -281,8 +286,8 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str) -> Fo
         rates=block_rates(backbone, p),
         step=step.peak,
         step_most=step.most,
-        evaluation=seen.peak,
-        evaluation_most=seen.most,
+        evaluation=evaluation.peak,
+        evaluation_most=evaluation.most,
         embedding=4 * sum(dims),
         flops=flops,
     )
@@ -295,8 +300,8 @@ def _backbone(config: PretrainedConfig, p: Params) -> nn.Module:
         except Exception as error:  # a config.json can be wrong in any way
             raise _unusable(resolve(p.model_name), error) from error
         if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
-            kind = type(backbone).__name__
-            raise GoodsError(f"{resolve(p.model_name)} holds a {kind}; a dual encoder such as SigLIP is needed")
+            name = type(backbone).__name__
+            raise GoodsError(f"{resolve(p.model_name)} holds a {name}; a dual encoder such as SigLIP is needed")
         set_trainable(backbone, p)
     if p.gradient_checkpointing:
         checkpoint_activations(backbone)
@@ -315,14 +320,14 @@ def _inputs(encoder: DualEncoder, p: Params, batch: int) -> tuple[Tensor, Tensor
 
 
 def optimizer_bytes(shape: torch.Size, optimizer: str) -> int:
-    """State of a parameter in fp32: two moments (adamw), or a second moment in rows and columns (adafactor)."""
+    """Bytes of a parameter's state in fp32: two moments (adamw), or a second moment of rows and columns (adafactor)."""
     if optimizer == "adamw":
         return 8 * shape.numel()
     return 4 * (shape[:-1].numel() + (shape[:-2] + shape[-1:]).numel() if len(shape) > 1 else shape.numel())
 
 
 def optimizer_buffers(trained: dict[str, torch.Size], rates: dict[str, float], p: Params) -> int:
-    """What a step holds for a moment: on a GPU, AdamW takes the roots of a whole parameter group at once."""
+    """Bytes that an update needs for a moment: AdamW on a GPU takes the square roots of a parameter group at once."""
     if p.optimizer == "adafactor":
         return ADAFACTOR_BUFFERS * 4 * max(shape.numel() for shape in trained.values())
     groups: Counter[tuple[float, bool]] = Counter()

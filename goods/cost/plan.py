@@ -1,8 +1,4 @@
-"""What a run will cost, before it: parameters, memory, FLOPs, hours and disk, from the parameters and a config.json.
-
-One training step of the real classifier is run on fake tensors, which have shapes and types but neither memory nor
-values, and every tensor that lives in between is counted.
-"""
+"""What a run of a dual encoder will take, known before it: trained parameters, memory, FLOPs, hours and disk."""
 
 from __future__ import annotations
 
@@ -37,30 +33,32 @@ from goods.files import resolve
 from goods.params import Params
 
 GIB, GB = 2**30, 10**9
-CUDA_CONTEXT_GIB = 0.6  # what CUDA, cuBLAS and cuDNN take for themselves beside torch's allocator, about
-ALLOCATOR_SLACK = 0.05  # share that torch's allocator holds on top, in blocks rounded up and left over
-DEFAULT_ROWS = (50_000, 10_000)  # products to train on and to predict, where no table tells
+CUDA_CONTEXT_GIB = 0.6  # about what CUDA, cuBLAS and cuDNN take beside torch's allocator
+ALLOCATOR_SLACK = 0.05  # share that torch's allocator holds on top: blocks are rounded up, and some stay unused
+DEFAULT_ROWS = (50_000, 10_000)  # products to train on and to predict, where there is no table to count
 KAGGLE_DISK_GB = 20  # of output that a Kaggle session may leave
 SMALLER_IMAGE = 224
+# A notebook's page may set <pre> in its text font, and break lines: then columns don't line up.
+MONOSPACE = "font-family: monospace; white-space: pre; overflow-x: auto; line-height: 1.25"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a card can do: memory as torch reports it (GiB), dense peaks (TFLOP/s), and how much of them to expect."""
+    """A graphics card: memory as torch reports it (GiB), dense peaks (TFLOP/s), and the share of them to expect."""
 
     name: str
     memory_gib: float
     tflops_16: float | None = None
     tflops_32: float | None = None
     bf16: bool = True  # in hardware
-    utilisation: float = 0.35  # assumed, not measured: share of the peak that the whole loop reaches
+    utilisation: float = 0.35  # share of the peak that the training loop reaches; assumed, not measured
 
 
 # NVIDIA's data sheets, without sparsity; the smallest memory where a card is sold with several.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("T4", 14.6, 65, 8.1, bf16=False, utilisation=0.30),  # 70 W throttle it
+        Gpu("T4", 14.6, 65, 8.1, bf16=False, utilisation=0.30),  # its 70 W limit throttles it
         Gpu("P100", 15.9, 18.7, 9.3, bf16=False, utilisation=0.40),
         Gpu("V100", 15.7, 112, 14, bf16=False),
         Gpu("L4", 22.0, 121, 30),
@@ -72,27 +70,28 @@ GPUS = {
 
 
 def find_gpu(name: str | None = None) -> Gpu:
-    """The card of that name; without one the GPU there is, else a T4. Raises GoodsError for a name that isn't known."""
+    """The card of that name; without a name this machine's GPU, else a T4. Raises GoodsError for an unknown name."""
     if name is None and not torch.cuda.is_available():
         return GPUS["T4"]
-    called = torch.cuda.get_device_name() if name is None else name
-    known = next((gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", called, re.IGNORECASE)), None)
+    full_name = torch.cuda.get_device_name() if name is None else name
+    known = next((gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", full_name, re.IGNORECASE)), None)
     if name is not None:
         if known is None:
             raise GoodsError(f"there is no plan for the GPU '{name}'; the known ones are {', '.join(GPUS)}")
         return known
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
     if known is None:
-        return Gpu(called, memory, bf16=torch.cuda.is_bf16_supported(including_emulation=False))
+        return Gpu(full_name, memory, bf16=torch.cuda.is_bf16_supported(including_emulation=False))
     return replace(known, memory_gib=memory)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """What a run will cost.
+    """What a run will take.
 
-    memory: {phase: {part: GiB}} that torch allocates at the phase's worst moment; flops: a product; hours and disk (GB)
-    by what they go to; changes: parameters to change so that it fits (empty when it does, or when none would do).
+    memory: {phase: {part: GiB}} that torch allocates when the phase takes most. flops: per product. hours and disk (GB)
+    by what they are spent on. rows: products to train on and to predict. changes: parameters to change so that the run
+    fits the GPU; empty when it fits, or when no change is enough.
     """
 
     params: Params
@@ -117,7 +116,7 @@ class Plan:
 
     @property
     def total_gib(self) -> float:
-        """Memory of the GPU that is taken at the worst moment, CUDA's own and the allocator's slack included."""
+        """Most of the GPU's memory that is taken at any moment, CUDA's own and the allocator's slack included."""
         return with_overhead(self.allocated_gib)
 
     @property
@@ -127,21 +126,21 @@ class Plan:
 
     @property
     def advice(self) -> str:
-        """A sentence on the memory, with the parameters to change when it doesn't suffice."""
+        """A sentence on the memory, with the parameters to change when it isn't enough."""
         if self.fits:
             return f"fits a {self.gpu.name}: {self.total_gib:.1f} of {self.gpu.memory_gib:.1f} GiB"
         wanted = " ".join(f"{name}={_yaml(value)}" for name, value in self.changes.items())
-        what = f"set {wanted}" if wanted else "no parameter mends that; a larger GPU or a smaller model is needed"
+        what = f"set {wanted}" if wanted else "no parameter helps; a larger GPU or a smaller model is needed"
         return f"doesn't fit a {self.gpu.name}: {self.total_gib:.1f} of {self.gpu.memory_gib:.1f} GiB; {what}"
 
     def table(self) -> pd.DataFrame:
-        """One row a figure: part, item, value, unit."""
+        """One row per number: part, item, value, unit."""
         rows = [("parameters", "trained", self.trainable / 1e6, "M"), ("parameters", "all", self.total / 1e6, "M")]
         for phase, parts in self.memory.items():
             rows += [(f"memory, {phase}", part, value, "GiB") for part, value in parts.items()]
         rows += [("memory", "CUDA context and slack", self.total_gib - self.allocated_gib, "GiB")]
         rows += [("memory", "at most", self.total_gib, "GiB"), ("memory", "GPU", self.gpu.memory_gib, "GiB")]
-        rows += [("work a product", name, value / 1e9, "GFLOP") for name, value in self.flops.items()]
+        rows += [("work per product", name, value / 1e9, "GFLOP") for name, value in self.flops.items()]
         rows += [("time", name, value, "h") for name, value in self.hours.items()]
         rows += [("time", "all", sum(self.hours.values()), "h")] if self.hours else []
         rows += [("disk", name, value, "GB") for name, value in self.disk.items()]
@@ -151,62 +150,77 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(_report(self))
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f'<pre style="{MONOSPACE}">{html.escape(str(self))}</pre>'
 
 
 def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> Plan:
-    """What a run with these parameters will cost on one GPU: T4, P100, V100, L4, A100, H100 or H200.
+    """What a run of a dual encoder will take on one GPU: T4, P100, V100, L4, A100, H100 or H200.
 
-    No weights are needed, only the model directory's config.json. `products` stands for the rows of train.csv, which
-    are counted where the table exists, as are test.csv's. A debug run's plan is that of the run it stands for.
-    Raises GoodsError for an unknown GPU, a missing or unusable config.json, parameters that don't fit the model, and
-    other kinds than dual.
+    No weights are needed, only the model directory's config.json. The rows of train.csv and test.csv are counted where
+    these exist; `products` is given in place of train.csv's. A debug run's plan is that of the full run.
+    Raises GoodsError for an unknown GPU, a missing or unusable config.json, another model than a dual encoder, and
+    parameters that don't fit the model.
     """
-    card = find_gpu(gpu)
-    if p.kind != "dual":
-        raise GoodsError(f"plans are made for dual encoders, not for kind {p.kind}")
-    config = read_config(p.model_name)
+    card, config = find_gpu(gpu), read_config(p.model_name)
     precision = p.mixed_precision
     if precision == "auto":
         precision = "bf16" if card.bf16 else "fp16"
-    notes = []
-    if precision == "bf16" and not card.bf16:
-        notes.append(f"a {card.name} only emulates bf16: set mixed_precision=fp16")
-    rows, said = count_rows(p, products)
-    notes.append(said)
-    if p.text_windows > 1:
-        notes.append(f"every text is taken to fill its {p.text_windows} windows")
+    rows, rows_note = count_rows(p, products)
 
-    @cache  # suggestions are counted, too, and differ in no more than a few parameters
-    def counted(p: Params) -> Footprint:
+    @cache  # the suggestions differ from p in few parameters, and many share a footprint
+    def cached(p: Params) -> Footprint:
         return measure_footprint(config, p, precision)
 
     def measure(p: Params) -> Footprint:
-        return counted(p.model_copy(update={"optimizer": "adamw", "wise_ft": False, "ema_decay": 0.0, "soup": False}))
+        return cached(p.model_copy(update={"optimizer": "adamw", "wise_ft": False, "ema_decay": 0.0, "soup": False}))
 
     footprint = measure(p)
     hours = estimate_hours(p, footprint.flops, rows, card, precision)
-    if hours:
-        notes.append(f"hours assume {card.utilisation:.0%} of the {card.name}'s {_peak(card, precision):g} TFLOP/s, "
-                     "and photos that are read as fast")  # fmt: skip
     disk = estimate_disk(p, footprint, rows)
-    if sum(disk.values()) > KAGGLE_DISK_GB:
-        notes.append(f"a Kaggle session may leave {KAGGLE_DISK_GB} GB: optimizer=adafactor and tune=lora need less")
-    memory = {phase: {part: n / GIB for part, n in parts.items()} for phase, parts in footprint.phases(p).items()}
     return Plan(
-        p, card, precision, footprint.image_size, micro_batch_size(p), footprint.trainable, footprint.total,
-        memory, footprint.flops, hours, disk, rows, suggest(p, card.memory_gib, measure), tuple(notes),
-    )  # fmt: skip
+        params=p,
+        gpu=card,
+        precision=precision,
+        image_size=footprint.image_size,
+        micro_batch_size=micro_batch_size(p),
+        trainable=footprint.trainable,
+        total=footprint.total,
+        memory={phase: {part: n / GIB for part, n in parts.items()} for phase, parts in footprint.phases(p).items()},
+        flops=footprint.flops,
+        hours=hours,
+        disk=disk,
+        rows=rows,
+        changes=suggest(p, card.memory_gib, measure),
+        notes=(*_notes(p, card, precision, rows_note, hours, disk),),
+    )
+
+
+def _notes(
+    p: Params, card: Gpu, precision: str, rows_note: str, hours: dict[str, float], disk: dict[str, float]
+) -> Iterator[str]:
+    """What a plan assumes, and what to watch out for; reads text_windows."""
+    if precision == "bf16" and not card.bf16:
+        yield f"a {card.name} only emulates bf16: set mixed_precision=fp16"
+    yield rows_note
+    if p.text_windows > 1:
+        yield f"every text is assumed to fill its {p.text_windows} windows"
+    if hours:
+        peak = f"{card.utilisation:.0%} of the {card.name}'s {_peak(card, precision):g} TFLOP/s"
+        yield f"hours assume {peak}, and that photos are read as fast"
+    if sum(disk.values()) > KAGGLE_DISK_GB:
+        yield f"a Kaggle session may leave {KAGGLE_DISK_GB} GB: optimizer=adafactor and tune=lora need less"
 
 
 def with_overhead(allocated_gib: float) -> float:
-    """Memory of the GPU that is taken when torch has allocated so much."""
+    """Memory of the GPU (GiB) that is taken when torch has allocated that much."""
     return allocated_gib * (1 + ALLOCATOR_SLACK) + CUDA_CONTEXT_GIB
 
 
 def count_rows(p: Params, products: int | None = None) -> tuple[tuple[int, int], str]:
-    """Products to train on and to predict, and a note on where the numbers come from."""
+    """Products to train on and to predict, and a note on where the numbers come from; reads train_csv and test_csv."""
     if products is not None:
         if products < 1:
             raise GoodsError(f"products is {products}; a plan needs at least one")
@@ -228,10 +242,10 @@ def _csv_rows(path: Path) -> int | None:
 
 
 def suggest(p: Params, memory_gib: float, measure: Callable[[Params], Footprint]) -> dict[str, Any]:
-    """The parameters to change so that the run fits, least harm first; empty when it fits or nothing helps.
+    """The parameters to change so that the run fits, the least harmful first; empty when it fits or nothing helps.
 
-    Smaller batches at once come first, then gradient checkpointing, then smaller photos. What no batch has a part in
-    (wise_ft, optimizer, tune) is changed only when it must be.
+    Fewer products per forward pass come first, then gradient checkpointing, then smaller photos. What doesn't depend on
+    the batch (wise_ft, optimizer, tune) is changed only where all of these aren't enough.
     """
     limit = (memory_gib - CUDA_CONTEXT_GIB) / (1 + ALLOCATOR_SLACK) * GIB
     if measure(p).allocated(p) <= limit:
@@ -267,13 +281,13 @@ def _batch_changes(p: Params, image_size: int) -> list[dict[str, Any]]:
 
 
 def _floors(p: Params, footprint: Footprint, accumulate: bool) -> dict[str, int]:
-    """Bytes of each phase that no batch size changes, at most: kinds that peak at different moments are added up."""
+    """Bytes of each phase that no batch size changes, at most: parts that peak at different moments are added up."""
     floors = {}
     for phase, parts in footprint.phases(p).items():
         floors[phase] = sum(parts[part] for part in (WEIGHTS, OPTIMIZER, FURTHER))
         if phase == "optimizer":
             floors[phase] += parts[GRADIENTS] + parts[ACTIVATIONS]
-        elif phase == "training":  # without accumulation gradients come as copies go
+        elif phase == "training":  # without accumulation gradients are made while 16-bit copies are freed
             both = (4 * footprint.trainable, footprint.step_most[COPIES])
             floors[phase] += sum(both) if accumulate else max(both)
         else:
@@ -282,7 +296,7 @@ def _floors(p: Params, footprint: Footprint, accumulate: bool) -> dict[str, int]
 
 
 def _smaller_batches(p: Params, footprint: Footprint, limit: float) -> dict[str, int] | None:
-    """The batch sizes to lower so that all phases fit, as changes; None when that doesn't suffice."""
+    """Lower batch sizes with which all phases fit, as changes; None when that isn't enough."""
     changes: dict[str, int] = {}
     floors = _floors(p, footprint, accumulate=True)  # as in smaller micro batches
     for phase, parts in footprint.phases(p).items():
@@ -301,11 +315,11 @@ def _smaller_batches(p: Params, footprint: Footprint, limit: float) -> dict[str,
 def estimate_hours(
     p: Params, flops: dict[str, float], rows: tuple[int, int], gpu: Gpu, precision: str
 ) -> dict[str, float]:
-    """Hours of all folds by what they go to; empty for a card whose peak isn't known."""
+    """Hours of all folds by what they are spent on; empty for a card whose peak isn't known."""
     peak = _peak(gpu, precision)
     if peak is None:
         return {}
-    (train, test), folds = rows, len(p.folds)
+    (train, test), folds = rows, len(p.chosen_folds)
     forward = sum(n for name, n in flops.items() if name.startswith("forward"))
     if p.tune == "head":
         work = {"embeddings, once": (train + test) * forward}
@@ -327,14 +341,17 @@ def _peak(gpu: Gpu, precision: str) -> float | None:
 
 
 def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dict[str, float]:
-    """GB of disk by what they hold: weights of all folds, one fold's two saved states, the cache of embeddings."""
+    """GB of disk by content: weights of all folds, one fold's two saved states, the cache of embeddings."""
     heads = sum(shape.numel() for name, shape in footprint.trained.items() if name.startswith("heads."))
-    backbone, scale = footprint.trainable - heads, 2 * footprint.embedding  # mean and deviation of each dimension
+    backbone, scale = (
+        footprint.trainable - heads,
+        2 * footprint.embedding,
+    )  # mean and standard deviation of each dimension
     state = footprint.optimizer(p) + 4 * footprint.trainable * (1 + bool(p.ema_decay) + p.soup)
     train, test = rows
     embedded = train + test if p.tune == "head" else train if p.warm_start_epochs else 0
     sizes = {
-        "weights of all folds": len(p.folds) * (2 * backbone + 4 * heads + scale),
+        "weights of all folds": len(p.chosen_folds) * (2 * backbone + 4 * heads + scale),
         "states of a fold in training": 2 * state,
         "embeddings": embedded * footprint.embedding,
     }
@@ -344,7 +361,7 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
 def _report(plan: Plan) -> Iterator[str]:
     """The lines of a plan, at most 80 characters each."""
     p = plan.params
-    at_once = f"{p.batch_size} products a step"
+    at_once = f"{p.batch_size} products per step"
     if p.tune != "head":
         at_once += f", {plan.micro_batch_size} at once, {p.optimizer}"
         at_once += ", gradient checkpointing" if p.gradient_checkpointing else ""
@@ -360,7 +377,7 @@ def _report(plan: Plan) -> Iterator[str]:
     yield f"  {'together':21}" + "".join(f"{sum(parts.values()):14.2f}" for parts in plan.memory.values())
     yield f"  {'with CUDA and slack':21}{plan.total_gib:14.2f}  of {plan.gpu.memory_gib:.1f}"
     for title, values, unit in (
-        ("GFLOP a product", plan.flops, 1e9),
+        ("GFLOP per product", plan.flops, 1e9),
         ("hours on one GPU", plan.hours, 1),
         ("disk, GB", plan.disk, 1),
     ):

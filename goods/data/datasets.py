@@ -56,9 +56,14 @@ class TokensDataset(Dataset):
         return len(self.tokens)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        batch = [self.tokens[row] for row in rows]
-        padded = nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=self.pad_token_id)
+        padded = pad_tokens([self.tokens[row] for row in rows], self.pad_token_id)
         return {"input_ids": padded} | {name: column[rows] for name, column in self.columns.items()}
+
+
+def pad_tokens(tokens: Sequence[Sequence[int] | torch.Tensor], pad_token_id: int) -> torch.Tensor:
+    """(n, longest) token ids, padded at the end."""
+    rows = [torch.as_tensor(ids) for ids in tokens]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
 
 
 def collate(items: Any) -> dict[str, torch.Tensor]:

@@ -11,9 +11,10 @@ from scipy.sparse.csgraph import connected_components
 
 from goods.data.tables import Goods
 from goods.data.texts import join_texts
-from goods.errors import GoodsError
-from goods.files import atomic_path
+from goods.errors import GoodsError, OtherRunError
+from goods.files import read_frame, write_frame
 from goods.params import Params
+from goods.run import Run
 
 MAX_SHARED = 50  # a photo or text shared by more products than this is a placeholder, not a duplicate
 
@@ -67,14 +68,23 @@ def make_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[int],
 
 
 def read_folds(goods: Goods, p: Params) -> pd.DataFrame:
-    """The run's folds, id, label, fold in train.csv's order; made once and saved in folds.parquet."""
-    path = p.run_dir / "folds.parquet"
-    if not path.is_file():
-        train = goods.train
+    """The run's folds, id, label, fold in train.csv's order; made once and saved in folds.parquet.
+
+    Raises DamagedFileError when the file is damaged, OtherRunError when it is of other products or labels.
+    """
+    run, train = Run.of(p), goods.train
+    if not run.folds_table.is_file():
         folds = make_folds(train["id"], train["label"], product_groups(train), p.n_folds, p.seed)
-        with atomic_path(path) as temporary:
-            train[["id", "label"]].assign(fold=folds).to_parquet(temporary, index=False)
-    return pd.read_parquet(path)
+        write_frame(run.folds_table, train[["id", "label"]].assign(fold=folds))
+    again = "remove it, and the folds are drawn anew, the same for the same tables and seed"
+    folds = read_frame(run.folds_table, ["id", "label", "fold"], again)
+    if folds["id"].tolist() != train["id"].tolist() or folds["label"].tolist() != train["label"].tolist():
+        raise OtherRunError(
+            f"{run.folds_table} is of other products, labels or another order than {p.train_csv}; {again}"
+        )
+    if set(folds["fold"]) != set(range(p.n_folds)):
+        raise OtherRunError(f"the folds in {run.folds_table} are not 0 to {p.n_folds - 1}, as n_folds says; {again}")
+    return folds
 
 
 def rare_classes(goods: Goods, n_folds: int) -> list[str]:

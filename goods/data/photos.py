@@ -1,4 +1,7 @@
-"""The one reader of photos: found, checked, decoded upright on white, changed at random to train on."""
+"""The one reader of photos: finds them, checks them, opens them upright on white, and changes them for training.
+
+No other module opens an image file, so that the model, the figures and the search for near-duplicates see the same.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file with such a
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _open refuses such photos itself
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd metadata spoil no photo
 
 
 def find_photos(folder: Path) -> dict[str, str]:
@@ -68,7 +72,7 @@ def _inspect(path: str) -> tuple[str, str, int, int, str]:
         data = Path(path).read_bytes()
         with _open(io.BytesIO(data)) as image:
             facts = image.width, image.height, image.mode
-            _to_rgb(image)  # all that load_photo does, so that it won't fail later
+            _to_rgb(image)  # all that open_upright does, so that it won't fail later
         status = "ok"
     except UnidentifiedImageError:  # its own text is the address of a buffer
         facts, status = (0, 0, ""), "unreadable: not a photo" if data else "empty file"
@@ -87,25 +91,40 @@ class Augment(NamedTuple):
     jpeg: float = 0.0  # share compressed once more
 
 
-def load_photo(path: str, size: int, augment: Augment | None = None, seed: Sequence[int] = ()) -> torch.Tensor:
-    """(3, size, size) uint8 RGB: the whole photo squashed to a square, as SigLIP was trained; white when path is "".
+def open_upright(path: str, side: int) -> Image.Image:
+    """The RGB photo at `path`, turned as its EXIF data say, white where it is transparent.
 
-    A large JPEG is decoded at the smallest of its eighths that is still `size` wide (Pillow's draft mode), and torch's
-    antialiased bicubic does what Pillow's does, vectorised. With `augment` a random part is taken and changed, the same
-    for the same seed.
+    A large JPEG is decoded at the smallest of its eighths that is still `side` wide and high (Pillow's draft mode);
+    any other photo has its own size. Raises whatever Pillow raises on a file that is damaged or no photo.
+    """
+    with _open(path) as image:
+        draft = image.draft("RGB", (side, side))
+        return _upright(_whole_pixels(_to_rgb(image), draft and draft[1]), image)
+
+
+def squash(image: Image.Image, size: int) -> torch.Tensor:
+    """(3, size, size) uint8 of an RGB image: the whole of it squashed to a square, as SigLIP was trained.
+
+    torch's antialiased bicubic does what Pillow's does, vectorised.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last
+    if pixels.shape[-2:] != (size, size):
+        pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
+    return pixels[0]
+
+
+def load_photo(path: str, size: int, augment: Augment | None = None, seed: Sequence[int] = ()) -> torch.Tensor:
+    """(3, size, size) uint8 RGB of a photo, squashed to a square; white when path is "".
+
+    With `augment` a random part is taken and changed, the same for the same seed.
     """
     if not path:
         return torch.full((3, size, size), 255, dtype=torch.uint8)
     rng = random.Random(repr(tuple(seed)))
     crop = augment.crop if augment else 0.0
-    with _open(path) as image:
-        side = int(size / math.sqrt(1 - crop))  # so that the smallest crop is still `size` wide
-        draft = image.draft("RGB", (side, side))
-        image = _random_crop(_upright(_whole_pixels(_to_rgb(image), draft and draft[1]), image), rng, crop)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last
-    if pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
-    return _change(pixels[0], rng, augment) if augment else pixels[0]
+    image = open_upright(path, int(size / math.sqrt(1 - crop)))  # so that the smallest crop is still `size` wide
+    pixels = squash(_random_crop(image, rng, crop), size)
+    return _change(pixels, rng, augment) if augment else pixels
 
 
 def _whole_pixels(image: Image.Image, box: tuple[float, ...] | None) -> Image.Image:

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from goods.code_version import code_version
 from goods.data.photos import find_photos, inspect_photos, photos_of
-from goods.data.texts import join_texts
-from goods.errors import GoodsError
+from goods.data.texts import clean_text, join_texts
+from goods.errors import GoodsError, OtherRunError
 from goods.files import atomic_path, resolve, write_json
 from goods.params import Params
+from goods.run import Run
 
 DEBUG_TEST_ROWS = 64
 csv.field_size_limit(2**31 - 1)  # descriptions may be longer than its 128 KiB
@@ -27,9 +29,10 @@ csv.field_size_limit(2**31 - 1)  # descriptions may be longer than its 128 KiB
 class Goods:
     """A checked competition.
 
-    train and test have one row per product, in the tables' order: id, title, the text columns as given, text (cleaned
-    and joined), image (path, "" when there is no usable photo), sha (of the photo's bytes); train has label, the class
-    index, as well. `labels[k]` is class k's label as the tables write it, `classes[k]` its name for people.
+    train and test have one row per product, in the tables' order: id, title (cleaned), the other text columns as given,
+    text (cleaned and joined), image (path, "" when there is no usable photo), sha (of the photo's bytes); train has
+    label, the class index, as well. `labels[k]` is class k's label as the tables write it, `classes[k]` its name for
+    people.
     """
 
     train: pd.DataFrame
@@ -62,7 +65,7 @@ def read_goods(p: Params) -> Goods:
         test = test.head(DEBUG_TEST_ROWS)
     tables = {"train": train, "test": test}
     photos = pd.concat([photos_of(name, table, folders[name]) for name, table in tables.items()], ignore_index=True)
-    photos = inspect_photos(photos, cache=resolve(p.outputs_dir) / "cache" / "photos")
+    photos = inspect_photos(photos, cache=photo_cache(p))
     for name, table in tables.items():
         own = photos[photos["table"] == name]
         usable = (own["status"] == "ok").to_numpy()
@@ -72,6 +75,11 @@ def read_goods(p: Params) -> Goods:
     goods = Goods(train, test, labels, classes, photos, _report(tables, photos, labels, classes))
     _write_findings(goods, p)
     return goods
+
+
+def photo_cache(p: Params) -> Path:
+    """Where what is known of photos is kept, by the version of the code that looks at them."""
+    return resolve(p.outputs_dir) / "cache" / "photos" / code_version(("goods.data.photos",))
 
 
 def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> pd.DataFrame | None:
@@ -93,11 +101,11 @@ def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> p
         return None
     if ragged := _ragged_lines(path, len(table.columns)):
         problems.append(f"{path}: {len(ragged)} rows have more or fewer cells than the header's {len(table.columns)} "
-                        f"(they end on lines {_listing(ragged)})")  # fmt: skip
+                        f"(they end on lines {listing(ragged)})")  # fmt: skip
         return None
     missing = [name for name in (p.id_column, *p.text_columns, *more) if name not in table]
     if missing:
-        problems.append(f"{path} lacks {_listing(missing)}; it has {_listing(table.columns)} "
+        problems.append(f"{path} lacks {listing(missing)}; it has {listing(table.columns)} "
                         "(see id_column, text_columns, label_column)")  # fmt: skip
     if table.empty:
         problems.append(f"{path} has no rows")
@@ -109,10 +117,10 @@ def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> p
         problems.append(f"{path}: {empty} rows have no {p.id_column}")
     twice = table["id"][table["id"].duplicated() & (table["id"].str.strip() != "")].unique()
     if len(twice):
-        problems.append(f"{path}: {len(twice)} ids stand there more than once ({_listing(twice)})")
+        problems.append(f"{path}: {len(twice)} ids stand there more than once ({listing(twice)})")
     table["text"] = join_texts(table[list(p.text_columns)])
-    if "title" not in table:
-        table["title"] = table[p.text_columns[0]]
+    titles = table["title"] if "title" in table else table[p.text_columns[0]]
+    table["title"] = [clean_text(title) for title in titles]
     return table
 
 
@@ -137,7 +145,7 @@ def _other_tables(path: Path) -> str:
     if "sample" in path.parts:
         return "; the embedded sample is made by: python -m goods.data.sample"
     others = sorted(f.name for f in path.parent.glob("*.csv")) if path.parent.is_dir() else []
-    return f"; {path.parent} has {_listing(others)}" if others else "; set data_dir to the competition's folder"
+    return f"; {path.parent} has {listing(others)}" if others else "; set data_dir to the competition's folder"
 
 
 def _class_names(path: Path, problems: list[str]) -> dict[int | str, str]:
@@ -159,7 +167,7 @@ def _class_indices(
     """Class index of each row (0 where the label is a problem) and the label of each class index."""
     given = train[p.label_column].str.strip()
     if empty := train["id"][given == ""].tolist():
-        problems.append(f"{p.train_csv}: {len(empty)} rows have no {p.label_column} (ids {_listing(empty)})")
+        problems.append(f"{p.train_csv}: {len(empty)} rows have no {p.label_column} (ids {listing(empty)})")
     filled = given[given != ""]
     if filled.str.fullmatch(r"-?(0|[1-9][0-9]*)(\.0+)?").all():  # "007" is a name, and comes back as it is
         filled = filled.map(lambda label: int(label.partition(".")[0]))
@@ -170,12 +178,12 @@ def _class_indices(
     if unknown:
         rows = sum(keys[i] in set(unknown) for i in keys)
         why = "" if named else f", since num_classes is {p.num_classes}; the table has {len(used)} different ones"
-        problems.append(f"{p.train_csv}: {rows} rows have an unknown {p.label_column} ({_listing(unknown)}); "
-                        f"known are {_listing(known)}{why}")  # fmt: skip
+        problems.append(f"{p.train_csv}: {rows} rows have an unknown {p.label_column} ({listing(unknown)}); "
+                        f"known are {listing(known)}{why}")  # fmt: skip
     elif len(known) != p.num_classes:
         rarest = [f"{label} ({count} rows)" for label, count in filled.value_counts().tail(3).items()]
         problems.append(f"{p.train_csv} has {len(known)} classes, but num_classes is {p.num_classes}; set num_classes "
-                        f"to {len(known)}, or mend the labels (the rarest: {_listing(rarest)})")  # fmt: skip
+                        f"to {len(known)}, or mend the labels (the rarest: {listing(rarest)})")  # fmt: skip
     index = {label: k for k, label in enumerate(known)}
     return pd.Series([index.get(keys.get(i), 0) for i in train.index], index=train.index), known
 
@@ -217,13 +225,13 @@ def _report(tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list,
     report["class_counts"] = dict(zip(classes, counts.tolist(), strict=True))
     report["warnings"] = []
     if absent := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        report["warnings"].append(f"{len(absent)} classes have no training row: {_listing(absent)}")
+        report["warnings"].append(f"{len(absent)} classes have no training row: {listing(absent)}")
     if both := sorted(set(tables["train"]["id"]) & set(tables["test"]["id"])):
-        report["warnings"].append(f"{len(both)} ids stand in train and in test: {_listing(both)}")
+        report["warnings"].append(f"{len(both)} ids stand in train and in test: {listing(both)}")
     if len(bad):
         kinds = bad["status"].str.partition(":")[0].value_counts()
         what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        report["warnings"].append(f"{len(bad)} photos can't be used ({what}; ids {_listing(bad['id'])})")
+        report["warnings"].append(f"{len(bad)} photos can't be used ({what}; ids {listing(bad['id'])})")
     return report
 
 
@@ -240,19 +248,14 @@ def _write_findings(goods: Goods, p: Params) -> None:
     if (goods.photos[goods.photos["table"] == "train"]["status"] == "missing").all():
         raise GoodsError(f"no training product has a photo <id>.jpg in {resolve(p.train_images_dir)}; "
                          "set train_images_dir")  # fmt: skip
-    known = p.run_dir / "data_report.json"
-    if known.is_file() and (differ := _changed_tables(known, goods.report)):
-        raise GoodsError(f"run '{p.run}' was made with other goods: {_listing(differ)} changed since. "
-                         f"Choose another name for run, or delete {p.run_dir}")  # fmt: skip
-    write_json(p.run_dir / "labels.json", {"labels": goods.labels, "classes": goods.classes})
-    with atomic_path(p.run_dir / "bad_images.csv") as temporary:
+    run = Run.of(p)
+    if differ := run.check_tables({name: goods.report[name]["content"] for name in ("train", "test")}):
+        raise OtherRunError(f"run '{p.run}' was made with other goods: {listing(differ)} changed since. Name the "
+                            "tables and photos that it was made with, or choose another name for run")  # fmt: skip
+    write_json(run.labels, {"labels": goods.labels, "classes": goods.classes})
+    with atomic_path(run.bad_images) as temporary:
         bad[["table", "id", "image", "status"]].to_csv(temporary, index=False)
-    write_json(known, goods.report)
-
-
-def _changed_tables(path: Path, report: dict[str, Any]) -> list[str]:
-    before = pd.read_json(path, typ="series")
-    return [name for name in ("train", "test") if before.get(name, {}).get("content") != report[name]["content"]]
+    write_json(run.data_report, goods.report)
 
 
 def content_stamp(table: pd.DataFrame) -> str:
@@ -261,7 +264,7 @@ def content_stamp(table: pd.DataFrame) -> str:
     return hashlib.sha256(table[columns].to_csv(index=False).encode()).hexdigest()[:32]
 
 
-def _listing(items: Sequence[Any], most: int = 5) -> str:
+def listing(items: Sequence[Any], most: int = 5) -> str:
     items = [str(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 

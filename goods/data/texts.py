@@ -24,11 +24,6 @@ def clean_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def titles_of(table: pd.DataFrame) -> list[str]:
-    """The cleaned titles of a table's products."""
-    return [clean_text(title) for title in table["title"]]
-
-
 def join_texts(columns: pd.DataFrame) -> list[str]:
     """The cleaned text of each row: its columns' texts, the empty ones left out, joined by ". "."""
     cleaned = [[clean_text(text) for text in columns[name]] for name in columns]

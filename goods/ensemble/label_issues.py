@@ -9,6 +9,7 @@ from goods.ensemble.folds import Ensemble
 from goods.files import atomic_path
 from goods.params import Params
 from goods.predictions import frame_logits, prediction_table
+from goods.run import Run
 from goods.training.rows import find_label_issues
 
 
@@ -23,6 +24,6 @@ def write_label_issues(p: Params, ensemble: Ensemble, goods: Goods) -> pd.DataFr
     names = {"given": table["label"], "suggested": issues["suggested"]}
     named = {name: [goods.classes[k] for k in labels] for name, labels in names.items()}
     table = table.assign(prediction=issues["suggested"], margin=issues["margin"], **named)
-    with atomic_path(p.run_dir / "ensemble" / "label_issues.csv") as temporary:
+    with atomic_path(Run.of(p).label_issues) as temporary:
         table[["id", "given", "suggested", "margin", "title", "text", "image"]].to_csv(temporary, index=False)
     return table

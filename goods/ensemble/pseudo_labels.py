@@ -9,12 +9,11 @@ from scipy.special import softmax
 from goods.data.folds import product_groups, read_folds
 from goods.data.tables import Goods, all_products
 from goods.ensemble.folds import read_fold
-from goods.errors import GoodsError
-from goods.files import atomic_path
+from goods.errors import GoodsError, ParameterError
+from goods.files import write_frame
 from goods.params import Params
 from goods.predictions import frame_logits
-from goods.training.inference import predict_test
-from goods.training.rows import pseudo_path
+from goods.run import Run
 
 FEWEST = 5  # out-of-fold rows that a threshold must rest on
 
@@ -26,17 +25,16 @@ def make_pseudo_labels(p: Params, goods: Goods) -> pd.DataFrame:
     rows, and products that share a text or photo with a row of fold k are left out. Returns the mean over the folds, by
     class: threshold, precision (out of fold, above it), kept, capped.
 
-    Raises GoodsError for kind blend and for a run with untrained folds.
+    Raises ParameterError for a run without folds of its own (a blend), GoodsError for one with untrained folds.
     """
-    if p.kind == "blend":
-        raise GoodsError("a blend has no model of each fold; make pseudo-labels by one of its runs")
-    folds = read_folds(goods, p)
-    missing = [k for k in range(p.n_folds) if not (p.run_dir / f"fold{k}" / "metrics.json").is_file()]
-    if missing:
+    run, folds = Run.of(p), read_folds(goods, p)
+    trained = run.trained()
+    if not trained and run.metrics.is_file():
+        raise ParameterError(f"run '{p.run}' has no folds of its own; make pseudo-labels by one of its runs: "
+                             f"{', '.join(p.runs)}")  # fmt: skip
+    if missing := [k for k in range(p.n_folds) if k not in trained]:
         raise GoodsError(f"run '{p.run}' has no trained fold {missing[0]} yet; train all folds, then label")
-    if p.kind in ("dual", "text"):
-        predict_test(p, goods)
-    read = {k: read_fold(p.run_dir / f"fold{k}", folds[folds["fold"] == k], goods.test["id"]) for k in range(p.n_folds)}
+    read = {k: read_fold(run.fold(k), folds, goods) for k in trained}
     groups = product_groups(all_products(goods))
     own, others = groups[: len(goods.train)], groups[len(goods.train) :]
     tables = []
@@ -47,8 +45,7 @@ def make_pseudo_labels(p: Params, goods: Goods) -> pd.DataFrame:
         free = ~np.isin(others, own[(folds["fold"] == k).to_numpy()])
         labels = pick(softmax(frame_logits(test), axis=1), free, thresholds["threshold"].to_numpy(),
                       (p.pseudo_cap * counts).astype(int))  # fmt: skip
-        with atomic_path(pseudo_path(p.run_dir, k)) as temporary:
-            goods.test[["id"]].join(labels, how="inner").to_parquet(temporary, index=False)
+        write_frame(run.pseudo(k), goods.test[["id"]].join(labels, how="inner"))
         kept = np.bincount(labels["label"], minlength=p.num_classes)
         tables.append(thresholds.assign(kept=kept, capped=kept == (p.pseudo_cap * counts).astype(int)))
     mean = sum(tables) / len(tables)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 
 from goods.data.tables import Goods
 from goods.errors import GoodsError
-from goods.files import atomic_path
+from goods.files import atomic_path, read_frame, read_json
 from goods.params import Params
 from goods.predictions import frame_logits
+from goods.run import Run
 
 
 def write_submission(p: Params, goods: Goods) -> pd.DataFrame:
@@ -21,23 +20,22 @@ def write_submission(p: Params, goods: Goods) -> pd.DataFrame:
     of class index k. Folds that the ensemble lacks are said aloud. Raises GoodsError when the ensemble is
     missing or doesn't fit test.csv.
     """
-    path = p.run_dir / "ensemble" / "test.parquet"
-    if not path.is_file():
+    run, again = Run.of(p), "run notebooks/ensemble.ipynb again"
+    if not run.test.is_file():
         raise GoodsError(f"run '{p.run}' has no ensemble yet; run notebooks/ensemble.ipynb first")
-    test = pd.read_parquet(path)
+    test = read_frame(run.test, ["id"], again)
     if test["id"].tolist() != goods.test["id"].tolist():
-        raise GoodsError(f"the ids in {path} are not those of {p.test_csv}; run notebooks/ensemble.ipynb again")
+        raise GoodsError(f"the ids in {run.test} are not those of {p.test_csv}; {again}")
     probabilities = np.exp(frame_logits(test))  # (n, num_classes)
     if not np.allclose(probabilities.sum(1), 1, atol=1e-6):
-        raise GoodsError(f"the probabilities in {path} don't sum to 1; run notebooks/ensemble.ipynb again")
-    missing = json.loads(path.with_name("metrics.json").read_text(encoding="utf-8"))["missing_folds"]
-    if missing:
+        raise GoodsError(f"the probabilities in {run.test} don't sum to 1; {again}")
+    if missing := read_json(run.metrics, again).get("missing_folds"):
         print(f"the ensemble lacks {len(missing)} of {p.n_folds} folds: {', '.join(map(str, missing))}")
     labels = np.asarray(goods.labels, dtype=object)[probabilities.argmax(1)]
     submission = pd.DataFrame({p.id_column: test["id"], p.label_column: labels})
     columns = pd.DataFrame(probabilities, columns=[f"c{k}" for k in range(probabilities.shape[1])])
-    with atomic_path(p.run_dir / "submission.csv") as temporary:
+    with atomic_path(run.submission) as temporary:
         submission.to_csv(temporary, index=False)
-    with atomic_path(p.run_dir / "submission_probs.csv") as temporary:
+    with atomic_path(run.submission_probs) as temporary:
         pd.concat([submission[[p.id_column]], columns], axis=1).to_csv(temporary, index=False, float_format="%.6f")
     return pd.concat([submission, columns], axis=1)

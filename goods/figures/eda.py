@@ -38,7 +38,7 @@ from goods.figures.style import (
 
 @styled
 def class_balance(labels: Sequence[int], classes: list[str]) -> Figure:
-    """Products a class, most frequent first.
+    """Products per class, most frequent first.
 
     labels: (n,) class indices into `classes`. Of more than 40 classes the 20 most and the 20 least frequent.
     """
@@ -92,7 +92,7 @@ def text_lengths(lengths: Sequence[int], limit: int, unit: str = "tokens") -> Fi
 def photo_sizes(photos: pd.DataFrame) -> Figure:
     """Width against height of the photos, larger dots for more of them, and how many there are of each Pillow mode.
 
-    photos: one row a product with width, height (pixels) and mode; rows without a size (no photo) are left out.
+    photos: one row per product with width, height (pixels) and mode; rows without a size (no photo) are left out.
     """
     sized = photos[(photos["width"] > 0) & (photos["height"] > 0)]
     if sized.empty:
@@ -133,7 +133,7 @@ def photo_sizes(photos: pd.DataFrame) -> Figure:
 
 @styled
 def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, seed: int = 0) -> Figure:
-    """Photos and titles of a few random products a class.
+    """Photos and titles of a few random products per class.
 
     train: id, title, label (class index), image (path, or "" for none). Of more than 24 classes the most frequent 24.
     """
@@ -167,7 +167,7 @@ def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, see
 def fold_balance(folds: Sequence[int], labels: Sequence[int], classes: list[str]) -> Figure:
     """How far the share of each class in a fold is from its share in all folds, in percentage points.
 
-    folds, labels: (n,) fold number and class index a product. Of more than 40 classes the 40 furthest off.
+    folds, labels: (n,) fold number and class index per product. Of more than 40 classes the 40 furthest off.
     """
     counts = counts_of(labels, classes)
     if not counts.sum():
@@ -232,7 +232,7 @@ def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], top: int = 8) -> Fi
 
 @styled
 def words_by_class(words: pd.DataFrame, per_class: int = 6) -> Figure:
-    """The words that tell a class from all others, the strongest first and darkest.
+    """The words that tell each class from all others, the strongest first and darkest.
 
     words: goods.eda.telling_words (class, word, z, share). Of more than 40 classes the 40 told best.
     """

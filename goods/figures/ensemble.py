@@ -1,9 +1,4 @@
-"""Figures of the notebooks: data in (DataFrames, arrays, lists), a matplotlib Figure out; nothing else draws.
-
-Every title states what the figure shows, computed from the data. A returned Figure is already closed for pyplot: a
-notebook shows it once, as the last expression of a cell, and figures do not pile up; `fig.savefig(path)` keeps one.
-Class and product names may hold anything: `$`, emoji, scripts the fonts lack. No figure warns about them.
-"""
+"""Figures of all folds together, of blends, of embeddings and of the predictions for the test set."""
 
 from __future__ import annotations
 
@@ -71,7 +66,7 @@ def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str],
 def modality_scores(scores: pd.DataFrame, metric: str = "macro-F1") -> Figure:
     """Score of the fused, the image and the text prediction, by fold.
 
-    scores: one row a fold (index: its number, or "oof" for all folds together), columns fused, image, text (those the
+    scores: one row per fold (index: its number, or "oof" for all folds together), columns fused, image, text (those the
     model has), higher is better; `metric` is its name. The title takes the row "oof", or else the mean of the folds.
     """
     scores = scores[[name for name in MODALITIES if name in scores]].astype(float).dropna(axis=1, how="all")
@@ -179,7 +174,7 @@ def reliability(labels: Sequence[int], outputs: dict[str, np.ndarray], bins: int
 def method_gains(methods: pd.DataFrame) -> Figure:
     """Gain in macro-F1 of each way to combine members over the best one of them, with its 95 % interval.
 
-    methods: one row a way, the one that was chosen last; gain, gain_low, gain_high, macro_f1.
+    methods: one row per way, the one that was chosen last; gain, gain_low, gain_high, macro_f1.
     """
     if methods.empty:
         return nothing("There are no methods to compare")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.colors import PowerNorm
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, PowerNorm
 from matplotlib.figure import Figure
-from PIL import Image
 
+from goods.data.photos import load_photo, open_upright
 from goods.figures.style import (
     BLACK,
     BLUE,
@@ -32,6 +33,7 @@ from goods.figures.style import (
     percent,
     photo_axes,
     short,
+    square_axes,
     styled,
     titled,
 )
@@ -165,18 +167,32 @@ def occlusion(
     """
     shade = plt.get_cmap("RdBu_r")
     fig = new_figure(8.0, 3.1, layout=None)
-    ax = photo_axes(fig, (0.2, 0.5), 2.3, image, "")
-    if patches is not None:
-        limit, side = max(0.01, np.abs(patches).max()), ax.get_xlim()[1] + 0.5
-        with Image.open(image) as photo:  # the model sees it squashed to a square, here it keeps its shape
-            width, height = (side * length / max(photo.size) for length in photo.size)
-        corners = ((side - width) / 2, (side + width) / 2, (side + height) / 2, (side - height) / 2)
-        limits = ax.get_xlim(), ax.get_ylim()
-        ax.imshow(patches, cmap=shade, vmin=-limit, vmax=limit, alpha=0.55, extent=[c - 0.5 for c in corners])
-        ax.set(xlim=limits[0], ylim=limits[1])
-        ax.set_xlabel(f"darkest patch: {limit:.2f} of probability", fontsize=6.5, loc="left", color=GREY)
+    if patches is None:
+        photo_axes(fig, (0.2, 0.5), 2.3, image, "")
+    else:
+        _draw_heat_map(square_axes(fig, (0.2, 0.5), 2.3), image, patches, shade)
     room = fig.add_axes((2.8 / 8, 0.03, 5.1 / 8, 2.57 / 3.1), xlim=(0, 80), ylim=(11, -0.5))
     room.set_axis_off()
+    _draw_words(room, words, shade)
+    rest = [f"{digits(value)} {what}" for what, value in probabilities.items() if what != "all"]
+    return titled(fig, f"{short(name)} with probability {digits(probabilities['all'])}: {' and '.join(rest)}")
+
+
+def _draw_heat_map(ax: Axes, path: str, patches: np.ndarray, shade: Colormap) -> None:
+    """What the model reads of a photo, in the photo's own proportions, and over it what each patch is worth."""
+    size = round(ax.get_window_extent().width)
+    whole, pixels = open_upright(path, size).size, load_photo(path, size).permute(1, 2, 0).numpy()  # (size, size, 3)
+    right, low = (length / max(whole) / 2 for length in whole)
+    place = {"extent": (-right, right, low, -low), "aspect": "equal"}
+    limit = max(0.01, np.abs(patches).max())
+    ax.imshow(pixels, **place)
+    ax.imshow(patches, cmap=shade, vmin=-limit, vmax=limit, alpha=0.55, **place)
+    ax.set(xlim=(-0.5, 0.5), ylim=(0.5, -0.5))
+    ax.set_xlabel(f"darkest patch: {limit:.2f} of probability", fontsize=6.5, loc="left", color=GREY)
+
+
+def _draw_words(ax: Axes, words: pd.DataFrame, shade: Colormap) -> None:
+    """Words in lines of 79 letters, each on the shade of what it is worth; as many as the axes have lines for."""
     limit, x, y = max(0.01, words["lost"].abs().max() if len(words) else 0), 0.0, 0.0
     for word, lost in words[["word", "lost"]].itertuples(index=False):
         shown = short(word, 30)
@@ -185,7 +201,5 @@ def occlusion(
         if y > 10:
             break
         box = {"facecolor": shade(0.5 + lost / limit / 2), "edgecolor": "none", "pad": 1.2, "alpha": 0.7}
-        room.text(x, y, shown, fontsize=7.5, family="DejaVu Sans Mono", bbox=box, va="center")
+        ax.text(x, y, shown, fontsize=7.5, family="DejaVu Sans Mono", bbox=box, va="center")
         x += len(shown) + 1.2
-    rest = [f"{digits(value)} {what}" for what, value in probabilities.items() if what != "all"]
-    return titled(fig, f"{short(name)} with probability {digits(probabilities['all'])}: {' and '.join(rest)}")

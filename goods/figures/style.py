@@ -7,8 +7,8 @@ import html
 import re
 import textwrap
 import unicodedata
-import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+
+from goods.data.photos import open_upright
+from goods.files import atomic_path
 
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
@@ -55,6 +58,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
+def save_figure(path: Path, figure: Figure) -> Figure:
+    """Keeps a figure as a PNG for report.html and gives it back, for the notebook to show."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return figure
+
+
 def new_figure(width: float = 6.0, height: float = 3.5, layout: str | None = "constrained") -> Figure:
     fig = plt.figure(figsize=(width, height), layout=layout)
     plt.close(fig)
@@ -84,7 +94,7 @@ def drawable() -> frozenset[int]:
 
 
 def clean(value: object) -> str:
-    """One line, entities read, without control characters; what no font here can draw as one box a run."""
+    """One line, entities read, without control characters; a box for each run of what no font here can draw."""
     text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
     kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
     return re.sub("□+", "□", "".join(c if ord(c) in drawable() else "□" for c in kept))
@@ -172,7 +182,7 @@ def draw_bars(ax: Axes, values: np.ndarray, texts: Sequence[str], color: str = B
 def class_bars(
     names: list[str], order: np.ndarray, values: np.ndarray, form: Callable[[float], str], first: str, last: str
 ) -> tuple[Axes, np.ndarray]:
-    """A bar a class in the given order, of too many only the `first` and the `last`; returns the classes drawn too."""
+    """A bar per class in the given order, of too many only the `first` and the `last`; also the classes drawn."""
     half, shown, what = MAX_ROWS // 2, order, "class"
     if len(order) > MAX_ROWS:
         shown = np.concatenate([order[:half], order[-half:]])
@@ -188,28 +198,30 @@ def class_bars(
 def read_photo(path: str, side: int) -> np.ndarray | None:
     """The photo centred on a white square, (side, side, 3) uint8; None if there is none or it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of huge pictures and odd metadata: nothing that a look needs to know
-            with Image.open(path) as image:
-                image.draft("RGB", (side, side))  # a large JPEG is decoded at a fraction of its size
-                scale = side / max(image.size)
-                size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-                small = image.convert("RGBA").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+        image = open_upright(path, side)
     except Exception:  # Pillow raises anything on broken files, and no photo is worth losing the figure
         return None
+    size = tuple(max(1, round(length * side / max(image.size))) for length in image.size)
+    small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     square = Image.new("RGB", (side, side), "white")
-    square.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2), small)
+    square.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
     return np.asarray(square)
+
+
+def square_axes(fig: Figure, corner: tuple[float, float], side: float) -> Axes:
+    """Bare axes `side` inches wide and high, their corner so many inches right and down of the figure's."""
+    (left, top), (width, height) = corner, fig.get_size_inches()
+    ax = fig.add_axes((left / width, 1 - (top + side) / height, side / width, side / height), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
 
 
 def photo_axes(
     fig: Figure, corner: tuple[float, float], side: float, path: str, below: str, gap: str = "no photo"
 ) -> Axes:
-    """A photo `side` inches wide, its corner so many inches right and down of the figure's; a grey box for no photo."""
-    (left, top), (width, height) = corner, fig.get_size_inches()
-    ax = fig.add_axes((left / width, 1 - (top + side) / height, side / width, side / height), xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    pixels = read_photo(path, int(side * fig.dpi)) if isinstance(path, str) and path else None
+    """A photo on square_axes, or a grey box that says `gap` for no photo, and the text below it."""
+    ax = square_axes(fig, corner, side)
+    pixels = read_photo(path, round(side * fig.dpi)) if isinstance(path, str) and path else None
     if pixels is None:
         ax.set_facecolor(PALE)
         ax.text(0.5, 0.5, gap, ha="center", va="center", color=GREY, transform=ax.transAxes)

@@ -11,9 +11,9 @@ from goods.figures.style import BLACK, ORANGE, digits, new_figure, nothing, span
 
 @styled
 def learning_curves(logs: pd.DataFrame) -> Figure:
-    """Losses and macro-F1 by epoch, one colour a fold.
+    """Losses and macro-F1 by epoch, one colour per fold.
 
-    logs: one row an epoch with fold, epoch (from 1), train_loss, valid_loss, macro_f1.
+    logs: one row per epoch with fold, epoch (from 1), train_loss, valid_loss, macro_f1.
     """
     if logs.empty or logs["macro_f1"].isna().all():
         return nothing("No epoch has been logged")
@@ -47,7 +47,7 @@ def learning_curves(logs: pd.DataFrame) -> Figure:
 def rates_and_gradients(logs: pd.DataFrame) -> Figure:
     """Learning rate at the end of each epoch, and the mean norm of its gradients before they are clipped.
 
-    logs: one row an epoch with fold, epoch (from 1), learning_rate, gradient_norm.
+    logs: one row per epoch with fold, epoch (from 1), learning_rate, gradient_norm.
     """
     if logs.empty or "gradient_norm" not in logs or logs["gradient_norm"].isna().all():
         return nothing("No gradients have been logged")

@@ -1,1 +1,199 @@
-"""The kinds of model, one file each, and their registry. Light to import: no torch before something is fitted."""
+"""The kinds of model: one file each in this room, and their registry.
+
+Light to import (no torch), since pipeline.py asks which notebooks a kind takes and what they read. A kind's module is
+imported when something is fitted or predicted. It offers:
+
+    fit(p, goods, numbers)              trains these folds, each to its files: weights, oof, metrics
+    save(model, fold), load(p, fold)    a fold's model to its files and back
+    predict(p, folds, products)         {fold number: {output: (n, num_classes) logits}} of a table of products
+    ensemble(p, goods)                  the run's folds, or its runs, as one prediction
+
+No other room asks which kind a run is. docs/CONTRIBUTING.md adds a kind in ten lines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from goods.code_version import code_version
+from goods.errors import ParameterError
+from goods.files import folder_hash, resolve
+from goods.params import OUTPUTS, Params
+from goods.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from goods.data.tables import Goods
+    from goods.ensemble.folds import Ensemble
+
+DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
+ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
+SUBMISSION_CODE = ("goods.ensemble.submission",)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What everybody may know of a kind without loading its module."""
+
+    name: str
+    what: str
+    module: str
+    notebooks: tuple[str, ...]  # in sequence; "train" runs once per fold
+    models: tuple[str, ...] = ()  # the parameters that name model directories it reads
+    planned: bool = False  # whether goods.cost can tell beforehand what it takes
+    tracked: bool = False  # whether wandb follows its training
+
+    @property
+    def by_fold(self) -> bool:
+        """Whether its folds are trained one by one, by train.ipynb."""
+        return "train" in self.notebooks
+
+    def load(self) -> ModuleType:
+        """The kind's module."""
+        return importlib.import_module(self.module)
+
+    def code(self) -> str:
+        """The version of the code that its weights come from."""
+        return code_version((self.module,))
+
+    def model_dirs(self, p: Params) -> dict[str, Path]:
+        """The model directories that it reads, by the parameter that names them."""
+        named = {name: getattr(p, name) for name in self.models}
+        return {name: resolve(path) for name, path in named.items() if path}
+
+    def model_hashes(self, p: Params) -> dict[str, str]:
+        """The hash of each of those that are there."""
+        memory = resolve(p.outputs_dir) / "cache" / "hashes.json"
+        return {name: folder_hash(path, memory=memory) for name, path in self.model_dirs(p).items() if path.is_dir()}
+
+
+ENCODERS = ("model_name", "extra_embeddings")
+ALL_AT_ONCE = ("baseline", "ensemble", "submission")
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("dual", "image and text encoder under fused heads", "goods.members.dual",
+             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=True, tracked=True),
+        Kind("text", "a text encoder under a head", "goods.members.text",
+             ("train", "ensemble", "submission"), ("model_name",), tracked=True),
+        Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),
+        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS),
+        Kind("blend", "other runs put together", "goods.members.blend", ("ensemble", "submission")),
+    )
+}  # fmt: skip
+
+
+def kind_of(p: Params) -> Kind:
+    """The kind of the run that the parameters describe; raises ParameterError when there is none of that name."""
+    if p.kind not in KINDS:
+        near = difflib.get_close_matches(p.kind, KINDS, n=1)
+        advice = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(KINDS)}"
+        raise ParameterError(f"there is no kind '{p.kind}'; {advice}")
+    return KINDS[p.kind]
+
+
+def open_run(p: Params) -> Path:
+    """The run's folder, made on first use; see Run.open. With p.resume_from, the folds of that run are taken over.
+
+    Raises OtherRunError when something was trained under this name with other parameters, models or folds.
+    """
+    run = Run.of(p)
+    run.open(p, kind_of(p).model_hashes(p))
+    if p.resume_from and (adopted := run.adopt(p, Run(resolve(p.resume_from)))):
+        print(f"taken over from {p.resume_from}: folds {', '.join(map(str, adopted))}", flush=True)
+    return run.folder
+
+
+def fit(p: Params, goods: Goods, numbers: list[int] | None = None) -> None:
+    """Trains folds of the run, those that the parameters choose by default; trained ones stay as they are."""
+    kind_of(p).load().fit(p, goods, list(p.chosen_folds if numbers is None else numbers))
+
+
+def predict_test(p: Params, goods: Goods) -> list[int]:
+    """Writes test.parquet of every trained fold that lacks one; returns those folds.
+
+    All of them together, so that photos are decoded and texts tokenised once.
+    """
+    from goods.predictions import write_predictions
+
+    run = Run.of(p)
+    due = [fold for fold in run.folds() if fold.trained and not fold.predicted]
+    if due:
+        logits = kind_of(p).load().predict(p, due, goods.test)
+        for fold in due:
+            write_predictions(fold.test, goods.test[["id"]].assign(fold=fold.number), logits[fold.number])
+    return [fold.number for fold in due]
+
+
+def ensemble_run(p: Params, goods: Goods) -> Ensemble:
+    """The run's folds, or its runs, as one prediction with its honest score; writes the run's ensemble/."""
+    return kind_of(p).load().ensemble(p, goods)
+
+
+def fold_scores_of(p: Params) -> pd.DataFrame:
+    """The main scores of the trained folds, and what was chosen for each; one row per fold."""
+    import pandas as pd
+
+    from goods.predictions import main_of
+
+    run = Run.of(p)
+    rows = {}
+    for number in run.trained():
+        scores = run.fold(number).scores()
+        plain = {name: value for name, value in scores.items() if isinstance(value, float | int) and name != "fold"}
+        rows[number] = main_of({name: scores[name] for name in OUTPUTS if name in scores}) | plain
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
+
+
+# What the steps of a run depend on -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a step's result depends on beside its parameters and its notebook."""
+
+    stamped: tuple[Path, ...] = ()  # tables and photo folders: names, sizes and times
+    hashed: tuple[Path, ...] = ()  # small files of runs: their bytes
+    models: tuple[tuple[str, str], ...] = ()  # hashes of model directories
+    code: str = ""  # version of the code that the result comes from, figures apart
+
+
+def step_inputs(step: str, p: Params) -> Inputs:
+    """What a step of the pipeline reads, so that it runs again when something of it has changed."""
+    kind, run = kind_of(p), Run.of(p)
+    data = tuple(resolve(getattr(p, name)) for name in DATA)
+    models = tuple(sorted(kind.model_hashes(p).items()))
+    teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
+    if step == "eda":
+        return Inputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.backbone")))
+    if step in ("train", "baseline"):
+        learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
+        return Inputs(data, learned, models, kind.code())
+    if step == "ensemble":
+        read = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
+        others = [*(Run.named(p, name) for name in p.runs), *([teacher] if teacher else [])]
+        read += [path for other in others for path in (other.oof, other.test)]
+        return Inputs(data, tuple(read), models, code_version((kind.module, *ENSEMBLE_CODE)))
+    return Inputs(data[:2], (run.oof, run.test, run.metrics), (), code_version(SUBMISSION_CODE))
+
+
+def result_files(step: str, fold: int | None, p: Params) -> list[Path]:
+    """The files that a finished step has left."""
+    run = Run.of(p)
+    if step in ("train", "baseline"):
+        numbers = p.chosen_folds if fold is None else [fold]
+        return [path for k in numbers for path in (run.fold(k).weights, run.fold(k).oof, run.fold(k).metrics)]
+    ensemble, submission = [run.oof, run.test, run.metrics], [run.submission, run.submission_probs]
+    return {"ensemble": ensemble, "submission": submission}.get(step, [])
+
+
+def learned_from(p: Params) -> dict[str, Any]:
+    """For people: the kind's sentence, and the model directories by parameter."""
+    kind = kind_of(p)
+    return {"kind": kind.what, **{name: str(path) for name, path in kind.model_dirs(p).items()}}

@@ -1,23 +1,34 @@
-"""Nearest neighbours: a product's classes are those of the training products most like it. A cheap further member."""
+"""Kind knn: a product's classes are those of the training products most like it. A cheap further member."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
-from goods.errors import GoodsError
-from goods.files import write_json
+from goods.ensemble.folds import ensemble_folds as ensemble
+from goods.errors import DamagedFileError, ParameterError
+from goods.files import atomic_path
+from goods.members import KINDS
+from goods.members.base import due_folds, finish_fold
 from goods.metrics import score
 from goods.models.embeddings import embed_products
 from goods.models.neighbours import joined, nearest
 from goods.params import Params
 from goods.predictions import write_predictions
+from goods.run import Fold, Run
+
+__all__ = ["ensemble", "fit", "load", "predict", "save"]
 
 MOST = 200  # neighbours looked at; those of the folds that may not be seen are left out of them
 COUNTS = (5, 10, 20, 40, 80)  # of neighbours that vote, chosen out of fold
@@ -25,59 +36,107 @@ SHARPNESS = (5.0, 10.0, 20.0, 40.0)  # a neighbour's vote is exp(sharpness x cos
 PRIOR = 0.5  # votes shared among all classes by their frequency
 
 
-def fit_knn(p: Params, goods: Goods) -> pd.DataFrame:
-    """Scores and predicts all folds of p.folds by the neighbours in the frozen embeddings; returns the folds' metrics.
+@dataclass(frozen=True)
+class Voters:
+    """A fold's model: the labels of all training products (n,), -1 where the fold may not see them, and how they vote.
+
+    how: {output: (neighbours, sharpness)}.
+    """
+
+    labels: np.ndarray
+    how: dict[str, tuple[int, float]]
+    num_classes: int
+
+    def logits(self, output: str, near: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """(n, num_classes) log-probabilities from the cosines and rows of the nearest training products."""
+        known = self.labels[self.labels >= 0]
+        prior = np.bincount(known, minlength=self.num_classes) / len(known)
+        labels = self.labels[near[1]]
+        return vote(near[0], labels, labels >= 0, prior, *self.how[output])
+
+
+def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
+    """Scores and predicts these folds by the neighbours in the frozen embeddings.
 
     Outputs: fused (image, text and extra embeddings side by side), image, text. How many neighbours vote, and how
-    sharply, is chosen for each fold on the other folds, each by neighbours in neither. Writes oof.parquet, test.parquet
-    and, last, metrics.json to each fold<k>.
+    sharply, is chosen for each fold on the other folds, each by neighbours in neither.
     """
     if p.drop_noisy or p.pseudo_from:
-        raise GoodsError("kind knn learns from all training labels; leave out drop_noisy and pseudo_from")
-    began, folds = time.perf_counter(), read_folds(goods, p)
-    train, test = embed_products(p, goods.train), embed_products(p, goods.test)
-    outputs = {"fused": list(train), "image": ["image"], "text": ["text"]}
-    found = {name: _predict(train, test, kinds, folds, p) for name, kinds in outputs.items()}
-    for k in p.folds:
-        folder, valid = p.run_dir / f"fold{k}", folds["fold"] == k
-        labels = folds["label"].to_numpy()[valid]
-        write_predictions(folder / "oof.parquet", folds[valid], {name: of[k][0] for name, of in found.items()})
-        test_rows = goods.test[["id"]].assign(fold=k)
-        write_predictions(folder / "test.parquet", test_rows, {name: of[k][1] for name, of in found.items()})
-        metrics = {name: score(labels, of[k][0]) | of[k][2] for name, of in found.items()}
-        metrics |= {"fold": k, "rows": int((~valid).sum())}
-        metrics["resources"] = {"seconds": round((time.perf_counter() - began) / len(p.folds), 1)}
-        write_json(folder / "metrics.json", metrics)
-    read = [json.loads((p.run_dir / f"fold{k}" / "metrics.json").read_text(encoding="utf-8")) for k in p.folds]
-    return pd.DataFrame([m["fused"] for m in read], index=pd.Index(p.folds, name="fold"))
+        raise ParameterError("kind knn learns from all training labels; leave out drop_noisy and pseudo_from")
+    code, began = KINDS["knn"].code(), time.perf_counter()
+    due = due_folds(p, goods, list(numbers), code)
+    if not due:
+        return
+    folds, train = read_folds(goods, p), embed_products(p, goods.train)
+    save_neighbours(Run.of(p), train)
+    own = {output: joined(parts) for output, parts in outputs_of(train).items()}
+    near = {output: nearest(vectors, vectors, MOST + 1) for output, vectors in own.items()}
+    other = {output: joined(parts) for output, parts in outputs_of(embed_products(p, goods.test)).items()}
+    near_test = {output: nearest(own[output], vectors, MOST) for output, vectors in other.items()}
+    for number in due:
+        fold, valid = Run.of(p).fold(number), (folds["fold"] == number).to_numpy()
+        how = {output: choose_vote(near[output], folds, number, p.num_classes) for output in near}
+        model = Voters(np.where(valid, -1, folds["label"]), how, p.num_classes)
+        logits = {output: model.logits(output, tuple(part[valid] for part in near[output])) for output in near}
+        save(model, fold)
+        facts = {"rows": int((~valid).sum()), "neighbours": {output: list(chosen) for output, chosen in how.items()}}
+        facts |= {"resources": {"seconds": round((time.perf_counter() - began) / len(due), 1)}}
+        finish_fold(p, goods, number, code, logits, **facts)
+        test = {output: model.logits(output, near_test[output]) for output in near_test}
+        write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)
 
 
-def _predict(
-    train: dict[str, Tensor], test: dict[str, Tensor], kinds: list[str], folds: pd.DataFrame, p: Params
-) -> dict[int, tuple[np.ndarray, np.ndarray, dict[str, float]]]:
-    """{fold: (logits of its rows, logits of the test rows, what was chosen)} from these kinds of embeddings."""
-    own, other = (joined({kind: part[kind] for kind in kinds}) for part in (train, test))
-    near, near_test = nearest(own, own, MOST + 1), nearest(own, other, MOST)
+def outputs_of(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The kinds of embeddings that each output looks at."""
+    return {"fused": embeddings, "image": {"image": embeddings["image"]}, "text": {"text": embeddings["text"]}}
+
+
+def choose_vote(
+    near: tuple[np.ndarray, np.ndarray], folds: pd.DataFrame, number: int, num_classes: int
+) -> tuple[int, float]:
+    """How many neighbours vote and how sharply: the least log-loss on the other folds, each without its own fold."""
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
-    found = {}
-    for k in p.folds:
-        known, valid = fold != k, fold == k
-        prior = np.bincount(labels[known], minlength=p.num_classes) / known.sum()
+    known = fold != number
+    prior = np.bincount(labels[known], minlength=num_classes) / known.sum()
+    cosine, rows = (part[known] for part in near)
+    # Nor the row's own fold, where its duplicates and itself are.
+    seen = (fold[rows] != number) & (fold[rows] != fold[known][:, None])
+    tried = {how: score(labels[known], vote(cosine, labels[rows], seen, prior, *how))["log_loss"]
+             for how in [(count, sharp) for count in COUNTS for sharp in SHARPNESS]}  # fmt: skip
+    return min(tried, key=lambda how: tried[how])
 
-        def logits(near: tuple[np.ndarray, np.ndarray], of: np.ndarray | None, how: tuple[int, float], k: int = k,
-                   prior: np.ndarray = prior) -> np.ndarray:  # fmt: skip
-            seen = fold[near[1]] != k
-            if of is not None:  # nor the row's own fold, where its duplicates and itself are
-                seen &= fold[near[1]] != of[:, None]
-            return vote(near[0], labels[near[1]], seen, prior, *how)
 
-        rows = [part[known] for part in near]
-        tried = {how: score(labels[known], logits(rows, fold[known], how))["log_loss"]
-                 for how in [(count, sharp) for count in COUNTS for sharp in SHARPNESS]}  # fmt: skip
-        best = min(tried, key=lambda how: tried[how])
-        chosen = {"neighbours": best[0], "sharpness": best[1]}
-        found[k] = logits([part[valid] for part in near], None, best), logits(near_test, None, best), chosen
-    return found
+def save_neighbours(run: Run, embeddings: dict[str, Tensor]) -> None:
+    """The training products' embeddings, which all folds share."""
+    with atomic_path(run.neighbours) as temporary:
+        save_file({name: values.contiguous() for name, values in embeddings.items()}, temporary)
+
+
+def save(model: Voters, fold: Fold) -> None:
+    """The labels that the fold may see, and how they vote, as weights.safetensors."""
+    metadata = {"how": json.dumps(model.how), "num_classes": str(model.num_classes)}
+    with atomic_path(fold.weights) as temporary:
+        save_file({"labels": torch.from_numpy(model.labels.astype(np.int64))}, temporary, metadata=metadata)
+
+
+def load(p: Params, fold: Fold) -> Voters:
+    """A trained fold's model; the neighbours' embeddings lie in the run. Raises DamagedFileError."""
+    try:
+        with safe_open(fold.weights, framework="np") as file:
+            labels, facts = file.get_tensor("labels"), file.metadata()
+        how = {output: (int(count), float(sharp)) for output, (count, sharp) in json.loads(facts["how"]).items()}
+        return Voters(labels, how, int(facts["num_classes"]))
+    except Exception as error:  # anything at all can be wrong with a damaged file
+        raise DamagedFileError(f"{fold.weights} is missing or damaged; train the fold again: retrain=true") from error
+
+
+def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
+    """{fold number: {"fused", "image", "text": (n, num_classes) logits}} of a table of products."""
+    own = {output: joined(parts) for output, parts in outputs_of(load_file(folds[0].run.neighbours)).items()}
+    other = {output: joined(parts) for output, parts in outputs_of(embed_products(p, products)).items()}
+    near = {output: nearest(own[output], other[output], MOST) for output in own}
+    models = {fold.number: load(p, fold) for fold in folds}
+    return {k: {output: model.logits(output, near[output]) for output in near} for k, model in models.items()}
 
 
 def vote(

@@ -1,84 +1,85 @@
-"""A linear classifier on TF-IDF features: the baseline that pictures and transformers have to beat."""
+"""Kind linear: a linear classifier on TF-IDF features, the baseline that pictures and transformers have to beat."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from scipy.sparse import csr_matrix
 
-from goods.data.folds import make_folds, product_groups, read_folds
-from goods.data.tables import Goods, all_products
+from goods.data.folds import make_folds, product_groups
+from goods.data.tables import Goods
+from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import GoodsError
-from goods.files import atomic_path, write_json
-from goods.metrics import score
+from goods.files import write_frame
+from goods.members import KINDS
+from goods.members.base import due_folds, finish_fold, part_of, side_by_side
 from goods.models.tfidf import (
     INNER_FOLDS,
+    LinearModel,
     choose_cost,
+    load_linear,
     make_svm,
     make_vectorizer,
+    save_linear,
     svm_logits,
     tfidf_columns,
     word_weights,
 )
 from goods.params import Params
 from goods.predictions import write_predictions
-from goods.training.rows import training_rows
+from goods.run import Fold, Run
+
+__all__ = ["ensemble", "fit", "load", "predict", "save"]
 
 
-def fit_linear(p: Params, goods: Goods) -> pd.DataFrame:
-    """Trains, scores and predicts with all folds of p.folds that aren't finished; returns the folds' metrics.
+def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
+    """Trains these folds side by side, and predicts the test set with each; the one output is "text".
 
-    Writes oof.parquet, test.parquet, words.parquet and, last, metrics.json to each fold<k>; the one output is "text".
     Raises GoodsError where there are no words to learn from.
     """
-    if p.kind != "linear":
-        raise GoodsError(f"this config's kind is {p.kind}, which notebooks/train.ipynb trains; take params/linear.yaml")
-    folds = read_folds(goods, p)
-    due = [k for k in p.folds if not _finished(p.run_dir / f"fold{k}")]
-    jobs = max(1, min(len(due), os.cpu_count() or 1))
-    Parallel(n_jobs=jobs)(delayed(_fit_fold)(p, k, goods, folds) for k in due)
-    metrics = [json.loads((p.run_dir / f"fold{k}" / "metrics.json").read_text(encoding="utf-8")) for k in p.folds]
-    return pd.DataFrame([m["text"] | {name: m[name] for name in ("cost", "temperature")} for m in metrics],
-                        index=pd.Index(p.folds, name="fold"))  # fmt: skip
+    code = KINDS["linear"].code()
+    side_by_side(_fit_fold, due_folds(p, goods, list(numbers), code), p, goods, code)
 
 
-def _finished(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("metrics.json", "oof.parquet", "test.parquet"))
+def save(model: LinearModel, fold: Fold) -> None:
+    """The fold's coefficients as weights.safetensors; vocabulary, temperature and classes as model.json."""
+    save_linear(model, fold.weights, fold.details)
 
 
-def _fit_fold(p: Params, fold: int, goods: Goods, folds: pd.DataFrame) -> None:
-    began, folder = time.perf_counter(), p.run_dir / f"fold{fold}"
-    train, labels = training_rows(p, goods, folds, fold)
-    valid, products = np.flatnonzero(folds["fold"] == fold), all_products(goods)
+def load(p: Params, fold: Fold) -> LinearModel:
+    """A trained fold's model, from texts to logits."""
+    return load_linear(fold.weights, fold.details)
+
+
+def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
+    """{fold number: {"text": (n, num_classes) logits}} of a table of products."""
     texts = tfidf_columns(products)
-    features = make_vectorizer(texts.iloc[train])
-    try:
-        x = csr_matrix(features.fit_transform(texts.iloc[train]))
-    except ValueError as error:  # scikit-learn's "empty vocabulary"
-        raise GoodsError("no word occurs in two training texts; kind linear needs texts to learn from") from error
-    groups = product_groups(products)[train]
-    inner = make_folds(products["id"].to_numpy()[train], labels, groups, INNER_FOLDS, p.seed)
-    cost, temperature = choose_cost(x, labels, inner, p)
-    machine = make_svm(cost, p).fit(x, labels)
-    logits = {
-        name: svm_logits(machine, csr_matrix(features.transform(table)), p.num_classes) / temperature
-        for name, table in (("oof", texts.iloc[valid]), ("test", texts.iloc[len(goods.train) :]))
-    }
-    write_predictions(folder / "oof.parquet", folds.iloc[valid], {"text": logits["oof"]})
-    write_predictions(folder / "test.parquet", goods.test[["id"]].assign(fold=fold), {"text": logits["test"]})
-    with atomic_path(folder / "words.parquet") as temporary:
-        word_weights(machine, features).to_parquet(temporary, index=False)
-    metrics: dict[str, Any] = {
-        "text": score(folds["label"].to_numpy()[valid], logits["oof"]),
-        "fold": fold,
-        "rows": len(train),
-    }
-    metrics |= {"cost": cost, "temperature": round(temperature, 4)}
-    write_json(folder / "metrics.json", metrics | {"resources": {"seconds": round(time.perf_counter() - began, 1)}})
+    return {fold.number: {"text": load(p, fold).logits(texts)} for fold in folds}
+
+
+def _fit_fold(number: int, p: Params, goods: Goods, code: str) -> None:
+    with Run.of(p).fold(number).held():
+        began, fold, part = time.perf_counter(), Run.of(p).fold(number), part_of(p, goods, number)
+        texts = tfidf_columns(part.products)
+        features = make_vectorizer(texts.iloc[part.rows])
+        try:
+            x = csr_matrix(features.fit_transform(texts.iloc[part.rows]))
+        except ValueError as error:  # scikit-learn's "empty vocabulary"
+            raise GoodsError("no word occurs in two training texts; kind linear needs texts to learn from") from error
+        groups = product_groups(part.products)[part.rows]
+        inner = make_folds(part.learned["id"].to_numpy(), part.labels, groups, INNER_FOLDS, p.seed)
+        cost, temperature = choose_cost(x, part.labels, inner, p)
+        svm = make_svm(cost, p).fit(x, part.labels)
+        held_back, test = (
+            {"text": svm_logits(svm, csr_matrix(features.transform(table)), p.num_classes) / temperature}
+            for table in (texts.iloc[part.valid], texts.iloc[len(goods.train) :])
+        )
+        save(LinearModel.of(svm, features, temperature, p.num_classes), fold)
+        write_frame(fold.words, word_weights(svm, features))
+        facts = {"rows": len(part.rows), "cost": cost, "temperature": round(temperature, 4)}
+        facts |= {"resources": {"seconds": round(time.perf_counter() - began, 1)}}
+        finish_fold(p, goods, number, code, held_back, **facts)
+        write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)

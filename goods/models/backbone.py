@@ -1,4 +1,4 @@
-"""The classifier: a dual encoder (SigLIP, SigLIP 2 FixRes, CLIP) under three heads, and the cache of its embeddings."""
+"""Encoders of a local directory: dual ones for photo and text (SigLIP, SigLIP 2 FixRes, CLIP), and text encoders."""
 
 from __future__ import annotations
 
@@ -113,6 +113,7 @@ def load_backbone(model_name: str) -> PreTrainedModel:
 
 
 def check_model_dir(folder: Path, photos: bool = True) -> None:
+    """Raises GoodsError when a model directory or a file it needs is missing; a text encoder needs no `photos`."""
     if not folder.is_dir():
         raise GoodsError(f"there is no model directory {folder}; {_model_advice(folder)}")
     needs = {
@@ -130,10 +131,14 @@ def check_model_dir(folder: Path, photos: bool = True) -> None:
 def _model_advice(folder: Path) -> str:
     if folder.name == "siglip-tiny":
         return "the embedded sample's model is made by: python -m goods.data.sample"
-    return f"download it with: hf download google/{folder.name} --local-dir models/{folder.name}"
+    if folder.name.startswith("siglip"):
+        return f"download it with: hf download google/{folder.name} --local-dir models/{folder.name}"
+    return ("download its directory from the Hugging Face hub (config.json, *.safetensors, tokenizer) into "
+            f"models/{folder.name}")  # fmt: skip
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 200 characters; the error's class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 

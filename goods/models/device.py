@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
 
 from goods.errors import GoodsError
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # of a precision that autocast computes in; fp32 has none
 
 
 def pick_device() -> torch.device:
@@ -31,5 +35,15 @@ def pick_precision(mixed_precision: str) -> str:
 
 def autocast(mixed_precision: str) -> AbstractContextManager:
     """The autocast context of that precision on the device that is there."""
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(pick_precision(mixed_precision))
+    dtype = DTYPES.get(pick_precision(mixed_precision))
     return torch.autocast(pick_device().type, dtype=dtype) if dtype else nullcontext()
+
+
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        if tensors[name].numel():
+            digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -17,18 +17,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from goods.code_version import PLUMBING, code_version
 from goods.data.datasets import PhotoDataset, TokensDataset
 from goods.data.tables import Goods
-from goods.data.texts import titles_of
-from goods.errors import GoodsError
-from goods.files import atomic_path, resolve
+from goods.files import atomic_path, clear_temporaries, folder_hash, resolve
 from goods.models.backbone import DualEncoder, TextEncoder, check_model_dir, load_backbone, load_processor
-from goods.models.device import autocast, pick_device, pick_precision
+from goods.models.device import autocast, pick_device, pick_precision, tensors_hash
 from goods.models.tuning import halve_frozen
 from goods.params import Params
 from goods.progress import progress_bar
+from goods.run import Run
 
 EXTRA_MAX_LENGTH = 256  # tokens of a text that extra_embeddings reads, as sentence-transformers models were trained
+GIVEN = frozenset(("goods.data.tables", "goods.data.texts"))  # the cache knows photos and texts as they are given
 CACHE_CHUNK = 1024  # products a file of the embeddings cache; what an interrupted run loses at most
 
 
@@ -42,7 +43,7 @@ class Embedder:
 
     def __init__(self, p: Params) -> None:
         self.p = p
-        self.folder = resolve(p.outputs_dir) / "cache" / "embeddings" / _model_hash(resolve(p.model_name))
+        self.folder = _cache_folder(p, p.model_name)
 
     @cached_property
     def encoder(self) -> DualEncoder:
@@ -87,7 +88,8 @@ class Embedder:
         if any(_hash(key) not in row_of for key in unique):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "lock"):  # folds side by side: one computes, the others wait
-                row_of, _ = _read_cache(folder)
+                clear_temporaries(folder)
+                row_of, _ = _read_cache(folder, mend=True)
                 missing = [key for key in unique if _hash(key) not in row_of]
                 with progress_bar(total=len(missing), desc=f"embedding {kind}", unit=" products", leave=False) as bar:
                     for start in range(0, len(missing), CACHE_CHUNK):
@@ -104,7 +106,9 @@ class Embedder:
                 parts.append(batch.float().cpu())
                 bar.update(len(batch))
         with atomic_path(folder / f"{_hash(' '.join(names))}.safetensors") as temporary:
-            save_file({"embeddings": torch.cat(parts)}, temporary, metadata={"names": " ".join(names)})
+            tensors = {"embeddings": torch.cat(parts)}
+            metadata = {"names": " ".join(names), "sha256": tensors_hash(tensors)}
+            save_file(tensors, temporary, metadata=metadata)
 
 
 class TextEmbedder(Embedder):
@@ -112,8 +116,7 @@ class TextEmbedder(Embedder):
 
     def __init__(self, p: Params) -> None:
         self.p = p
-        name = _model_hash(resolve(p.extra_embeddings), photos=False)
-        self.folder = resolve(p.outputs_dir) / "cache" / "embeddings" / name
+        self.folder = _cache_folder(p, p.extra_embeddings, photos=False)
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -136,29 +139,36 @@ class TextEmbedder(Embedder):
         return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", compute)
 
 
-def _read_cache(folder: Path) -> tuple[dict[str, int], Tensor]:
-    """Row of each name, and the embeddings (n, dim), of all files of a cache folder."""
+def _read_cache(folder: Path, mend: bool = False) -> tuple[dict[str, int], Tensor]:
+    """Row of each name, and the embeddings (n, dim), of all files of a cache folder.
+
+    A damaged file counts as missing; with `mend`, for one who holds the folder's lock, it is said and removed.
+    """
     names: list[str] = []
     parts = []
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                names += file.metadata()["names"].split()
-                parts.append(file.get_tensor("embeddings"))
-        except Exception:  # not of our making: files are written whole
-            raise GoodsError(f"the embeddings cache {path} is damaged; delete it, and it is computed again") from None
+                metadata, values = file.metadata(), file.get_tensor("embeddings")
+            found = metadata["names"].split()
+            whole = len(found) == len(values) and metadata["sha256"] == tensors_hash({"embeddings": values})
+        except Exception:  # anything at all can be wrong with a damaged file
+            whole = False
+        if whole:
+            names += found
+            parts.append(values)
+        elif mend:
+            print(f"{path} is damaged; its {CACHE_CHUNK} products or fewer are embedded again", flush=True)
+            path.unlink()
     return {name: row for row, name in enumerate(names)}, torch.cat(parts) if parts else torch.empty(0, 0)
 
 
-def _model_hash(folder: Path, photos: bool = True) -> str:
-    """Hash of the contents of a model directory's files that matter to embeddings."""
-    check_model_dir(folder, photos)
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".model"):
-            with file.open("rb") as stream:
-                digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+def _cache_folder(p: Params, model_name: str, photos: bool = True) -> Path:
+    """Where embeddings by a model directory are kept: known by its contents, and by the code that embeds."""
+    check_model_dir(resolve(model_name), photos)
+    cache = resolve(p.outputs_dir) / "cache"
+    contents = folder_hash(resolve(model_name), memory=cache / "hashes.json")
+    return cache / "embeddings" / f"{contents}-{code_version((__name__,), PLUMBING | GIVEN)}"
 
 
 def _hash(key: str) -> str:
@@ -170,7 +180,7 @@ def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
     embedder = Embedder(p)
     embeddings = {
         "image": embedder.photos(table["image"], table["sha"]),
-        "text": embedder.texts(table["text"], titles_of(table)),
+        "text": embedder.texts(table["text"], table["title"].tolist()),
     }
     return embeddings | extra_embeddings(p, table)
 
@@ -188,6 +198,6 @@ def save_embeddings(p: Params, goods: Goods) -> dict[str, dict[str, Tensor]]:
     found = {}
     for part, table in (("train", goods.train), ("test", goods.test)):
         found[part] = {name: values.contiguous() for name, values in embed_products(p, table).items()}
-        with atomic_path(p.run_dir / "embeddings" / f"{part}.safetensors") as temporary:
+        with atomic_path(Run.of(p).embeddings(part)) as temporary:
             save_file(found[part], temporary, metadata={"ids": json.dumps(table["id"].tolist())})
     return found

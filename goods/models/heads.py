@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from goods.errors import GoodsError
+from goods.errors import DamagedFileError
 from goods.models.backbone import DualEncoder, TextEncoder, first_line
 from goods.params import Params
 
@@ -112,4 +112,11 @@ def heads_like(weights: Path, p: Params) -> GoodsHeads:
             sizes = {n.rsplit(".", 1)[-1]: file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith("_mean")}  # noqa: SIM118
         return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p, sizes.get("extra_mean", 0))
     except Exception as error:
-        raise GoodsError(f"the weights {weights} can't be loaded: {first_line(error)}") from error
+        raise DamagedFileError(f"the weights {weights} can't be loaded: {first_line(error)}") from error
+
+
+def heads_of(saved: dict[str, Tensor], p: Params) -> GoodsHeads:
+    """Heads of the size that the tensors of a saved classifier have, not loaded yet."""
+    sizes = {name.rsplit(".", 1)[-1]: len(tensor) for name, tensor in saved.items() if name.endswith("_mean")}
+    torch.manual_seed(p.seed + p.fold)
+    return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p, sizes.get("extra_mean", 0))

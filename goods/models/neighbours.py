@@ -11,8 +11,6 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn import functional as F
 
-from goods.data.texts import titles_of
-
 MAP_ROWS = 2000  # products on the map; more take minutes and hide each other
 
 
@@ -38,7 +36,7 @@ def neighbours(
     near = nearest(vectors, vectors[row : row + 1], top)
     frame = table.iloc[near[1][0]]
     return pd.DataFrame({"cosine": near[0][0].round(3), "id": frame["id"].tolist(),
-                         "class": [classes[k] for k in frame["label"]], "title": titles_of(frame)})  # fmt: skip
+                         "class": [classes[k] for k in frame["label"]], "title": frame["title"].tolist()})  # fmt: skip
 
 
 def nearest_products(
@@ -48,8 +46,8 @@ def nearest_products(
     cosine, rows = nearest(train, test, 1)
     order = np.argsort(-cosine[:, 0], kind="stable")[:top]
     a, b = test_table.iloc[order], train_table.iloc[rows[order, 0]]
-    return pd.DataFrame({"cosine": cosine[order, 0].round(3), "test id": a["id"].tolist(), "test": titles_of(a),
-                         "train id": b["id"].tolist(), "train": titles_of(b)})  # fmt: skip
+    return pd.DataFrame({"cosine": cosine[order, 0].round(3), "test id": a["id"].tolist(), "test": a["title"].tolist(),
+                         "train id": b["id"].tolist(), "train": b["title"].tolist()})  # fmt: skip
 
 
 def nearest(among: np.ndarray, of: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

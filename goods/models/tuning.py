@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from goods.errors import GoodsError
 from goods.files import atomic_path
 from goods.models.backbone import first_line
+from goods.models.device import DTYPES
 from goods.params import Params
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
@@ -94,16 +94,21 @@ def checkpoint_activations(backbone: PreTrainedModel) -> None:
 
 def halve_frozen(model: nn.Module, precision: str) -> None:
     """Keeps the weights of frozen linear layers in 16 bits where autocast would cast them at every step anyway."""
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    dtype = DTYPES.get(precision)
     for module in model.modules() if dtype else ():
         if type(module) is nn.Linear and not any(parameter.requires_grad for parameter in module.parameters()):
             module.to(dtype)
 
 
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What a training makes of a model: the trained parameters, and all of the heads with their buffers."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {n: t for n, t in model.state_dict().items() if n in trained or not n.startswith("encoder.")}
+
+
 def save_trained(model: nn.Module, path: Path) -> None:
     """Saves what was trained, as safetensors: the backbone's parameters in fp16, the heads as they are."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    state = {n: t for n, t in model.state_dict().items() if n in trained or not n.startswith("encoder.")}
+    state = trained_state(model)
     halved = {n: t.half() for n, t in state.items() if n.startswith("encoder.")}
     state |= {n: t for n, t in halved.items() if t.isfinite().all()}  # a weight too large for fp16 stays as it is
     state = {n: t.contiguous().cpu() for n, t in state.items()}

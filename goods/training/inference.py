@@ -1,9 +1,8 @@
-"""Predictions of trained models: a dataset's, on all devices there are, and the test set's by every fold at once."""
+"""Predictions of a model: a dataset's, on all devices there are, each product counted once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from goods.data.datasets import PhotoDataset, TensorsDataset, TokensDataset, collate
-from goods.data.tables import Goods
-from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.device import pick_precision
-from goods.models.embeddings import embed_products
-from goods.models.heads import GoodsClassifier, heads_like
-from goods.models.tuning import halve_frozen, load_trained, set_trainable
 from goods.params import Params
-from goods.predictions import write_predictions
 from goods.progress import progress_bar
-from goods.training.task import make_text_classifier, photo_dataset, tokens_dataset
 
 TEST_CHUNK_BYTES = 4 * 2**30  # decoded photos of the test set held in memory at once
 
@@ -73,52 +65,8 @@ def predict(model: nn.Module, dataset: Dataset, p: Params, accelerator: Accelera
     return {name: np.concatenate([part[name] for part in flat])[order] for name in flat[0]}
 
 
-def predict_test(p: Params, goods: Goods, folds: Sequence[int] | None = None) -> list[int]:
-    """Writes test.parquet of every trained fold (of `folds`) that lacks one; returns those folds.
-
-    The photos are decoded and the texts tokenised once for all of them (with tune: head, embedded once).
-    """
-    folders = {k: p.run_dir / f"fold{k}" for k in folds or range(p.n_folds)}
-    due = [k for k, f in folders.items() if (f / "metrics.json").is_file() and not (f / "test.parquet").is_file()]
-    if not due:
-        return []
-    accelerator = make_accelerator(p)
-    model, chunks = _test_model(p, goods, folders[due[0]] / "model.safetensors")
-    parts: dict[int, list[dict[str, np.ndarray]]] = {k: [] for k in due}
-    for chunk in chunks:
-        for k in due:
-            load_trained(model, folders[k] / "model.safetensors")
-            parts[k].append(predict(model, chunk, p, accelerator))
-    for k in due:
-        logits = {name: np.concatenate([part[name] for part in parts[k]]) for name in parts[k][0]}
-        write_predictions(folders[k] / "test.parquet", goods.test[["id"]].assign(fold=k), logits)
-    return due
-
-
-def load_model(p: Params, weights: Path) -> nn.Module:
-    """A trained fold's model, from products to logits: GoodsClassifier or TextClassifier."""
-    if p.kind == "text":
-        model = make_text_classifier(p)
-    else:
-        heads, backbone = heads_like(weights, p), load_backbone(p.model_name)
-        set_trainable(backbone, p)
-        model = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
-        halve_frozen(model, pick_precision(p.mixed_precision))
-    load_trained(model.heads if p.kind == "dual" and p.tune == "head" else model, weights)
-    return model
-
-
-def _test_model(p: Params, goods: Goods, weights: Path) -> tuple[nn.Module, Iterator[Dataset]]:
-    """The model of a run's folds, and the test products in chunks whose decoded photos fit in memory."""
-    if p.kind == "dual" and p.tune == "head":  # the backbone is needed only for embeddings that aren't cached yet
-        return heads_like(weights, p), iter([TensorsDataset(**embed_products(p, goods.test))])
-    model = load_model(p, weights)
-    if p.kind == "text":
-        return model, iter([tokens_dataset(model.encoder, goods.test)])
-    return model, _decoded(photo_dataset(p, model.encoder, goods.test), p)
-
-
-def _decoded(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
+def decoded_chunks(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
+    """The dataset in chunks whose decoded photos fit in TEST_CHUNK_BYTES: several folds predict what is read once."""
     rows = list(range(len(dataset)))
     most = max(1, TEST_CHUNK_BYTES // (3 * dataset.size**2))
     for start in range(0, len(rows), most):

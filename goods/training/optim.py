@@ -1,4 +1,4 @@
-"""The recipe of a step: optimizer, schedule, class weights, losses, and averages of weights."""
+"""The recipe: optimizer, schedule, class weights, losses, and weights that are the mean of others."""
 
 from __future__ import annotations
 
@@ -62,6 +62,58 @@ def output_losses(
         each = F.cross_entropy(values.float(), labels, reduction="none", label_smoothing=label_smoothing)
         losses[name] = (each * class_weight[labels]).sum() / count
     return losses
+
+
+# Weights made of other weights ---------------------------------------------------------------------------------------
+
+
+class Averages:
+    """Copies of a training's weights, by name: their moving average, the soup that is kept, the start.
+
+    `ema` (p.ema_decay) and `start` (p.wise_ft) are empty where they are not asked for, `soup` before one is kept.
+    """
+
+    def __init__(self, model: nn.Module, p: Params) -> None:
+        self.ema_decay = p.ema_decay
+        self.ema = copied(model) if p.ema_decay else {}
+        self.start = copied(model) if p.wise_ft else {}
+        self.soup: dict[str, Tensor] = {}
+
+    def update(self, model: nn.Module, steps: int) -> None:
+        """Moves the average towards the weights after so many steps; early on, the start is forgotten sooner."""
+        decay = min(self.ema_decay, (1 + steps) / (10 + steps))
+        for name, tensor in trainable_parameters(model).items() if self.ema else ():
+            self.ema[name].lerp_(tensor.detach(), 1 - decay)
+
+    def candidates(self, model: nn.Module, kept: int) -> list[tuple[int, dict[str, Tensor]]]:
+        """Weights to score at an epoch's end, and of how many epochs: its own, and their mean with the soup of `kept`.
+
+        Averages often beat the best epoch (Wortsman et al., arXiv 2203.05482); the soup is kept only where it does.
+        """
+        own = self.ema or trainable_parameters(model)
+        mixed = {name: t.to(own[name].device).lerp(own[name].detach(), 1 / (kept + 1)) for name, t in self.soup.items()}
+        return [(1, self.ema)] + ([(kept + 1, mixed)] if mixed else [])
+
+    def interpolated(self, tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+        """WiSE-FT (arXiv 2109.01903): alpha times the tuned plus 1 - alpha times the start's weights."""
+        return {name: self.start[name].to(t.device).lerp(t, alpha) for name, t in tuned.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All copies by name, for a saved state."""
+        kinds = (("ema", self.ema), ("soup", self.soup), ("start", self.start))
+        return {f"{kind}.{name}": t for kind, copies in kinds for name, t in copies.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Takes back what tensors() gave."""
+        for kind, own in (("ema", self.ema), ("start", self.start)):
+            for name, tensor in own.items():
+                tensor.copy_(tensors[f"{kind}.{name}"])
+        self.soup = {n.removeprefix("soup."): t for n, t in tensors.items() if n.startswith("soup.")}
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters as they are now, by name."""
+    return {name: parameter.detach().clone() for name, parameter in trainable_parameters(model).items()}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Nothing here sees the labels of the rows that the fold is scored on.
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,11 @@ from scipy.special import softmax
 from goods.data.folds import make_folds, product_groups
 from goods.data.tables import Goods
 from goods.errors import GoodsError
-from goods.files import resolve
+from goods.files import read_frame
 from goods.metrics import fit_temperature
 from goods.models.tfidf import INNER_FOLDS, make_svm, make_vectorizer, svm_logits, tfidf_columns
 from goods.params import Params
+from goods.run import Run
 
 KEPT_OF_CLASS = 0.5  # at least so much of a class stays, however doubtful its labels look
 
@@ -36,6 +37,14 @@ def training_rows(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> tu
         rows = np.concatenate([rows, place[pseudo["id"]].to_numpy()])
         labels = np.concatenate([labels, pseudo["label"].to_numpy()])
     return rows, labels
+
+
+def rows_hash(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> str:
+    """A hash of what training_rows is made from: ids and labels of the training part and of the pseudo-labels."""
+    rows = folds[folds["fold"] != fold][["id", "label"]]
+    if p.pseudo_from:
+        rows = pd.concat([rows, read_pseudo_labels(p, goods, folds, fold)])
+    return hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]
 
 
 def find_label_issues(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
@@ -60,7 +69,7 @@ def find_label_issues(labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
 def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndarray:
     """(n,) bool: the share p.drop_noisy of a training part whose labels its words contradict most.
 
-    Judged by linear machines on inner folds of the training part alone, so that no validation label takes part.
+    Judged by linear classifiers on inner folds of the training part alone, so that no validation label takes part.
     """
     texts = tfidf_columns(table)
     inner = make_folds(table["id"], labels, product_groups(table), INNER_FOLDS, p.seed)
@@ -71,8 +80,8 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
             x = csr_matrix(features.fit_transform(texts[inner != k]))
         except ValueError as error:  # scikit-learn's "empty vocabulary"
             raise GoodsError("no word occurs in two training texts; drop_noisy needs texts to judge by") from error
-        machine = make_svm(1.0, p).fit(x, labels[inner != k])
-        logits[inner == k] = svm_logits(machine, csr_matrix(features.transform(texts[inner == k])), p.num_classes)
+        svm = make_svm(1.0, p).fit(x, labels[inner != k])
+        logits[inner == k] = svm_logits(svm, csr_matrix(features.transform(texts[inner == k])), p.num_classes)
     issues = find_label_issues(labels, logits / fit_temperature(logits, labels))
     dropped, left = np.zeros(len(labels), dtype=bool), np.bincount(labels, minlength=p.num_classes)
     fewest = KEPT_OF_CLASS * left
@@ -85,28 +94,21 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
     return dropped
 
 
-def pseudo_path(run_dir: Path, fold: int) -> Path:
-    """Where a run keeps the test rows that it has labelled for a fold."""
-    return run_dir / "pseudo" / f"fold{fold}.parquet"
-
-
 def read_pseudo_labels(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> pd.DataFrame:
     """id and label of the test rows that the run p.pseudo_from has labelled for a fold.
 
     Raises GoodsError when there are none, or when that run's folds or tables are others: its model of this fold may
     then have seen the rows that this fold is scored on.
     """
-    run_dir = resolve(p.outputs_dir) / str(p.pseudo_from)
-    path = pseudo_path(run_dir, fold)
+    teacher = Run.named(p, str(p.pseudo_from))
+    path = teacher.pseudo(fold)
     if not path.is_file():
         raise GoodsError(f"there is no {path}; run notebooks/pseudo_label.ipynb with run={p.pseudo_from} first")
-    try:
-        pseudo = pd.read_parquet(path)[["id", "label"]]
-        theirs = pd.read_parquet(run_dir / "folds.parquet")
-    except Exception:  # pyarrow raises anything on damaged bytes
-        raise GoodsError(
-            f"{path} or its run's folds.parquet can't be read; run notebooks/pseudo_label.ipynb again"
-        ) from None
+    again = "run notebooks/pseudo_label.ipynb again"
+    pseudo, theirs = (
+        read_frame(path, ["id", "label"], again)[["id", "label"]],
+        read_frame(teacher.folds_table, (), again),
+    )
     if not theirs.equals(folds):
         raise GoodsError(f"run '{p.pseudo_from}' has other folds or training rows; its labels would leak into this "
                          "run's validation parts. Take the same tables, seed and n_folds")  # fmt: skip

@@ -22,6 +22,7 @@ from urllib.parse import urlparse
 
 from goods.files import ROOT
 from goods.params import OUTPUTS, Params
+from goods.run import Run
 
 WAIT_SECONDS = 4.0  # at the end of a fold, for wandb to write what is left
 PROBE_SECONDS = 1.0  # for the answer to: is there a network?
@@ -91,7 +92,7 @@ def make_tracker(p: Params, run_id: str) -> NoTracker:
     if mode == "disabled":
         return NoTracker()
     config = p.model_dump(mode="json", exclude=PLACES)  # where things lie on a machine is nobody's business
-    folder = p.run_dir / "wandb"
+    folder = Run.of(p).tracking
     settings = {"project": p.wandb_project, "group": p.run, "name": f"{p.run}-fold{p.fold}", "id": run_id,
                 "resume": "allow", "mode": mode, "config": config, "dir": str(p.run_dir)}  # fmt: skip
     try:

@@ -153,22 +153,22 @@ def lose_a_shard(folder: Path) -> None:
 
 
 SPOILT = {
-    "no folder": (shutil.rmtree, "there is no model directory .*some-siglip; download it with: hf download"),
-    "no config": (lambda d: (d / "config.json").unlink(), "some-siglip lacks config.json; download it with"),
-    "no weights": (lambda d: (d / "model.safetensors").unlink(), r"lacks weights \(\*.safetensors\); download it with"),
-    "only a pickle": (to_pickle, r"lacks weights \(\*.safetensors\); download it with"),
-    "a pickle and others": (to_pickle_beside_others, "the model in .* can't be loaded: .*; download it with"),
+    "no folder": (shutil.rmtree, "there is no model directory .*some-siglip; download its directory"),
+    "no config": (lambda d: (d / "config.json").unlink(), "some-siglip lacks config.json; download it"),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), r"lacks weights \(\*.safetensors\); download it"),
+    "only a pickle": (to_pickle, r"lacks weights \(\*.safetensors\); download it"),
+    "a pickle and others": (to_pickle_beside_others, "the model in .* can't be loaded: .*; download it"),
     "no processor": (lambda d: (d / "preprocessor_config.json").unlink(), "lacks an image processor"),
     "no tokenizer": (lambda d: (d / "tokenizer_config.json").unlink(), "lacks a tokenizer"),
     "no vocabulary": (lambda d: (d / "spiece.model").unlink(), "the processor in .* can't be loaded: .*; download it"),
     "half the vocabulary": (lambda d: cut(d / "spiece.model"), "the processor in .* can't be loaded: .*; download it"),
-    "half a config": (lambda d: cut(d / "config.json"), "can't be loaded: .*config.json.*; download it with"),
+    "half a config": (lambda d: cut(d / "config.json"), "can't be loaded: .*config.json.*; download it"),
     "an unknown kind": (
         lambda d: (d / "config.json").write_text('{"model_type": "unheard-of"}'),
-        r"the model in \S* can't be loaded: .{9,200}; download it with",
+        r"the model in \S* can't be loaded: .{9,200}; download it",
     ),
     "half the weights": (lambda d: cut(d / "model.safetensors"), "the model in .* can't be loaded: .*; download it"),
-    "a shard lost": (lose_a_shard, "can't be loaded: .*00002-of-00002.safetensors; download it with"),
+    "a shard lost": (lose_a_shard, "can't be loaded: .*00002-of-00002.safetensors; download it"),
     "a tensor lost": (
         lambda d: change_weights(d, lambda weights, name: weights.pop(name)),
         "don't fit its config.json: 1 are missing .* such as text_model.encoder.layers.0.mlp.fc1.weight; download",

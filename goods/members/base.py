@@ -1,0 +1,79 @@
+"""What kinds share: a fold's part of the goods, its files, folds trained side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from goods.data.folds import read_folds
+from goods.data.tables import Goods, all_products
+from goods.metrics import score
+from goods.params import Params
+from goods.predictions import write_predictions
+from goods.run import Run
+from goods.training.fold import to_train
+from goods.training.rows import rows_hash, training_rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one fold learns from and is scored on."""
+
+    products: pd.DataFrame  # all of them, train then test
+    rows: np.ndarray  # (n,) rows of `products` to learn from
+    labels: np.ndarray  # (n,) their class indices
+    valid: np.ndarray  # (m,) rows held back
+    folds: pd.DataFrame  # id, label, fold of the training products
+
+    @property
+    def learned(self) -> pd.DataFrame:
+        """The products to learn from."""
+        return self.products.iloc[self.rows]
+
+    @property
+    def held_back(self) -> pd.DataFrame:
+        """The products to be scored on."""
+        return self.products.iloc[self.valid]
+
+
+def part_of(p: Params, goods: Goods, number: int) -> Part:
+    """The part of fold `number`."""
+    folds = read_folds(goods, p)
+    rows, labels = training_rows(p, goods, folds, number)
+    return Part(all_products(goods), rows, labels, np.flatnonzero(folds["fold"] == number), folds)
+
+
+def made_from(p: Params, goods: Goods, number: int, code: str) -> dict[str, str]:
+    """What a fold that is trained now comes from."""
+    return {"rows": rows_hash(p, goods, read_folds(goods, p), number), "code": code}
+
+
+def due_folds(p: Params, goods: Goods, numbers: list[int], code: str) -> list[int]:
+    """Those of the folds that are to be trained; says why where a trained one is, or isn't though it might."""
+    run = Run.of(p)
+    return [k for k in numbers if to_train(run.fold(k), p, made_from(p, goods, k, code))]
+
+
+def finish_fold(p: Params, goods: Goods, number: int, code: str, logits: dict[str, np.ndarray], **facts: Any) -> None:
+    """Writes a fold's oof.parquet and, last, metrics.json; its weights are there already.
+
+    logits: {output: (rows held back, num_classes)}; facts go into metrics.json beside the scores.
+    """
+    fold, folds = Run.of(p).fold(number), read_folds(goods, p)
+    held_back = folds[folds["fold"] == number]
+    write_predictions(fold.oof, held_back, logits)
+    metrics = {name: score(held_back["label"].to_numpy(), values) for name, values in logits.items()}
+    fold.finish(metrics | {"fold": number} | facts, made_from(p, goods, number, code))
+
+
+def side_by_side(fit_one: Callable[..., None], numbers: list[int], *arguments: Any) -> None:
+    """fit_one(number, *arguments) of each fold, in as many processes as there are processors."""
+    from joblib import Parallel, delayed
+
+    jobs = max(1, min(len(numbers), os.cpu_count() or 1))
+    Parallel(n_jobs=jobs)(delayed(fit_one)(number, *arguments) for number in numbers)

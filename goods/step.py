@@ -1,0 +1,97 @@
+"""A step of the pipeline: a notebook through papermill in a process of its own, which ends with its pipeline.
+
+    python -m goods.step SOURCE EXECUTED SETTINGS
+
+How a notebook ended is told by the type of the error, in a small JSON file, not by the words of its output: inside the
+kernel, tell_ends() writes it. The executed notebook takes its name only when it ran to its end; what ran before stays
+until then, and a notebook that didn't is beside it as NAME.unfinished.ipynb.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from goods.errors import GoodsError, StoppedInTime, TimeOverError
+from goods.files import read_json_if_whole, write_json
+
+STATUS = "GOODS_STATUS"  # environment variable: the file that says how the notebook ended
+POLL_SECONDS = 0.5
+
+
+def ends_as(error: BaseException) -> dict[str, str]:
+    """How a notebook that met this error ended: "stopped" in time, "not begun" for lack of it, "refused", "failed"."""
+    if isinstance(error, StoppedInTime):
+        return {"outcome": "stopped"}
+    if isinstance(error, SystemExit):
+        return {"outcome": "failed", "message": "a cell ended the notebook by sys.exit"}
+    outcome = "not begun" if isinstance(error, TimeOverError) else "refused"
+    if isinstance(error, GoodsError):
+        return {"outcome": outcome, "error": type(error).__name__, "message": str(error)}
+    return {"outcome": "failed", "error": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
+
+
+def tell_ends() -> None:
+    """In a step's kernel: from now on says how a cell that fails ended, and ends when the step's process is gone."""
+    path, shell = os.environ.get(STATUS), _shell()
+    if not path or shell is None or getattr(shell, "goods_tells_ends", False):
+        return
+    shell.goods_tells_ends = True
+    end_with_parent()
+
+    def tell(result: Any) -> None:
+        if error := result.error_in_exec or result.error_before_exec:
+            write_json(path, ends_as(error))
+
+    shell.events.register("post_run_cell", tell)
+
+
+def _shell() -> Any:
+    """IPython's shell where this process is a kernel, else None."""
+    module = sys.modules.get("IPython")
+    return module.get_ipython() if module else None
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, however that went."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def main(source: str, executed: str, settings: str) -> int:
+    """Executes a notebook with the parameters in a YAML file; returns the exit status."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    end_with_parent()
+    path = Path(executed)
+    running, unfinished = (path.with_suffix(f".{word}.ipynb") for word in ("running", "unfinished"))
+    parameters = yaml.safe_load(Path(settings).read_text(encoding="utf-8"))
+    failed = False
+    try:
+        papermill.execute_notebook(source, running, parameters, kernel_name="python3", progress_bar=False)
+    except PapermillExecutionError as error:
+        failed = True
+        print(error, file=sys.stderr)
+    whole = not failed and not read_json_if_whole(Path(os.environ[STATUS]))
+    os.replace(running, path if whole else unfinished)
+    if whole:
+        unfinished.unlink(missing_ok=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,178 @@
+"""A fold trained from its task to its files: weights, predictions of the held-back rows, metrics."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from goods.cost.plan import plan_run
+from goods.data.folds import read_folds
+from goods.data.tables import Goods
+from goods.files import atomic_path
+from goods.metrics import score
+from goods.models.tuning import load_trained, save_trained
+from goods.params import Params
+from goods.predictions import main_of, prediction_table, write_predictions
+from goods.run import Fold, Run, deadline
+from goods.training.checkpoint import State, load_state, parts_of
+from goods.training.inference import make_accelerator, predict
+from goods.training.loop import Training, restore_training, train, training_facts
+from goods.training.optim import copied, set_weights, swapped
+from goods.training.rows import rows_hash
+from goods.training.task import Task
+from goods.training.tracking import make_tracker
+
+WISE_FT_ALPHAS = (0.25, 0.5, 0.75)  # besides 1, the tuned weights as they are
+
+# From parameters, goods, folds and the heads' tensors of a saved state (empty at the start) to what is trained.
+TaskMaker = Callable[[Params, Goods, pd.DataFrame, dict[str, Tensor]], Task]
+
+
+def fit_fold(p: Params, goods: Goods, make_task: TaskMaker, code: str) -> dict[str, Any]:
+    """Trains fold p.fold and predicts its validation part; returns its metrics. `code`: version of what trains it.
+
+    Writes weights.safetensors, log.jsonl, oof.parquet and, last, metrics.json to the run's fold<k>; what an earlier
+    training left there stays until then. A trained fold is loaded, an unfinished one goes on from its checkpoint.
+    Raises StoppedInTime when p.max_hours are over, the state saved, and HeldError when another process trains the fold.
+    """
+    fold, folds = Run.of(p).fold(p.fold), read_folds(goods, p)
+    made_from = {"rows": rows_hash(p, goods, folds, p.fold), "code": code}
+    if not to_train(fold, p, made_from):
+        return fold.scores()
+    accelerator = make_accelerator(p)
+    with fold.held() if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        if to_train(fold, p, made_from, say=False):  # whoever held it may have trained it meanwhile
+            metrics = _fit(p, goods, folds, fold, accelerator, make_task, made_from)
+        else:
+            metrics = fold.scores()
+        accelerator.wait_for_everyone()
+    return metrics
+
+
+def to_train(fold: Fold, p: Params, made_from: Mapping[str, str], say: bool = True) -> bool:
+    """Whether a fold is to be trained: not yet, by p.retrain, or since it learned from other rows; says why."""
+    if not fold.trained:
+        return True
+    before, name = fold.made_from(), f"fold {fold.number} of run '{fold.run.name}'"
+    if p.retrain:
+        why = f"{name} is trained again, since retrain is set; the trained one stays until then"
+    elif before.get("rows") != made_from["rows"]:
+        why = f"{name} learned from other rows than there are now (new pseudo-labels?): it is trained again"
+    elif before.get("code") != made_from["code"]:
+        why = (f"{name} is kept as it is, trained by another version of the code ({before.get('code')}, now "
+               f"{made_from['code']}); retrain=true trains it again")  # fmt: skip
+    else:
+        return False
+    if say:
+        print(why, flush=True)
+    return p.retrain or before.get("rows") != made_from["rows"]
+
+
+def _fit(
+    p: Params,
+    goods: Goods,
+    folds: pd.DataFrame,
+    fold: Fold,
+    accelerator: Accelerator,
+    make_task: TaskMaker,
+    made_from: dict[str, str],
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    saved = state_of(fold, made_from["rows"])
+    task = make_task(p, goods, folds, parts_of(saved[0], "model.") if saved else {})
+    task.rows = made_from["rows"]
+    set_seed(p.seed + p.fold)  # only now: whether embeddings came from the cache must not matter
+    training = Training(task, p, accelerator, fold)
+    if saved:
+        restore_training(training, saved)
+        print(f"fold {p.fold} goes on after step {training.at.step} of epoch {training.at.epoch}", flush=True)
+    if accelerator.is_main_process:
+        training.tracker = make_tracker(p, training.at.tracked_as)
+    train(training, deadline(p))
+    weights, alpha = choose_weights(training)
+    logits = predict(task.model, task.valid, p, accelerator)
+
+    metrics: dict[str, Any] = {name: score(task.labels["valid"], values) for name, values in logits.items()}
+    metrics |= {"fold": p.fold} | training_facts(training) | ({"wise_ft_alpha": alpha} if p.wise_ft else {})
+    metrics |= {"resources": resources(p, training) | {"seconds": round(time.perf_counter() - began, 1)}}
+    if accelerator.is_main_process:
+        with atomic_path(fold.weights) as temporary:
+            shutil.copyfile(weights, temporary)
+        write_predictions(fold.oof, folds[folds["fold"] == p.fold], logits)
+        fold.finish(metrics, made_from)
+        table = prediction_table(pd.read_parquet(fold.oof), goods)
+        training.tracker.finish(
+            metrics=metrics, oof=str(fold.oof), classes=goods.classes, errors=worst(table, goods.classes)
+        )
+    return metrics
+
+
+def state_of(fold: Fold, rows: str) -> State | None:
+    """The fold's saved state, unless it is of other training rows than there are now."""
+    saved = load_state(fold)
+    if saved and saved[1]["rows"] != rows:
+        print(f"the saved state of fold {fold.number} learned from other rows than there are now (new pseudo-labels?): "
+              "the fold is trained from its start", flush=True)  # fmt: skip
+        return None
+    return saved
+
+
+def choose_weights(training: Training) -> tuple[Path, float]:
+    """Leaves in the model the weights to predict with; returns their file and, with p.wise_ft, alpha.
+
+    The best epoch's, or what WiSE-FT (arXiv 2109.01903) makes of them: the alpha that scores best on validation.
+    """
+    task, p, accelerator, fold = training.task, training.p, training.accelerator, training.fold
+    load_trained(task.model, fold.best_weights)  # what is predicted with is what is kept
+    best_alpha, best = 1.0, training.at.best_score
+    if not p.wise_ft:
+        return fold.best_weights, best_alpha
+    tuned = copied(task.model)
+    for alpha in WISE_FT_ALPHAS:
+        with swapped(task.model, training.averages.interpolated(tuned, alpha)):
+            logits = main_of(predict(task.model, task.valid, p, accelerator))
+        if (macro_f1 := score(task.labels["valid"], logits)["macro_f1"]) > best:
+            best_alpha, best = alpha, macro_f1
+    if best_alpha == 1:
+        return fold.best_weights, best_alpha
+    set_weights(task.model, training.averages.interpolated(tuned, best_alpha))
+    if accelerator.is_main_process:
+        save_trained(task.model, fold.mixed_weights)
+    accelerator.wait_for_everyone()
+    load_trained(task.model, fold.mixed_weights)
+    return fold.mixed_weights, best_alpha
+
+
+def resources(p: Params, training: Training) -> dict[str, Any]:
+    """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
+    found: dict[str, Any] = {"micro_batch_size": min(training.at.micro_batch_size, p.batch_size)}
+    if torch.cuda.is_available() and training.task.planned:
+        measured = torch.cuda.max_memory_allocated() / 2**30
+        planned = plan_run(p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})).allocated_gib
+        found |= {"peak_gib": round(measured, 2), "planned_gib": round(planned, 2)}
+        found["plan_error"] = round(planned / measured - 1, 3)
+    return found
+
+
+def worst(table: pd.DataFrame, classes: list[str], top: int = 24) -> list[dict[str, Any]]:
+    """The wrong predictions it was surest of: id, image, title, given, predicted (names), probability."""
+    errors = table[table["label"] != table["prediction"]].nlargest(top, "probability")
+    names = {"given": [classes[k] for k in errors["label"]], "predicted": [classes[k] for k in errors["prediction"]]}
+    return errors.assign(**names)[["id", "image", "title", *names, "probability"]].to_dict("records")
+
+
+def read_logs(run: Run) -> pd.DataFrame:
+    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ..."""
+    logs = [pd.read_json(f.log, lines=True).assign(fold=f.number) for f in run.folds() if f.log.is_file()]
+    return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()

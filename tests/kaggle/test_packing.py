@@ -1,0 +1,58 @@
+"""What main.ipynb holds: all that the kernel may import, and nothing that it never runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from goods.files import ROOT
+from kaggle_kernel import build
+
+MODULES, PACKED = build.read_packed()
+IMPORT = re.compile(r"^ *from (goods[\w.]*) import (?:\(([^)]*)\)|(.+))|^ *import (goods[\w.]*)", re.MULTILINE)
+
+
+def code(name: str) -> str:
+    """A packed file's code."""
+    text = (MODULES | PACKED)[name]
+    return build.notebook_code(text) if name.endswith(".ipynb") else text
+
+
+def places(module: str) -> set[str]:
+    """The files that a module may be."""
+    path = module.replace(".", "/")
+    return {f"{path}.py", f"{path}/__init__.py"}
+
+
+def test_what_no_kernel_runs_is_not_packed() -> None:
+    assert {"goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/training/loop.py"} <= set(MODULES)
+    assert {path.relative_to(ROOT).as_posix() for path in ROOT.glob("goods/members/*.py")} <= set(MODULES)
+    unwanted = [name for name in MODULES | PACKED if "sample" in name or "compress" in name or "embed.ipynb" in name]
+    assert not unwanted
+    assert {"kaggle_kernel/build.py", "kaggle_kernel/push.py"}.isdisjoint(MODULES)
+    assert "params/demo.yaml" in PACKED and "notebooks/submission.ipynb" in PACKED
+
+
+def test_all_that_a_packed_file_imports_is_packed() -> None:
+    for name in (name for name in MODULES | PACKED if not name.endswith(".yaml")):
+        for module, several, taken, plain in IMPORT.findall(code(name)):
+            parts = [part.split(" as ")[0].strip() for part in (several or taken).split("#")[0].split(",")]
+            asked = {file for part in parts for file in places(f"{module}.{part}")} | places(module or plain)
+            found = {file for file in asked if (ROOT / file).is_file()}
+            assert found and found <= set(MODULES), f"{name} imports {module or plain}"
+
+
+def test_imports_are_found_in_functions_and_by_room() -> None:
+    found = build.imported("def f():\n    from goods import eda\nimport goods.data.texts as t, json\nfrom . import x")
+    assert found == {"goods/__init__.py", "goods/eda.py", "goods/data/__init__.py", "goods/data/texts.py"}
+    assert build.imported("import numpy\nfrom transformers import AutoModel") == set()
+
+
+def test_each_module_is_a_cell_that_is_written_where_a_folder_is_made() -> None:
+    defaults = {name: default for name, (default, _) in build.PARAMETERS.items()}
+    cells = {cell["id"]: "".join(cell["source"]) for cell in json.loads(build.make_notebook(defaults))["cells"]}
+    written = [text.split()[1].removeprefix("{SOURCES}/") for text in cells.values() if text.startswith("%%writefile")]
+    assert sorted(written) == sorted(MODULES)
+    for name in written:
+        assert Path(name).parent == Path() or f'    "{Path(name).parent.as_posix()}",\n' in cells["places"], name

@@ -1,0 +1,178 @@
+"""The README and docs/ tell the truth: their commands run, their tables are the code's, what they name is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from goods.compress.params import CompressParams
+from goods.files import ROOT
+from goods.params import Params
+
+# In this order, since some commands go on from the runs of earlier ones.
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"), key=lambda path: (path.stem != "parameters", path))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+BY_MAKE = {"make demo", "make test", "make check", "make lab"}  # what CI runs; the last one has a test of its own
+MAX_LINES = 150
+# Names with an underscore that are no parameters: columns.
+OTHER_NAMES = {"compressed_text", "compressed_status"}
+all_pages = pytest.mark.parametrize("page", [*TEXTS, "README.zh-CN.md", "benchmarks/README.md"])
+
+
+def read_page(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def bash_blocks(text: str) -> list[str]:
+    """The blocks of commands, without indentation: some stand in lists."""
+    return [re.sub(r"(?m)^ +", "", block) for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+
+
+def commands_to_run() -> list[str]:
+    """Every command that needs nothing from outside, once."""
+    blocks = [block for text in TEXTS.values() for block in bash_blocks(text) if not block.startswith("# needs ")]
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in dict.fromkeys(lines) if line and not line.startswith("#") and line not in BY_MAKE]
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"(?m)^(#+) ", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    titles = re.findall(r"(?m)^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def scores(text: str) -> list[str]:
+    return re.findall(r"(?<![\d.])\.\d{3}\b", text)
+
+
+@pytest.mark.parametrize("page", ["parameters.md", "texts.md"])
+def test_the_tables_of_parameters_are_those_of_the_code(page):
+    script = runpy.run_path(str(ROOT / "docs" / "make_parameters.py"))
+    text = read_page(f"docs/{page}")
+    renew = "renew the tables: python docs/make_parameters.py"
+    assert text == script["with_table"](text, script["PAGES"][page]), renew
+    rows = [name for name, *_ in re.findall(r"(?m)^\| `(\w+)`[ \\*]* \| (.*?) \| (.*) \|$", text)]
+    shown = script["PAGES"][page]
+    fields = [name for name in shown.model_fields if shown is Params or name not in Params.model_fields]
+    assert rows == fields
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_a_readme_is_a_first_page(page):
+    assert len(read_page(page).splitlines()) <= MAX_LINES
+
+
+def test_the_chinese_readme_says_the_same():
+    english = TEXTS["README.md"]
+    assert bash_blocks(CHINESE) == bash_blocks(english)
+    assert headings(CHINESE) == headings(english)
+    assert scores(CHINESE) == scores(english)
+    links, other = re.compile(r"\]\((\w[^)]*)\)"), {"README.md", "README.zh-CN.md"}
+    assert set(links.findall(CHINESE)) - other == set(links.findall(english)) - other
+
+
+def test_the_scores_of_the_readme_stand_in_the_results():
+    assert set(scores(TEXTS["README.md"])) <= set(scores(TEXTS["docs/results.md"]))
+
+
+@all_pages
+def test_the_files_it_names_are_there(page):
+    text = read_page(page)
+    rooms = r"(?:params|notebooks|goods|docs|tests|kaggle_kernel|benchmarks)/[\w./*-]*\w"
+    for path in re.findall(rf"(?<![\w/.>-])(?:{rooms}|pipeline\.py|goods_\w+\.py)", text):
+        assert [*ROOT.glob(path)], path
+    for path, name in re.findall(r"`(goods/[\w/]+\.py)::(\w+)`", text):
+        assert re.search(rf"(?m)^(?:def|class) {name}\b", read_page(path)), f"{path} has no {name}"
+
+
+@all_pages
+def test_the_parameters_it_names_are_there(page):
+    named = re.findall(r"`([a-z]+(?:_[a-z]+)+)(?:(?:=|: )[^`]*)?`", read_page(page))
+    assert set(named) - {*Params.model_fields, *CompressParams.model_fields} <= OTHER_NAMES
+
+
+@all_pages
+def test_its_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", read_page(page)):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+def test_every_page_is_reached_from_the_readme():
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", TEXTS["README.md"]))
+    assert linked == set(TEXTS) - {"README.md"}
+
+
+@all_pages
+def test_what_it_has_made_can_be_made(page):
+    targets = set(re.findall(r"(?m)^([a-z][\w-]*):", read_page("Makefile")))
+    assert set(re.findall(r"(?:`|^ *)make ([a-z-]+)", read_page(page), re.MULTILINE)) <= targets
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory, sample) -> Path:
+    """The project in a folder of its own, with the sample, a shorter demo, and this Python as its .venv."""
+    root = tmp_path_factory.mktemp("readme") / "goods"
+    left_out = shutil.ignore_patterns(".venv*", ".git", "sample", "siglip-tiny", "outputs", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, root, ignore=left_out)
+    shutil.copytree(sample.data, root / "data" / "sample")
+    shutil.copytree(sample.model, root / "models" / "siglip-tiny")
+    config = root / "params" / "demo.yaml"
+    config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3"))
+    (root / ".venv").symlink_to(sys.prefix)
+    (root / "outputs" / "demo" / "notebooks").mkdir(parents=True)
+    return root
+
+
+@pytest.mark.parametrize("command", commands_to_run())
+def test_a_command_runs(copy, command):
+    """Every command that needs nothing from the internet, on a smaller sample."""
+    if command.startswith("make "):
+        command = command.replace("make ", "make -o .venv/installed ", 1)  # as installed: that is what `make test` did
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    done = subprocess.run(["bash", "-c", command], cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_make_lab_serves(copy):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"--no-browser --allow-root --port={port} --IdentityProvider.token=t"
+    command = ["make", "-o", ".venv/installed", "-o", "sample", "lab", f"ARGS={options}"]
+    lab = subprocess.Popen(command, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        for _ in range(120):
+            try:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/api/contents/notebooks?token=t", timeout=5
+                ) as page:
+                    assert b"train.ipynb" in page.read()
+                return
+            except OSError:
+                assert lab.poll() is None, lab.stdout.read().decode()
+                time.sleep(0.5)
+        pytest.fail("jupyter lab did not answer within a minute")
+    finally:
+        os.killpg(lab.pid, signal.SIGTERM)
+        lab.wait(20)
