@@ -167,6 +167,7 @@ def test_lengths_by_class_says_who_loses() -> None:
     assert title(fig) == "long is cut most: 100 % of its texts; short least: 0 %"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA and MODEL), reason="needs GOODS_REAL_DATA and GOODS_REAL_MODEL")
 def test_the_whole_notebook_on_real_products(tmp_path: Path) -> None:
     """Within 90 seconds it finds the near-duplicate photos and the empty descriptions."""

@@ -128,6 +128,7 @@ def executed(given: dict[str, Any]) -> dict[str, Done]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_notebook_runs_clean(executed: dict[str, Done], name: str) -> None:
     done = executed[name]
@@ -147,6 +148,7 @@ def test_every_notebook_is_run_here() -> None:
     assert {path.stem for path in NOTEBOOKS} == set(PICTURES) | set(SCHEMAS)
 
 
+@pytest.mark.slow
 def test_what_the_notebooks_leave_in_the_run(executed: dict[str, Done], given: dict[str, Any], sample: Sample) -> None:
     run = given["outputs_dir"] / "nb"
     promised = (
@@ -163,6 +165,7 @@ def test_what_the_notebooks_leave_in_the_run(executed: dict[str, Done], given: d
     assert rows["id"].tolist() == test["id"].tolist() and rows["categories"].isin([str(k) for k in range(21)]).all()
 
 
+@pytest.mark.slow
 def test_what_the_notebooks_say(executed: dict[str, Done]) -> None:
     found = re.search(r"fold 1: (\d+) products to learn from, (\d+) held back", executed["train"].printed())
     assert sum(map(int, found.groups())) == 126 and 20 <= int(found[2]) <= 30
@@ -172,6 +175,7 @@ def test_what_the_notebooks_say(executed: dict[str, Done]) -> None:
     assert any(re.search(r"fused +0\.\d+ +0\.\d+ +\d", text) for text in shown)
 
 
+@pytest.mark.slow
 def test_a_debug_run_from_the_notebooks_folder(given: dict[str, Any], sample: Sample) -> None:
     """Relative paths mean the project's root, wherever the kernel stands."""
     outputs, relative = given["outputs_dir"], os.path.relpath(sample.data, ROOT)
@@ -186,6 +190,7 @@ def test_a_debug_run_from_the_notebooks_folder(given: dict[str, Any], sample: Sa
     assert not (ROOT / "notebooks" / "outputs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -126,6 +126,7 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path / "project")
 
 
+@pytest.mark.slow
 def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path) -> None:
     # A kernel of the same name in the user's home, and another python first on PATH, take no part.
     trap = tmp_path / "data_home" / "kernels" / "python3"
@@ -173,6 +174,7 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
     assert project.ran() == ["train 1 4"]
 
 
+@pytest.mark.slow
 def test_a_subset_of_folds_side_by_side(project: Project) -> None:
     arguments = ("--set", "n_folds=3", "--run", "part", "--jobs", "2", "--steps", "train")
     for fold, other in ((0, 2), (2, 0)):  # each waits until the other is there, which takes both at once
@@ -191,6 +193,7 @@ def test_a_subset_of_folds_side_by_side(project: Project) -> None:
     assert added.returncode == 0 and project.ran() == ["train 2 3"]
 
 
+@pytest.mark.slow
 def test_a_failing_fold_leaves_its_neighbour_and_stops_what_needs_it(project: Project) -> None:
     (project.root / "trouble0").write_text("1 / 0")
     called = project.call("--jobs", "2", "--steps", "train", "ensemble", "submission")
@@ -210,6 +213,7 @@ def test_a_failing_fold_leaves_its_neighbour_and_stops_what_needs_it(project: Pr
     assert again.returncode == 0 and project.ran() == ["train 0 3"]
 
 
+@pytest.mark.slow
 def test_a_mistake_the_user_can_mend_is_one_sentence_and_stops_the_other_folds(project: Project) -> None:
     (project.root / "trouble0").write_text('raise GoodsError("there is no model in models/none; download one")')
     called = project.call("--steps", "train")
@@ -217,6 +221,7 @@ def test_a_mistake_the_user_can_mend_is_one_sentence_and_stops_the_other_folds(p
     assert "train fold 0 failed: there is no model in models/none; download one\n" in called.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "sentence"),
     [
@@ -232,6 +237,7 @@ def test_an_end_without_an_error_is_a_failure_too(project: Project, trouble: str
     assert "outputs/mini/notebooks/train_fold0." in called.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_step_ends_its_children_and_is_run_again(project: Project, way: int) -> None:
     (project.root / "trouble0").write_text("import os; (ROOT / 'pid').write_text(str(os.getpid())); time.sleep(60)")
@@ -269,6 +275,7 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -292,6 +299,7 @@ def test_bad_input_is_one_line_before_anything_runs(project: Project, arguments:
     assert not (project.root / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_folds_that_find_the_time_over_are_left_for_the_next_call(project: Project) -> None:
     arguments = ("--set", "n_folds=3", "max_hours=1", "--run", "late", "--jobs", "1", "--steps", "train", "submission")
     late = project.call(
@@ -307,6 +315,7 @@ def test_folds_that_find_the_time_over_are_left_for_the_next_call(project: Proje
     assert "train fold 1  stopped" in again.stdout and "before its first step" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_notebook_without_a_parameters_cell_is_refused(project: Project) -> None:
     path = project.root / "notebooks" / "train.ipynb"
     path.write_text(path.read_text().replace('"parameters"', '"parametres"'))

@@ -42,6 +42,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_image_and_text_of_real_products_add_up(tables: Path) -> None:
     """Heads on frozen embeddings, two folds, through the pipeline to a submission."""
     p = load_params(data_dir=DATA)

@@ -175,6 +175,7 @@ PROBE = """<script>addEventListener("load", () => { document.title = JSON.string
   wide: document.documentElement.scrollWidth - innerWidth }) })</script></body>"""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a real browser: apt install chromium")
 def test_a_real_browser_shows_it_whole_and_loads_nothing(run: Params, tmp_path: Path):
     page = write_report(run).read_text(encoding="utf-8")

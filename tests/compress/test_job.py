@@ -59,6 +59,7 @@ def test_each_text_is_asked_for_once_and_never_with_its_label(server: LanguageMo
     assert set(server.asked.values()) == {2}
 
 
+@pytest.mark.slow
 def test_a_training_reads_the_tables(server: LanguageModel, sample: Sample, tmp_path: Path) -> None:
     p = api_params(tmp_path, server, data_dir=str(sample.data), llm_timeout=20)
     compress_goods(p)
@@ -74,6 +75,7 @@ def test_a_training_reads_the_tables(server: LanguageModel, sample: Sample, tmp_
     assert short.train["text"].str.len().sum() < whole.train["text"].str.len().sum() / 2
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_with_some_texts(server: LanguageModel, tmp_path: Path) -> None:
     marks = "429 500 timeout always500 400 notjson noshape empty long cut".split()
     texts = [f"this is product #{mark} and more words" for mark in marks] + ["a plain product with more words"]
@@ -148,6 +150,7 @@ compress_goods(read_params(__import__("json").loads(sys.argv[1]), CompressParams
 """
 
 
+@pytest.mark.slow
 def test_killed_half_way_and_resumed(server: LanguageModel, tmp_path: Path) -> None:
     texts = [f"product {k} of a shop for everything" for k in range(300)]
     write_goods(tmp_path / "goods", texts, ["a test product of a shop"])
@@ -175,6 +178,7 @@ def test_killed_half_way_and_resumed(server: LanguageModel, tmp_path: Path) -> N
     assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 301
 
 
+@pytest.mark.slow
 def test_the_notebook(server: LanguageModel, sample: Sample, tmp_path: Path) -> None:
     given = {"outputs_dir": tmp_path, "data_dir": sample.data, "model_name": sample.model, "llm": "api",
              "llm_model": "mini", "llm_base_url": f"{server.url}/v1"}  # fmt: skip

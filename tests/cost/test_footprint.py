@@ -195,6 +195,7 @@ def test_optimizer_state_is_that_of_the_real_one(sample: Any, optimizer: str) ->
         assert meter.most[ACTIVATIONS] >= planned
 
 
+@pytest.mark.slow
 def test_activations_grow_in_a_line_with_the_batch(small: Any) -> None:
     one, two, four = (
         footprint_of(small(micro_batch_size=n, gradient_checkpointing=True)).step_most[ACTIVATIONS] for n in (2, 4, 8)
@@ -202,6 +203,7 @@ def test_activations_grow_in_a_line_with_the_batch(small: Any) -> None:
     assert four - two == pytest.approx(2 * (two - one), rel=0.02)
 
 
+@pytest.mark.slow
 def test_frozen_weights_take_16_bits(small: Any) -> None:
     half, full = footprint_of(small(tune="lora"), "fp16"), footprint_of(small(tune="lora"), "fp32")
     assert half.step[WEIGHTS] < full.step[WEIGHTS]

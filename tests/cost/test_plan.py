@@ -31,6 +31,7 @@ T4_PLANS += [(LORA | {"image_size": 384}, 8)]
 ADAMW = {"tune": "full", "batch_size": 4, "micro_batch_size": 2, "image_size": 384}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given, limit", T4_PLANS)
 def test_so400m_fits_a_t4(so400m: Any, given: dict[str, Any], limit: float) -> None:
     made = so400m("T4", **given)
@@ -38,6 +39,7 @@ def test_so400m_fits_a_t4(so400m: Any, given: dict[str, Any], limit: float) -> N
     assert made.precision == "fp16" and made.changes == {} and made.advice.startswith("fits a T4")
 
 
+@pytest.mark.slow
 def test_so400m_parameters(so400m: Any) -> None:
     made = so400m("T4", **T4_PLANS[0][0])
     heads = sum(q.numel() for q in GoodsHeads(1152, 1152, made.params).parameters())
@@ -48,6 +50,7 @@ def test_so400m_parameters(so400m: Any) -> None:
     assert sum(q.numel() for q in backbone.text_model.parameters()) / 1e6 == pytest.approx(449.7, abs=0.05)
 
 
+@pytest.mark.slow
 def test_so400m_flops(so400m: Any) -> None:
     made = so400m("T4", **T4_PLANS[0][0])
     assert made.flops["forward, image"] / 1e9 == pytest.approx(670, rel=0.01)
@@ -59,6 +62,7 @@ def test_so400m_flops(so400m: Any) -> None:
     assert third == pytest.approx(1 / 3, rel=0.1)  # 224 costs a third of 384
 
 
+@pytest.mark.slow
 def test_so400m_memory(so400m: Any) -> None:
     adamw = so400m("A100", **ADAMW).memory["training"]
     before = sum(adamw[part] for part in (WEIGHTS, GRADIENTS, OPTIMIZER, COPIES))
@@ -72,6 +76,7 @@ def training_gib(p: Params) -> float:
     return sum(plan_run(p, "T4").memory["training"].values())
 
 
+@pytest.mark.slow
 def test_memory_goes_the_way_it_should(small: Any) -> None:
     base = small(micro_batch_size=8)
     usual = training_gib(base)
@@ -137,6 +142,7 @@ def test_rows_come_from_the_tables(small: Any, tmp_path: Path) -> None:
         plan_run(p, "T4", products=0)
 
 
+@pytest.mark.slow
 def test_disk_of_so400m(so400m: Any) -> None:
     full, lora = so400m("T4", **T4_PLANS[0][0]), so400m("T4", **T4_PLANS[2][0])
     assert full.disk["weights of all folds"] < 12 and lora.disk["weights of all folds"] < 0.5
@@ -151,6 +157,7 @@ def tiny_gpu(monkeypatch: pytest.MonkeyPatch, allocated_gib: float) -> None:
     monkeypatch.setitem(GPUS, "T4", small)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given, spare, expected",
     [
@@ -188,6 +195,7 @@ def test_advice_always_fits(small: Any, monkeypatch: pytest.MonkeyPatch, share: 
     assert "tune" not in tight.changes
 
 
+@pytest.mark.slow
 def test_advice_on_so400m(so400m: Any) -> None:
     tight = so400m("T4", tune="full", batch_size=16, image_size=384, mixed_precision="fp16")
     assert not tight.fits
@@ -195,6 +203,7 @@ def test_advice_on_so400m(so400m: Any) -> None:
     assert "optimizer=adafactor" in tight.advice and "doesn't fit a T4" in tight.advice
 
 
+@pytest.mark.slow
 def test_advice_changes_what_is_trained_last(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     p = small(optimizer="adafactor", gradient_checkpointing=True, micro_batch_size=1, eval_batch_size=1)
     lora = plan_run(p.model_copy(update={"tune": "lora"}), "T4")

@@ -39,6 +39,7 @@ def blend(trained, tmp_path) -> Params:
     return p
 
 
+@pytest.mark.slow
 def test_members_of_all_runs_become_one_prediction(blend):
     goods = read_goods(blend)
     result = put_together(blend, goods)
@@ -75,6 +76,7 @@ def test_weights_take_what_adds_and_drop_what_does_not():
     np.testing.assert_allclose(sharp, weights / 5, atol=0.02)
 
 
+@pytest.mark.slow
 def test_the_score_of_a_blend_is_from_weights_that_never_saw_the_row(blend):
     goods = read_goods(blend)
     before = put_together(blend, goods).oof
@@ -95,6 +97,7 @@ def change(path, edit) -> None:
     edit(pd.read_parquet(path)).to_parquet(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "edit", "message"),
     [
@@ -127,6 +130,7 @@ def test_a_single_member_is_calibrated(blend):
     assert alone.tables["added"].empty
 
 
+@pytest.mark.slow
 def test_products_that_a_run_has_not_predicted_are_left_out_by_choice(blend):
     goods = read_goods(blend)
     change(blend.run_dir.parent / "words" / "ensemble" / "oof.parquet", lambda t: t[t["fold"] != 2])

@@ -47,6 +47,7 @@ def teach(make, run: str, **given) -> Params:
     return p
 
 
+@pytest.mark.slow
 def test_copies_of_validation_rows_in_the_test_set_leak_nothing_and_would_fool_a_naive_loop(make, sample, tmp_path):
     teacher = teach(make, "teacher")
     goods, folds = read_goods(teacher), read_folds(read_goods(teacher), teacher)
@@ -70,6 +71,7 @@ def test_copies_of_validation_rows_in_the_test_set_leak_nothing_and_would_fool_a
     assert scores[1] > scores[0] + 0.1
 
 
+@pytest.mark.slow
 def test_a_second_round_is_shown_against_the_first(make):
     teacher = teach(make, "teacher")
     goods = read_goods(teacher)

@@ -44,6 +44,7 @@ def every_figure(labels, predictions, classes, frame):
     yield prediction_balance(labels, predictions, classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [["Books"], [f"class {index}" for index in range(500)], ODD_NAMES])
 def test_any_classes(classes, tmp_path):
     frame = products(400, max(1, len(classes) - 1))  # the last of several classes has no product
@@ -115,6 +116,7 @@ def test_public_functions_are_typed_and_described():
         assert len(inspect.getdoc(function).splitlines()) >= 3
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_each_figure_once_and_keeps_its_own_plots(tmp_path):
     import nbclient
     import nbformat

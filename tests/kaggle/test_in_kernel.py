@@ -32,6 +32,7 @@ def test_inputs_are_found_by_their_files(sample: Any, tmp_path: Path, competitio
     assert in_kernel.the_model(found["model"], "siglip-tiny", root) == root / model
 
 
+@pytest.mark.slow
 def test_attached_runs_are_blended(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = mount(sample, tmp_path / "kaggle", *LAYOUTS[1])
     with pytest.raises(GoodsError, match="needs the run 'demo', and no attached output has it"):
@@ -54,6 +55,7 @@ def test_attached_runs_are_blended(sample: Any, tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in (root / "working" / "outputs").iterdir()] == ["blend"]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_files_are_found_within_seconds(tmp_path: Path) -> None:
     for folder, marker in (("a/train_images", ""), ("a/photos", ""), ("z/tables", "train.csv test.csv")):
         (tmp_path / folder).mkdir(parents=True)
@@ -109,6 +111,7 @@ class UserSecretsClient:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("does", "said"),
     [

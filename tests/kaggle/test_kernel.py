@@ -24,7 +24,7 @@ from goods.files import ROOT, write_text
 from kaggle_kernel import build, in_kernel, push
 
 IMAGE = ROOT / ".venv-kaggle" / "bin" / "python"  # with the versions of Kaggle's image
-slow = pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes 45 seconds: GOODS_SLOW=1 runs it")
+on_demand = pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes 45 seconds: GOODS_SLOW=1 runs it")
 needs_image = pytest.mark.skipif(not IMAGE.exists(), reason="needs .venv-kaggle: make test-kaggle makes it")
 # In a network of its own, with nothing in it but this machine: where unshare isn't allowed, sockets refuse the others.
 OFFLINE = """
@@ -84,6 +84,7 @@ def test_the_committed_kernel_is_what_the_sources_give(kernel: Path) -> None:
             build.check(kernel)
 
 
+@pytest.mark.slow
 def test_the_pushed_notebook_runs_offline_to_the_local_submission(
     pushed: dict[str, Any], kaggle: Kaggle, kernel: Path, sample: Any, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -104,12 +105,13 @@ def test_the_pushed_notebook_runs_offline_to_the_local_submission(
     scores_again(sample, working, tmp_path, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("python", "layout"),
     [
         pytest.param(IMAGE, 1, marks=needs_image, id="image-1"),
-        *(pytest.param(IMAGE, k, marks=[needs_image, slow], id=f"image-{k}") for k in (0, 2)),
-        *(pytest.param(Path(sys.executable), k, marks=slow, id=f"pinned-{k}") for k in (1, 2)),
+        *(pytest.param(IMAGE, k, marks=[needs_image, on_demand], id=f"image-{k}") for k in (0, 2)),
+        *(pytest.param(Path(sys.executable), k, marks=on_demand, id=f"pinned-{k}") for k in (1, 2)),
     ],
 )
 def test_it_runs_with_kaggles_versions_and_in_every_layout(
@@ -123,6 +125,7 @@ def test_it_runs_with_kaggles_versions_and_in_every_layout(
     assert (working / "submission.csv").read_bytes() == (p.run_dir / "submission.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_stopped_in_time_and_gone_on_with_twice_it_ends_as_in_one_go(
     pushed: dict[str, Any], sample: Any, tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: An
         push.send_backbone(kernel)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
@@ -116,6 +117,7 @@ def test_the_run_of_the_kernel(kernel: Path) -> None:
         assert push.kernel_run(kernel) == run
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_is_not_pushed(sample: Any) -> None:
     defaults = {name: default for name, (default, _) in build.PARAMETERS.items()}
     settings = {"model_name": str(sample.model), "image_size": 64, "train_csv": str(sample.data / "train.csv")}

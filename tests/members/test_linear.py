@@ -22,6 +22,7 @@ from goods_utils import fit_all, fit_fold
 SMALL = {"kind": "linear", "n_folds": 3}
 
 
+@pytest.mark.slow
 def test_all_folds_are_scored_and_predicted(make):
     p = make()
     goods = read_goods(p)
@@ -35,6 +36,7 @@ def test_all_folds_are_scored_and_predicted(make):
     assert submission["id"].tolist() == goods.test["id"].tolist()
 
 
+@pytest.mark.slow
 def test_it_learns_nothing_from_the_rows_it_is_scored_on(make):
     p = make(run="honest", skip_folds=2)
     goods = read_goods(p)
@@ -49,6 +51,7 @@ def test_it_learns_nothing_from_the_rows_it_is_scored_on(make):
     np.testing.assert_array_equal(logits[0], logits[1])
 
 
+@pytest.mark.slow
 def test_a_finished_fold_is_not_trained_again(make):
     p = make(skip_folds=1)
     goods = read_goods(p)

@@ -24,6 +24,7 @@ def make(make, encoder_dir):
     return lambda **given: make(**{"model_name": str(encoder_dir)} | given)
 
 
+@pytest.mark.slow
 def test_a_text_encoder_learns_and_writes_the_same_files(make):
     p = make(**TEXT | {"num_epochs": 40, "head_learning_rate": 1e-2}, run="text")
     goods = read_goods(p)
@@ -66,6 +67,7 @@ def test_the_same_seed_gives_the_same_predictions(make):
     pd.testing.assert_frame_equal(fit(make(**TEXT, run="a")), fit(make(**TEXT, run="b")))
 
 
+@pytest.mark.slow
 def test_stopping_in_time_again_and_again_changes_nothing(make):
     recipe = TEXT | {"num_epochs": 12}
     whole = make(**recipe, run="whole")
@@ -94,6 +96,7 @@ def test_a_dual_encoder_is_no_text_encoder(make, sample):
         make_classifier(make(**TEXT, run="dual").model_copy(update={"model_name": str(sample.model)}))
 
 
+@pytest.mark.slow
 def test_wandb_takes_a_model_without_a_fused_output(make, monkeypatch, capfd):
     monkeypatch.setattr("goods.training.tracking.WAIT_SECONDS", 60.0)
     p = make(**TEXT, run="tracked", wandb_mode="offline")

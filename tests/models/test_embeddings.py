@@ -125,9 +125,11 @@ def test_a_damaged_cache_says_which_file(p: Params, products: Products) -> None:
 
 
 TWIN = """
-import sys
+import json, sys
+from pathlib import Path
 sys.path[:0] = sys.argv[1:4]
-from test_embeddings import *
+from goods.params import load_params
+from test_embeddings import Products, watched
 p, products = load_params(**json.loads(sys.argv[4])), Products(Path(sys.argv[5]))
 embedder, seen = watched(p)
 print("ready", flush=True)
@@ -138,6 +140,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_share_the_work(mini: dict[str, Any], p: Params, tmp_path: Path) -> None:
     (tmp_path / "twin").mkdir()
     given = mini | {"eval_batch_size": 4, "outputs_dir": p.outputs_dir}

@@ -13,6 +13,7 @@ from goods_utils import fit_all
 SMALL = {"kind": "linear", "n_folds": 3}
 
 
+@pytest.mark.slow
 def test_the_telling_words_are_those_of_the_class(make):
     p = make()
     goods = read_goods(p)

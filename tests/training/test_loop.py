@@ -190,6 +190,7 @@ def whole_run(p: Params) -> dict[str, bytes]:
     return files(p) | {"ensemble": (p.run_dir / "ensemble" / "test.parquet").read_bytes()}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(mini: dict[str, Any], tmp_path: Path) -> None:
     given = {"num_epochs": 3}
     cold = whole_run(params(mini, tmp_path, **given))
@@ -202,6 +203,7 @@ def test_the_same_seed_gives_the_same_bytes(mini: dict[str, Any], tmp_path: Path
     assert same <= {"bad_images.csv"}  # no photo is bad in either
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_when_the_backbone_is_tuned(mini: dict[str, Any], tmp_path: Path) -> None:
     given = {"tune": "full", "num_epochs": 1, "hidden_dim": 16}
     first, second, other = (
@@ -225,6 +227,7 @@ def with_sentinel(goods: Goods, row: int, folder: Path) -> Goods:
     return dataclasses.replace(goods, train=table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["head", "full"])
 def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Trained, tmp_path: Path, tune: str) -> None:
     folds = read_folds(trained.goods, trained.p)
@@ -243,6 +246,7 @@ def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Traine
     assert learnt["weights"] != plain["weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["head", "full"])
 def test_bf16_works_on_a_cpu_too_after_fp32(mini: dict[str, Any], trained: Trained, tmp_path: Path, tune: str) -> None:
     make_accelerator(trained.p)  # a kernel that trained in fp32 before

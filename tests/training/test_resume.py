@@ -35,6 +35,7 @@ RECIPE = {"tune": "full", "ema_decay": 0.9, "augment_flip": 0.5, "augment_crop":
           "soup": True}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stopping_in_time_again_and_again_changes_nothing(make):
     whole = make(run="whole", **RECIPE)
     fit(whole)
@@ -51,6 +52,7 @@ def test_time_that_is_over_before_the_first_step_is_an_error(make):
         fit(make(max_hours=1e-9))
 
 
+@pytest.mark.slow
 def test_another_runs_folder_is_gone_on_from_and_only_read(make):
     done = make(run="done")
     fit(done)
@@ -80,6 +82,7 @@ def command(tmp_path):
     return command
 
 
+@pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
     p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
     fit(p)
@@ -113,6 +116,7 @@ def wait_for_a_new_state(state: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(make, command):
     p = make(run="one", tune="full", dropout=0.0)
     one = fit(p)
