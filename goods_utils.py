@@ -11,6 +11,8 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -31,7 +33,11 @@ from goods.models.embeddings import save_embeddings
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
+from goods.report import settings_table, write_report
 from goods.run import Run, saved_files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 gc.freeze()  # nor is any looked for among them later, at the end of the process above all
 gc.enable()
@@ -45,6 +51,7 @@ __all__ = [
     "frame_logits",
     "heaviest_words",
     "joined",
+    "keep_figure",
     "load_processor",
     "make_pseudo_labels",
     "map_points",
@@ -64,8 +71,11 @@ __all__ = [
     "save_embeddings",
     "saved_files",
     "score",
+    "settings_table",
     "show_plan",
+    "titles_dir",
     "write_label_issues",
+    "write_report",
     "write_submission",
 ]
 
@@ -91,6 +101,15 @@ def read_oof(p: Params, folds: Sequence[int] | None = None) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(run.fold(k).oof) for k in (run.trained() if folds is None else folds)])
 
 
+def keep_figure(p: Params, name: str, figure: Figure, of: int | str = "ensemble") -> Figure:
+    """Keeps a figure in the run, of a fold (its number), the "ensemble" or the "goods"; gives it back to be shown."""
+    from goods.figures.style import save_figure
+
+    run = Run.of(p)
+    folder = run.fold(of).figures if isinstance(of, int) else {"ensemble": run.figures, "goods": run.goods_figures}[of]
+    return save_figure(folder / f"{name}.png", figure)
+
+
 def read_pseudo(p: Params, fold: int) -> pd.DataFrame:
     """The test products that the run has labelled for a fold: id, label, probability."""
     return pd.read_parquet(Run.of(p).pseudo(fold))
@@ -108,6 +127,11 @@ def heaviest_words(p: Params, classes: Sequence[str]) -> pd.DataFrame:
     """The words that speak most for each class, where the run's kind keeps any."""
     run = Run.of(p)
     return tfidf.heaviest_words([f.words for f in run.folds() if f.words.is_file()], classes)
+
+
+def titles_dir(p: Params) -> Path:
+    """Where eda.ipynb writes a table of titles for each class."""
+    return Run.of(p).titles
 
 
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
@@ -137,8 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         p = load_params(options.config, **given, fold=getattr(options, "fold", 0))
         if options.command == "report":
-            from goods.report import write_report  # which draws; the others do without matplotlib
-
             print(write_report(p))
             return
         open_run(p)

@@ -6,7 +6,6 @@ Nothing is drawn here: the notebooks keep each figure as a PNG when they draw it
 from __future__ import annotations
 
 import base64
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import pandas as pd
 from jinja2 import Environment
 from markupsafe import Markup
 
-from goods.errors import GoodsError
-from goods.files import write_text
+from goods.errors import DamagedFileError, GoodsError
+from goods.files import read_frame, read_json_if_whole, write_text
+from goods.members import kind_of
 from goods.metrics import calibration_error
-from goods.params import Params
+from goods.params import OUTPUTS, Params
 from goods.predictions import frame_logits, outputs_of
-from goods.run import load_recorded
+from goods.run import Run
 
 MAX_BYTES = 9_000_000  # of figures, so that the page can be mailed
 SHOWN_ISSUES = 20
@@ -48,7 +48,7 @@ td:first-child, th:first-child, .words td, .words th { text-align: left; overflo
 @media (max-width: 560px) { .figures { grid-template-columns: 1fr; } }
 </style></head><body>
 <h1>{{ run }}</h1>
-<p>kind {{ kind }}{% if model %}, {{ model }}{% endif %}; {{ done }} of {{ n_folds }} folds</p>
+<p>{{ made_by }}; {{ done }} of {{ n_folds }} folds</p>
 {% for sentence in missing %}<p class="missing">{{ sentence }}</p>{% endfor %}
 {% if headline %}<p class="score">{{ headline }}</p>{% endif %}
 {% for title, table in tables %}<h2>{{ title }}</h2><div class="wide">{{ table }}</div>{% endfor %}
@@ -73,30 +73,37 @@ def write_report(p: Params) -> Path:
     Self-contained: figures are part of the page, and nothing is loaded from elsewhere. Reads of `p` where the run lies,
     its kind and how many folds it has.
     """
-    run_dir = p.run_dir
-    if not (run_dir / "params.yaml").is_file():
-        raise GoodsError(f"there is no run in {run_dir}; name one with --set run=...")
-    metrics, params = _json(run_dir / "ensemble" / "metrics.json"), load_recorded(run_dir / "params.yaml")
+    run = Run.of(p)
+    if not run.exists:
+        raise GoodsError(f"there is no run in {run.folder}; name one with --set run=...")
+    record = run.record()
+    metrics, params = read_json_if_whole(run.metrics), run.parameters()
     settings = settings_table(params)
-    figures, left_out = _embedded(saved_figures(run_dir))
+    figures, left_out = _embedded(saved_figures(run))
     page = Environment(autoescape=True).from_string(PAGE).render(
-        run=run_dir.name,
-        kind=p.kind,
-        model=Path(params["model_name"]).name if p.kind in ("dual", "text", "knn") else "",
-        done=p.n_folds - len(_missing_folds(p, metrics)),
+        run=run.name,
+        made_by=_made_by(p),
+        done=len(run.trained()) or (p.n_folds if metrics else 0),
         n_folds=p.n_folds,
         missing=_missing(p, metrics) + left_out,
-        headline=_headline(run_dir),
+        headline=_headline(run),
         tables=_tables(metrics),
         figures=figures,
-        undrawn=_undrawn(run_dir, metrics),
-        issues=_issues(run_dir / "ensemble" / "label_issues.csv"),
+        undrawn=_undrawn(run, metrics),
+        issues=_issues(run.label_issues),
         changed=_html(settings[settings["value"] != settings["default"]]),
         parameters=_html(settings),
-        environment=_html(_texts(value=_json(run_dir / "environment.json"))),
-        notebooks=[file.name for file in sorted((run_dir / "notebooks").glob("*.ipynb"))],
+        environment=_html(_texts(value=record.get("environment", {}))),
+        notebooks=[file.name for file in sorted(run.notebooks.glob("*.ipynb"))],
     )  # fmt: skip
-    return write_text(run_dir / "report.html", page)
+    return write_text(run.report, page)
+
+
+def _made_by(p: Params) -> str:
+    """The kind, and the model directory that it reads."""
+    kind = kind_of(p)
+    names = [path.name for path in kind.model_dirs(p).values()]
+    return ", ".join([f"kind {kind.name}", *names])
 
 
 def settings_table(params: dict[str, Any]) -> pd.DataFrame:
@@ -104,76 +111,60 @@ def settings_table(params: dict[str, Any]) -> pd.DataFrame:
     return _texts(value=params, default=Params().model_dump(mode="json"))
 
 
-def saved_figures(run_dir: Path) -> dict[str, list[Path]]:
+def saved_figures(run: Run) -> dict[str, list[Path]]:
     """The figures that notebooks have kept in a run, by what they show: all folds together, each fold, the goods."""
-    folders = {"All folds together": run_dir / "ensemble"}
-    folders |= {f"Fold {folder.name.removeprefix('fold')}": folder for folder in _folds(run_dir)}
-    folders["The goods"] = run_dir
+    folders = {"All folds together": run.figures}
+    folders |= {f"Fold {fold.number}": fold.figures for fold in run.folds()}
+    folders["The goods"] = run.goods_figures
     place = {name: number for number, name in enumerate(FIGURES)}
     found = {}
     for title, folder in folders.items():
-        files = sorted((folder / "figures").glob("*.png"))
-        found[title] = sorted(files, key=lambda file: place.get(file.stem, len(place)))
+        found[title] = sorted(folder.glob("*.png"), key=lambda file: (place.get(file.stem, len(place)), file.name))
     return {title: files for title, files in found.items() if files}
 
 
-def _undrawn(run_dir: Path, metrics: dict[str, Any]) -> list[str]:
+def _undrawn(run: Run, metrics: dict[str, Any]) -> list[str]:
     """What no notebook has kept a figure of, and which one would."""
-    drawn, found = saved_figures(run_dir), []
+    drawn, found = saved_figures(run), []
     if metrics and "All folds together" not in drawn:
         found.append("all folds together (ensemble.ipynb)")
-    learned = [folder.name.removeprefix("fold") for folder in _folds(run_dir) if (folder / "log.jsonl").is_file()]
-    if lost := [fold for fold in learned if f"Fold {fold}" not in drawn]:
+    learned = [fold.number for fold in run.folds() if fold.log.is_file()]
+    if lost := [str(number) for number in learned if f"Fold {number}" not in drawn]:
         found.append(f"the training of fold {', '.join(lost)} (train.ipynb)")
     if "The goods" not in drawn:
         found.append("the goods (eda.ipynb)")
     return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _table(path: Path) -> pd.DataFrame | None:
-    try:
-        return pd.read_parquet(path)
-    except Exception:  # pyarrow raises anything on damaged bytes
-        return None
-
-
-def _folds(run_dir: Path) -> list[Path]:
-    return sorted(file.parent for file in run_dir.glob("fold*/metrics.json"))
-
-
-def _missing_folds(p: Params, metrics: dict[str, Any]) -> list[int]:
-    """Folds that aren't trained; of a run that puts others together, those that its ensemble lacks."""
-    if p.runs:
-        return list(metrics.get("missing_folds", range(p.n_folds)))
-    done = {folder.name for folder in _folds(p.run_dir)}
-    return [k for k in range(p.n_folds) if f"fold{k}" not in done]
-
-
 def _missing(p: Params, metrics: dict[str, Any]) -> list[str]:
-    """A sentence on each thing that the run doesn't have yet."""
-    found, lost = [], _missing_folds(p, metrics)
-    if lost and (metrics or not p.runs):
+    """What the run lacks, a sentence each."""
+    run, found = Run.of(p), []
+    lost = [k for k in range(p.n_folds) if k not in run.trained()]
+    if p.runs:  # a blend's folds are those of its runs
+        lost = metrics.get("missing_folds", [])
+    if lost:
         found.append(f"Folds not trained: {', '.join(map(str, lost))}.")
     if not metrics:
         found.append("There is no ensemble yet: no honest score over all folds, and no figures of its predictions.")
-    if not (p.run_dir / "submission.csv").is_file():
+    if not run.submission.is_file():
         found.append("There is no submission.csv yet.")
     return found
 
 
-def _headline(run_dir: Path) -> str:
-    oof = _table(run_dir / "ensemble" / "oof.parquet")
+def _oof(run: Run) -> pd.DataFrame | None:
+    """The out-of-fold predictions of all folds together, where they are there and whole."""
+    try:
+        return read_frame(run.oof, ["id", "label"])
+    except DamagedFileError:
+        return None
+
+
+def _headline(run: Run) -> str:
+    oof = _oof(run)
     if oof is None:
         return ""
     labels, logits = oof["label"].to_numpy(), frame_logits(oof)
-    scores = _json(run_dir / "ensemble" / "metrics.json").get(outputs_of(oof)[0], {})
+    scores = read_json_if_whole(run.metrics).get(outputs_of(oof)[0], {})
     scores |= {"calibration_error": calibration_error(labels, logits)}
     names = ("accuracy", "macro_f1", "log_loss", "calibration_error")
     shown = ", ".join(f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in names if name in scores)
@@ -184,7 +175,7 @@ def _tables(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:
     found = []
     if "folds" in metrics:
         found.append(("Scores by fold", _html(pd.DataFrame.from_dict(metrics["folds"], orient="index"))))
-    outputs = {name: metrics[name] for name in ("fused", "image", "text") if isinstance(metrics.get(name), dict)}
+    outputs = {name: metrics[name] for name in OUTPUTS if isinstance(metrics.get(name), dict)}
     if len(outputs) > 1:
         found.append(("Scores by what is looked at", _html(pd.DataFrame.from_dict(outputs, orient="index"))))
     for name, title in TABLES.items():

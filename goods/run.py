@@ -123,7 +123,7 @@ class Run:
         self.metrics, self.method = self.ensemble / "metrics.json", self.ensemble / "method.json"
         self.figures, self.label_issues = self.ensemble / "figures", self.ensemble / "label_issues.csv"
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
-        self.report = folder / "report.html"
+        self.report, self.goods_figures = folder / "report.html", folder / "figures"
 
     @classmethod
     def of(cls, p: Params) -> Run:
@@ -160,6 +160,11 @@ class Run:
     def neighbours(self) -> Path:
         """The embeddings of the training products among which kind knn looks."""
         return self.folder / "neighbours.safetensors"
+
+    @property
+    def titles(self) -> Path:
+        """The folder with a table of titles for each class."""
+        return self.folder / "classes"
 
     def weight_files(self) -> list[Path]:
         """The files that predict other products with the trained folds, and say what made them."""

@@ -14,11 +14,11 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
-from conftest import Run
+from conftest import Trained, put_together
 
 matplotlib.use("Agg")
 
-from goods.ensemble.folds import Ensemble, ensemble_folds
+from goods.ensemble.folds import Ensemble
 from goods.ensemble.label_issues import write_label_issues
 from goods.ensemble.submission import write_submission
 from goods.figures.eda import class_balance, fold_balance
@@ -27,23 +27,23 @@ from goods.figures.errors import class_f1, confusion_matrix
 from goods.figures.style import save_figure
 from goods.figures.training import learning_curves
 from goods.files import ROOT, write_json
+from goods.members import open_run
 from goods.params import Params
 from goods.predictions import frame_logits
 from goods.report import saved_figures, settings_table, write_report
-from goods.run import open_run
-from goods.training.loop import read_logs
+from goods.training.fold import read_logs
 from goods_utils import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
-def finished(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Params:
+def finished(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Params:
     """The miniature run with its ensemble, its submission and its figures."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(trained.p.run_dir, folder / "mini")
     p = trained.p.model_copy(update={"outputs_dir": str(folder)})
-    ensemble = ensemble_folds(p, trained.goods)
+    ensemble = put_together(p, trained.goods)
     write_label_issues(p, ensemble, trained.goods)
     write_submission(p, trained.goods)
     keep_figures(p.run_dir, ensemble, trained.goods.classes)
