@@ -297,8 +297,9 @@ class Run:
                 shutil.rmtree(own.folder, ignore_errors=True)
                 os.replace(copy, own.folder)
                 found.append(own.number)
-            if known := other.record().get("models", {}):
-                self.update(folds={str(k): other.fold(k).made_from() for k in found}, models=known)
+            if found:
+                made_from = {str(k): other.fold(k).made_from() for k in found}
+                self.update(folds=made_from, models=other.record().get("models", {}))
         return found
 
     def _adopt_folds_table(self, other: Run) -> None:

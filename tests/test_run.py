@@ -279,7 +279,7 @@ def test_a_fold_of_ones_own_is_kept(tmp_path):
 
 def test_what_is_no_run_or_another_one_is_refused(tmp_path):
     earlier = other_run(tmp_path)
-    with pytest.raises(OtherRunError, match="is not the folder of a run: it has no run.json"):
+    with pytest.raises(OtherRunError, match=r"is not the folder of a run: it has no run\.json"):
         open_run(make(tmp_path, run="later", resume_from=str(tmp_path)))
     with pytest.raises(OtherRunError, match="was made with other parameters: dropout"):
         open_run(make(tmp_path, run="later", dropout=0.7, resume_from=str(earlier.run_dir)))
