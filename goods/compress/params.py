@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from goods.data.labels import known_classes
+from goods.field_types import Float, Int
 from goods.files import resolve
-from goods.params import Float, Int, Params
+from goods.params import Params
 from goods.run import Run
 
 MIN_TEXT_TOKENS = 32  # of a local model's context that must be left for the product's text

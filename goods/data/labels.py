@@ -29,7 +29,7 @@ def read_class_names(path: Path) -> dict[int, str]:
 
 
 def known_classes(p: Params, competition: Path) -> list[str]:
-    """The class names that the run has kept, else those in the competition's labels.json; empty where there are none."""
+    """The class names that the run has kept, else those in the competition's labels.json; maybe none."""
     run = Run.of(p)
     if run.labels.is_file():
         return [str(name) for name in read_json(run.labels, "run eda.ipynb again").get("classes", [])]
