@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
 from goods.errors import DamagedFileError
-from goods.files import atomic_path, read_json, write_json
+from goods.files import atomic_path, read_frame, read_json, write_json
 from goods.metrics import fit_temperature, macro_f1
 from goods.params import Params
 
@@ -91,7 +91,8 @@ def word_weights(svm: LinearSVC, features: ColumnTransformer) -> pd.DataFrame:
 
 def heaviest_words(files: Sequence[Path], classes: Sequence[str], top: int = 8) -> pd.DataFrame:
     """The words that speak most for each class, by their mean weight over the folds' words.parquet."""
-    tables = [pd.read_parquet(path) for path in files]
+    again = "train the fold again: retrain=true"
+    tables = [read_frame(path, ["label", "word", "weight"], again) for path in files]
     if not tables:
         return pd.DataFrame(columns=["words"])
     weights = (pd.concat(tables).groupby(["label", "word"])["weight"].sum() / len(tables)).reset_index()

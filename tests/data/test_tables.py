@@ -337,7 +337,9 @@ def test_a_run_refuses_tables_that_changed(goods):
     goods.read()
     write_json(Run.of(goods.params()).metrics, {})  # as if
     goods.train[0]["categories"] = 1
-    goods.refused(r"run 'trial' was made with other goods: train changed since\. Name the tables and photos .* or choose another name")
+    goods.refused(
+        r"run 'trial' was made with other goods: train changed since\. Name the tables and photos .* or choose another name"
+    )
     goods.train[0]["categories"] = 0
     goods.test.reverse()
     goods.refused("test changed since")

@@ -118,7 +118,9 @@ def test_runs_that_do_not_fit_are_refused(blend, name, edit, message):
 
 def test_a_run_that_is_not_there_and_none_at_all(blend):
     goods = read_goods(blend)
-    with pytest.raises(GoodsError, match=r"nowhere/ensemble/oof\.parquet is missing or damaged; run that run's pipeline first"):
+    with pytest.raises(
+        GoodsError, match=r"nowhere/ensemble/oof\.parquet is missing or damaged; run that run's pipeline first"
+    ):
         put_together(blend.model_copy(update={"runs": ("words", "nowhere")}), goods)
     with pytest.raises(GoodsError, match="a blend needs runs"):
         put_together(blend.model_copy(update={"runs": ()}), goods)

@@ -164,7 +164,9 @@ def test_predictions_that_fit_nothing(run: Trained, name: str, change: Callable,
     assert (run.p.run_dir / "ensemble" / "test.parquet").read_bytes() == before
 
 
-@pytest.mark.parametrize(("name", "advice"), [("oof", "train the fold again: retrain=true, --folds 1"), ("test", "remove the file")])
+@pytest.mark.parametrize(
+    ("name", "advice"), [("oof", "train the fold again: retrain=true, --folds 1"), ("test", "remove the file")]
+)
 def test_a_damaged_table_is_named_and_can_be_made_again(run: Trained, name: str, advice: str) -> None:
     before = put_together(run.p, run.goods)
     path = fold_file(run.p, 1, f"{name}.parquet")

@@ -133,14 +133,18 @@ def test_pseudo_labels_that_can_not_be_used(make, trained, tmp_path):
         with pytest.raises(GoodsError, match=message):
             fit(p)
     path.write_bytes(b"torn")
-    with pytest.raises(GoodsError, match=r"fold1\.parquet is missing or damaged; run notebooks/pseudo_label\.ipynb again"):
+    with pytest.raises(
+        GoodsError, match=r"fold1\.parquet is missing or damaged; run notebooks/pseudo_label\.ipynb again"
+    ):
         fit(p)
 
 
 def test_a_blend_has_no_folds_that_could_label(make):
     p = make(run="both", kind="linear").model_copy(update={"runs": ("teacher", "words")})
     write_json(Run.of(p).metrics, {"missing_folds": []})  # what the ensemble of a blend leaves
-    with pytest.raises(ParameterError, match="has no folds of its own; make pseudo-labels by one of .*: teacher, words"):
+    with pytest.raises(
+        ParameterError, match="has no folds of its own; make pseudo-labels by one of .*: teacher, words"
+    ):
         make_pseudo_labels(p, read_goods(p))
 
 
