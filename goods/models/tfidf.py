@@ -156,7 +156,8 @@ def load_linear(weights: Path, details: Path) -> LinearModel:
         for name, part in facts["parts"].items():
             vectorizers[name] = (part["column"], TfidfVectorizer(**PARTS[name], vocabulary=part["words"]))
             vectorizers[name][1].idf_ = tensors[f"idf.{name}"]
-        found = (tensors[name] for name in ("coefficients", "intercepts", "classes"))
+        # In 64 bits, as scikit-learn's own: sums in 32 would differ from those of the training.
+        found = (tensors["coefficients"].astype(float), tensors["intercepts"].astype(float), tensors["classes"])
         return LinearModel(vectorizers, *found, float(facts["temperature"]), int(facts["num_classes"]))
     except Exception as error:  # anything at all can be wrong with a damaged file
         raise DamagedFileError(f"{weights} or {details.name} beside it is missing or damaged; {again}") from error

@@ -338,7 +338,8 @@ def test_a_run_refuses_tables_that_changed(goods):
     write_json(Run.of(goods.params()).metrics, {})  # as if
     goods.train[0]["categories"] = 1
     goods.refused(
-        r"run 'trial' was made with other goods: train changed since\. Name the tables and photos .* or choose another name"
+        r"run 'trial' was made with other goods: train changed since\. Name the tables",
+        "or choose another name for run",
     )
     goods.train[0]["categories"] = 0
     goods.test.reverse()

@@ -143,7 +143,7 @@ def test_a_blend_has_no_folds_that_could_label(make):
     p = make(run="both", kind="linear").model_copy(update={"runs": ("teacher", "words")})
     write_json(Run.of(p).metrics, {"missing_folds": []})  # what the ensemble of a blend leaves
     with pytest.raises(
-        ParameterError, match="has no folds of its own; make pseudo-labels by one of .*: teacher, words"
+        ParameterError, match=r"has no folds of its own; make pseudo-labels by one of .*: teacher, words"
     ):
         make_pseudo_labels(p, read_goods(p))
 
