@@ -95,6 +95,7 @@ def test_memory_goes_the_way_it_should(small: Any) -> None:
     assert (soup["training"][FURTHER], soup["evaluation"][FURTHER]) == (0, pytest.approx(2 * fp32))
 
 
+@pytest.mark.slow
 def test_what_is_trained(small: Any) -> None:
     share = {}
     for tune in ("head", "lora", "last", "full"):
