@@ -36,14 +36,22 @@ def damage(path: Path, harm: Harm) -> Path:
     return path
 
 
-@pytest.fixture
-def finished(trained: Trained, tmp_path: Path) -> Trained:
-    """A copy of the miniature run, ended: ensemble and submission are there."""
-    shutil.copytree(trained.p.outputs_dir, tmp_path / "outputs")
-    p = trained.p.model_copy(update={"outputs_dir": str(tmp_path / "outputs")})
+@pytest.fixture(scope="module")
+def ended(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The miniature run with its ensemble and submission."""
+    folder = tmp_path_factory.mktemp("ended") / "outputs"
+    shutil.copytree(trained.p.outputs_dir, folder)
+    p = trained.p.model_copy(update={"outputs_dir": str(folder)})
     put_together(p, trained.goods)
     write_submission(p, trained.goods)
     return Trained(p, trained.goods)
+
+
+@pytest.fixture
+def finished(ended: Trained, tmp_path: Path) -> Trained:
+    """A copy of it to be spoilt."""
+    shutil.copytree(ended.p.outputs_dir, tmp_path / "outputs")
+    return Trained(ended.p.model_copy(update={"outputs_dir": str(tmp_path / "outputs")}), ended.goods)
 
 
 @HARM

@@ -136,6 +136,7 @@ def test_fake_step_is_the_real_one(sample: Any, tune: str, checkpointing: bool, 
     assert 0.9 <= counted / profiled_peak(model, pixels, input_ids, dtype) <= 1.001
 
 
+@pytest.mark.slow
 def test_accumulation_holds_all_gradients_all_the_time(sample: Any) -> None:
     p = Params(model_name=str(sample.model), image_size=64, batch_size=8, micro_batch_size=4, hidden_dim=64)
     real = count_step(real_classifier(p, "bf16"), *real_batch(p, 4), torch.bfloat16, accumulate=True)

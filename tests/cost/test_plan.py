@@ -109,6 +109,7 @@ def test_what_is_trained(small: Any) -> None:
     assert list(plan_run(small(tune="head"), "T4").memory) == ["embedding"]
 
 
+@pytest.mark.slow
 def test_hours(small: Any) -> None:
     p = small(num_epochs=4, n_folds=5, mixed_precision="fp16")
     made = plan_run(p, "T4", products=1000)
@@ -187,6 +188,7 @@ def test_advice_names_the_parameter(
     assert plan_run(p.model_copy(update=tight.changes), "T4").fits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_advice_always_fits(small: Any, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     p = small(wise_ft=True, ema_decay=0.99, image_size=384, eval_batch_size=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -87,7 +88,7 @@ def test_the_score_of_a_blend_is_from_weights_that_never_saw_the_row(blend):
         oof = pd.read_parquet(path)
         oof.merge(folds.assign(label=wrong), on=["id", "fold"], suffixes=("_old", "")).to_parquet(path)
     folds.assign(label=wrong).to_parquet(blend.run_dir / "folds.parquet")
-    after = put_together(blend, goods).oof
+    after = put_together(blend, replace(goods, train=goods.train.assign(label=wrong))).oof
     rows = (folds["fold"] == 1).to_numpy()
     np.testing.assert_allclose(frame_logits(before)[rows], frame_logits(after)[rows], atol=1e-9)
     assert not np.allclose(frame_logits(before)[~rows], frame_logits(after)[~rows], atol=1e-6)

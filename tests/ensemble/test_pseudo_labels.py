@@ -15,6 +15,7 @@ from goods.data.tables import all_products, read_goods
 from goods.ensemble.pseudo_labels import class_thresholds, make_pseudo_labels, pick
 from goods.errors import GoodsError, ParameterError
 from goods.files import write_json
+from goods.members import predict_test
 from goods.metrics import score
 from goods.params import Params
 from goods.predictions import frame_logits
@@ -41,10 +42,11 @@ def plant(sample: Sample, folder: Path, rows: pd.DataFrame) -> Path:
 
 
 def teach(make, run: str, **given) -> Params:
-    """A teacher with all folds trained; its run's parameters."""
+    """A teacher with all folds trained and the test set predicted; its run's parameters."""
     p = make(run=run, **HEAD, **given)
     for fold in range(3):
         fit(p.model_copy(update={"fold": fold}))
+    predict_test(p, read_goods(p))
     return p
 
 

@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix
 
 from goods.data.tables import read_goods
 from goods.models.tfidf import heaviest_words, make_svm, svm_logits
+from goods.run import Run
 from goods_utils import fit_all
 
 SMALL = {"kind": "linear", "n_folds": 3}
@@ -18,7 +19,7 @@ def test_the_telling_words_are_those_of_the_class(make):
     p = make()
     goods = read_goods(p)
     fit_all(p, goods)
-    words = heaviest_words(p, goods.classes)
+    words = heaviest_words([fold.words for fold in Run.of(p).folds()], goods.classes)
     assert words.index.tolist() == goods.classes
     of_class = goods.train.groupby("label")["text"].agg(" ".join).str.lower()
     heaviest = words["words"].str.split(", ").str[0]
