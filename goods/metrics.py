@@ -1,4 +1,4 @@
-"""Scores and their noise, calibration, and the tables that predictions are kept in."""
+"""Scores and their noise, and calibration."""
 
 from __future__ import annotations
 

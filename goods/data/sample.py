@@ -166,7 +166,7 @@ def make_competition(folder: str | os.PathLike, seed: int, train_per_class: int,
     Raises GoodsError when a class would be too small or when `folder` holds something else.
     """
     if train_per_class < 2 or test_per_class < 1:
-        raise GoodsError("the sample needs at least 2 products a class for training and 1 for testing")
+        raise GoodsError("the sample needs at least 2 products per class for training and 1 for testing")
     counts = {"train": train_per_class, "test": test_per_class}
     with whole_folder(folder, {"seed": seed, **counts}) as new:
         if new is None:
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="data/sample", help="folder of the competition (%(default)s)")
     parser.add_argument("--model", default="models/siglip-tiny", help="folder of the model (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
-    parser.add_argument("--train-per-class", type=int, default=24, help="labelled products a class (%(default)s)")
+    parser.add_argument("--train-per-class", type=int, default=24, help="labelled products per class (%(default)s)")
     parser.add_argument("--test-per-class", type=int, default=6, help="products to predict a class (%(default)s)")
     given = parser.parse_args(arguments)
     start = time.perf_counter()
