@@ -12,6 +12,7 @@ from pydantic import Field
 from goods.errors import GoodsError
 from goods.files import resolve
 from goods.params import Float, Int, Params
+from goods.run import Run
 
 MIN_TEXT_TOKENS = 32  # of a local model's context that must be left for the product's text
 DEFAULT_PROMPT = (
@@ -57,12 +58,12 @@ class CompressParams(Params):
     @property
     def compressed_dir(self) -> Path:
         """Where the tables with compressed_text are written."""
-        return self.run_dir / "compressed"
+        return Run.of(self).compressed
 
 
 def compress_prompt(p: CompressParams) -> str:
     """The instruction that goes before each text, with the class names where the run or the data have a labels.json."""
-    names = _class_names([p.run_dir / "labels.json", resolve(p.train_csv).parent / "labels.json"])
+    names = _class_names([Run.of(p).labels, resolve(p.train_csv).parent / "labels.json"])
     classes = CLASSES_SENTENCE.format(names="; ".join(names)) if names else ""
     prompt = p.llm_prompt or DEFAULT_PROMPT
     # Not str.format: the user's prompt may hold other braces. About 5 words make 8 tokens.
