@@ -199,7 +199,7 @@ class Run:
         """run.json: parameters, tables, models, folds, environment; empty before the run is opened."""
         if not self.exists:
             return {}
-        return read_json(self.record_file, f"get it back, or take another name for run than {self.name}")
+        return read_json(self.record_file, f"take another name for run, or get it back: {self.folder} was made by it")
 
     def parameters(self) -> dict[str, Any]:
         """The parameters it was made with; one that is younger than the run had its default then."""
