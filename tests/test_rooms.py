@@ -21,7 +21,7 @@ from goods.files import ROOT
 FLOORS = [
     {"errors"},
     {"files"},
-    {"step", "progress"},
+    {"step", "progress", "field_types"},
     {"params"},
     {"code_version", "run"},
     {"data"},
