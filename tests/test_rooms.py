@@ -19,13 +19,13 @@ from goods.files import ROOT
 # From the ground up. A module may import from lower floors, and from its own room; the rooms of one floor don't know
 # each other. goods.members is above goods.ensemble: a kind hands its folds to it.
 FLOORS = [
-    {"errors"},
+    {"errors", "metrics"},
     {"files"},
     {"step", "progress", "field_types"},
     {"params"},
     {"code_version", "run"},
     {"data"},
-    {"metrics", "predictions"},
+    {"predictions"},
     {"models", "eda"},
     {"cost", "compress"},
     {"training"},
@@ -34,7 +34,7 @@ FLOORS = [
     {"explain", "report"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files")
+FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")
 MOST_LINES, MOST_OF_FUNCTION = 450, 60
 # Whatever has a name of its own below a run; labels.json is a competition's file, too.
 RUN_FILES = r"[\w.]+\.(?:json|jsonl|parquet|csv|html|safetensors)"
