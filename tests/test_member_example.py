@@ -19,7 +19,7 @@ from goods.metrics import score
 from goods.predictions import frame_logits
 
 PAGE = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8").split("<!-- member-example -->")[1]
-MEMBER, LINE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[:2]
+MEMBER, LINE = re.findall(r"```(?:python)?\n(.*?)```", PAGE, re.DOTALL)[:2]
 ROAD = """
 import numpy as np, pandas as pd
 from goods.data.tables import read_goods

@@ -208,7 +208,7 @@ def _products(seed: int, part: str, per_class: int, used: set[str]) -> list[Prod
     random.Random(f"{seed}/{part}/labels").shuffle(labels)  # the first rows get the mess
     products = []
     for row, (label, text_mess, photo_mess) in enumerate(
-        zip(labels, _plan(TEXT_MESS, len(labels)), _plan(PHOTO_MESS, len(labels)), strict=True)
+        zip(labels, _messes(TEXT_MESS, len(labels)), _messes(PHOTO_MESS, len(labels)), strict=True)
     ):
         rng = random.Random(f"{seed}/{part}/{row}")
         _, look, words = CLASSES[label]
@@ -224,10 +224,10 @@ def _products(seed: int, part: str, per_class: int, used: set[str]) -> list[Prod
     return products
 
 
-def _plan(shares: dict[str, float], rows: int) -> list[str]:
+def _messes(shares: dict[str, float], rows: int) -> list[str]:
     """The mess of each row, from the first row on, and "" for the rest."""
-    plan = [name for name, share in shares.items() for _ in range(max(1, math.ceil(share * rows)))]
-    return plan + [""] * (rows - len(plan))
+    named = [name for name, share in shares.items() for _ in range(max(1, math.ceil(share * rows)))]
+    return named + [""] * (rows - len(named))
 
 
 def _write_table(path: Path, products: Sequence[Product], with_labels: bool) -> None:
