@@ -72,7 +72,7 @@ def _read_run(run: Run, folds: pd.DataFrame, goods: Goods, incomplete: bool) -> 
     With `incomplete`, products that the run has no out-of-fold prediction of have nan.
     """
     name, made_with = run.name, "take the tables that it was made with, or make it anew under another name"
-    again = "run that run's pipeline; if it has run already, with --steps ensemble --force"
+    again = "run that run's pipeline first, or once more with --steps ensemble --force"
     oof, test = read_frame(run.oof, ["id", "label", "fold"], again), read_frame(run.test, ["id"], again)
     labels = read_json(run.labels, again).get("labels")
     if oof["id"].duplicated().any():
