@@ -156,7 +156,7 @@ class Pipeline:
     p: Params
     parameters: dict[str, Any]  # what every notebook gets
     stages: list[list[Step]]  # the steps of a stage may run side by side
-    jobs: int | str  # a number, or "auto": one a GPU
+    jobs: int | str  # a number, or "auto": one per GPU
     force: bool
     took: dict[Step, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -437,7 +437,7 @@ def parser() -> argparse.ArgumentParser:
     settings = {"nargs": "+", "default": [], "action": "extend", "metavar": "KEY=VALUE"}
     add("--set", **settings, help="parameters that differ from the config's")
     jobs = {"type": job_count, "default": "auto", "metavar": "N|auto"}
-    add("--jobs", **jobs, help="folds side by side (default: auto, one a GPU, else one)")
+    add("--jobs", **jobs, help="folds side by side (default: auto, one per GPU, else one)")
     again = "run the steps again though nothing changed; a fold that is finished is then loaded\n"
     again += "by its notebook, not trained again (--set retrain=true does that)"
     add("--force", action="store_true", help=again)
