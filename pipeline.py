@@ -320,10 +320,10 @@ def number(value: Any) -> str:
 
 
 def epoch_lines(step: Step, run: Run) -> list[str]:
-    """The whole lines of a fold's log.jsonl."""
-    if step.fold is None or not run.fold(step.fold).log.is_file():
+    """The whole lines of the log of a fold's training, under way or ended."""
+    if step.fold is None or not run.fold(step.fold).latest_log.is_file():
         return []
-    text = run.fold(step.fold).log.read_text(encoding="utf-8", errors="replace")
+    text = run.fold(step.fold).latest_log.read_text(encoding="utf-8", errors="replace")
     return text[: text.rfind("\n") + 1].splitlines()
 
 
