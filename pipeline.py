@@ -96,7 +96,7 @@ def step_key(step: Step, p: Params) -> str:
     inputs = step_inputs(step.name, p)
     # By the way from the run to them: several runs have files of the same name, and outputs/ may move.
     hashed = {os.path.relpath(f, p.run_dir): file_hash(f) if f.is_file() else None for f in inputs.hashed}
-    by_contents = {name for name, _ in inputs.models}
+    by_contents = set(kind_of(p).model_hashes(p))  # another path to the same files changes nothing
     parts = [
         step.file,
         p.model_dump(mode="json", exclude=(RUNTIME_FIELDS | by_contents) - {"data_dir"}),
