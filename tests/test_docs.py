@@ -144,6 +144,7 @@ def copy(tmp_path_factory, sample) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands_to_run())
 def test_a_command_runs(copy, command):
     """Every command that needs nothing from the internet, on a smaller sample."""
@@ -154,6 +155,7 @@ def test_a_command_runs(copy, command):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_make_lab_serves(copy):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
