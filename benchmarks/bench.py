@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import nbformat
@@ -24,36 +23,21 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModel, PretrainedConfig, SiglipConfig
 
-from goods.cost.footprint import measure_footprint
-from goods.cost.plan import find_gpu
-from goods.data.datasets import TensorsDataset
 from goods.data.folds import read_folds
 from goods.data.photos import load_photo
 from goods.data.sample import LOOKS, make_competition, read_texts
 from goods.data.sample_model import make_model
 from goods.data.sample_photos import COLOURS, draw_photo
 from goods.data.tables import Goods, read_goods
-from goods.errors import GoodsError
 from goods.files import ROOT, write_json, write_text
-from goods.models.backbone import DualEncoder, Processor
-from goods.models.device import pick_precision
-from goods.models.heads import GoodsClassifier, GoodsHeads
-from goods.models.tuning import checkpoint_activations, halve_frozen, set_trainable
+from goods.members import open_run, predict_test
 from goods.params import Params, load_params
-from goods.run import environment, open_run
-from goods.training.inference import make_accelerator, predict, predict_test
-from goods.training.loop import Trainer, fit_fold, read_logs
-from goods.training.task import Task
+from goods.run import environment
+from goods.training.fold import read_logs
+from goods_utils import fit_fold
 
 HERE = Path(__file__).resolve().parent
-CAP_GIB = 15  # of GPU memory, as a T4 has it
-SO400M = SiglipConfig(
-    text_config={"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16},
-    vision_config={"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-                   "image_size": 384, "patch_size": 14},
-)  # fmt: skip
 
 
 def best_seconds(call: Callable[[], Any], runs: int = 5) -> float:
@@ -79,9 +63,7 @@ def row(what: str, value: float, unit: str, against: str = "", ratio: float | No
     return line
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Input
-# ---------------------------------------------------------------------------------------------------------------------
+# Input ----------------------------------------------------------------------------------------------------------------
 
 
 def plain_load(path: str, size: int) -> np.ndarray:
@@ -124,9 +106,7 @@ def bench_input(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training and prediction
-# ---------------------------------------------------------------------------------------------------------------------
+# Training and prediction ----------------------------------------------------------------------------------------------
 
 
 def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,79 +172,7 @@ def bench_overhead() -> list[dict[str, Any]]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The real model on a GPU
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def bench_cuda(folder: Path, config: PretrainedConfig = SO400M, steps: int = 12) -> list[dict[str, Any]]:
-    """SigLIP so400m of random weights in the project's own loop, by tune mode, within a T4's memory.
-
-    Products a second, model FLOPs utilisation (of the card's dense peak, work done twice by gradient checkpointing not
-    counted), and the peak of memory against the planned one.
-    """
-    torch.cuda.set_per_process_memory_fraction(
-        min(1, CAP_GIB * 2**30 / torch.cuda.get_device_properties(0).total_memory)
-    )
-    card, rows = find_gpu(), []
-    for tune in ("head", "last", "lora", "full"):
-        file = "full" if tune == "last" else tune
-        p = load_params(f"params/siglip-so400m-{file}.yaml", outputs_dir=str(folder), run=f"cuda-{tune}", tune=tune,
-                           num_epochs=1, warm_start_epochs=0, checkpoint_minutes=1e6)  # fmt: skip
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            speed, micro = random_training(p, config, steps)
-        except (torch.OutOfMemoryError, GoodsError) as error:
-            rows.append(row(f"{tune}: {type(error).__name__} within {CAP_GIB} GiB", float("nan"), ""))
-            continue
-        measured, precision = torch.cuda.max_memory_allocated() / 2**30, pick_precision(p.mixed_precision)
-        footprint = measure_footprint(config, p.model_copy(update={"micro_batch_size": micro}), precision)
-        planned = footprint.allocated(p) / 2**30
-        kind = "forward" if tune == "head" else "training"
-        once = {name: n for name, n in footprint.flops.items() if name != "training, recomputed"}
-        done = sum(n for name, n in once.items() if name.startswith(kind)) * speed
-        rows.append(row(f"so400m {kind}, {tune}, {precision}", speed, "products/s"))
-        if card.tflops_16:
-            share = done / (card.tflops_16 * 1e12)
-            rows.append(row(f"so400m model FLOPs, {tune}", done / 1e12, "TFLOP/s", f"the {card.name}'s peak", share))
-        rows.append(row(f"so400m peak memory, {tune}", measured, "GiB", "the plan's", measured / planned))
-    return rows
-
-
-def random_training(p: Params, config: PretrainedConfig, steps: int) -> tuple[float, int]:
-    """Products a second of the steps after the first epoch, and the micro batch size; with tune head, of embedding."""
-    torch.manual_seed(0)
-    backbone = AutoModel.from_config(config)
-    set_trainable(backbone, p)
-    if p.gradient_checkpointing:
-        checkpoint_activations(backbone)
-    encoder = DualEncoder(backbone, Processor(SimpleNamespace(pad_token_id=0), (0.5,) * 3, (0.5,) * 3), p)
-    model = GoodsClassifier(encoder, GoodsHeads(config.vision_config.hidden_size, config.text_config.hidden_size, p))
-    halve_frozen(model, pick_precision(p.mixed_precision))
-    batch = p.eval_batch_size if p.tune == "head" else p.batch_size
-    rows, size = steps * batch, encoder.image_size
-    columns = {
-        "pixels": torch.randint(256, (rows, 3, size, size), dtype=torch.uint8),
-        "input_ids": torch.randint(2, config.text_config.vocab_size, (rows, p.text_windows, p.max_text_length)),
-        "label": torch.arange(rows) % p.num_classes,
-    }
-    accelerator, data = make_accelerator(p), TensorsDataset(**columns)
-    if p.tune == "head":
-        predict(model, data, p, accelerator)
-        began = time.perf_counter()
-        predict(model, data, p, accelerator)
-        return rows / (time.perf_counter() - began), p.eval_batch_size
-    labels = columns["label"].numpy()
-    p = p.model_copy(update={"num_epochs": 2})
-    task = Task(model, data, data, np.arange(rows).astype(str), {"train": labels, "valid": labels})
-    trainer = Trainer(task, p, accelerator, p.run_dir / "fold0")
-    trainer.run()
-    return rows / trainer.at.log[-1]["seconds"], min(trainer.at.micro_batch_size, p.batch_size)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All
-# ---------------------------------------------------------------------------------------------------------------------
+# All ------------------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -278,8 +186,6 @@ def main() -> None:
         make_model(model, read_texts(data), seed=0)
         where = {"data_dir": str(data), "model_name": str(model), "outputs_dir": str(folder / "outputs")}
         rows = [*bench_input(folder), *bench_modes(where), *bench_overhead()]
-        if torch.cuda.is_available():
-            rows += bench_cuda(folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows.append(row("peak memory of this process", peak, "GiB"))
     write_json(HERE / "results.json", {"environment": environment(), "rows": rows})

@@ -1,4 +1,4 @@
-"""Scores and their noise, calibration, and the tables that predictions are kept in."""
+"""Scores and their noise, and calibration."""
 
 from __future__ import annotations
 
@@ -26,13 +26,22 @@ def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     return float(np.mean(2 * of_class[occurs > 0] / occurs[occurs > 0]))
 
 
-def calibration_error(labels: np.ndarray, logits: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al., arXiv 1706.04599): mean gap of confidence and accuracy, in equal bins."""
+def confidence_bins(
+    labels: np.ndarray, logits: np.ndarray, bins: int = 15
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows by how sure their prediction is, in equal bins: how many, the share that is right, the mean probability."""
     probabilities = softmax(logits, axis=1)
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == np.asarray(labels)
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    counts = np.bincount(bin_of, minlength=bins)
+    rate, mean = (np.bincount(bin_of, weights=v, minlength=bins) / np.maximum(counts, 1) for v in (right, confidence))
+    return counts, rate, mean
+
+
+def calibration_error(labels: np.ndarray, logits: np.ndarray) -> float:
+    """Expected calibration error (Guo et al., arXiv 1706.04599): mean gap of confidence and accuracy, in equal bins."""
+    counts, rate, mean = confidence_bins(labels, logits)
+    return float(np.sum(counts * np.abs(rate - mean)) / len(labels))
 
 
 def paired_gain(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:

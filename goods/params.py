@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from goods.errors import ParameterError
+from goods.field_types import Float, Int, Names, Numbers
 from goods.files import ROOT, resolve
 from goods.step import tell_ends
 
@@ -23,50 +24,6 @@ OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model'
 DEFAULT_CONFIG = "params/demo.yaml"
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-def _names_from_text(value: Any) -> Any:
-    # papermill -p and the shell give "[a, b]" or "a" as text.
-    if not isinstance(value, str):
-        return value
-    try:
-        return yaml.safe_load(value) if value.strip().startswith("[") else [part.strip() for part in value.split(",")]
-    except yaml.YAMLError:
-        raise ValueError("must look like [title, description]") from None
-
-
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    if "" in names or len(set(names)) < len(names):
-        raise ValueError("must be different names, none of them empty")
-    return names
-
-
-def _numbers_from_text(value: Any) -> Any:
-    # papermill -p and the shell give "[0, 2]", "0,2" or 2.
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [value]
-    if not isinstance(value, str):
-        return value
-    try:
-        return [int(part) for part in value.strip().strip("[]").split(",")]
-    except ValueError:
-        raise ValueError("must look like [0, 2]") from None
-
-
-def _distinct_numbers(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise ValueError("must be different numbers, at least one")
-    return numbers
-
-
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-Numbers = Annotated[tuple[Int, ...], BeforeValidator(_numbers_from_text), AfterValidator(_distinct_numbers)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text), AfterValidator(_distinct)]
 # A field that may differ between two calls of one run: where things are, how fast they go, which part is done now.
 RUNTIME = {"runtime": True}
 RuntimeField = partial(Field, json_schema_extra=RUNTIME)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from goods.errors import GoodsError
+from goods.data.labels import known_classes
+from goods.field_types import Float, Int
 from goods.files import resolve
-from goods.params import Float, Int, Params
+from goods.params import Params
+from goods.run import Run
 
 MIN_TEXT_TOKENS = 32  # of a local model's context that must be left for the product's text
 DEFAULT_PROMPT = (
@@ -57,26 +57,15 @@ class CompressParams(Params):
     @property
     def compressed_dir(self) -> Path:
         """Where the tables with compressed_text are written."""
-        return self.run_dir / "compressed"
+        return Run.of(self).compressed
 
 
 def compress_prompt(p: CompressParams) -> str:
     """The instruction that goes before each text, with the class names where the run or the data have a labels.json."""
-    names = _class_names([p.run_dir / "labels.json", resolve(p.train_csv).parent / "labels.json"])
+    names = known_classes(p, resolve(p.train_csv).parent / "labels.json")
+    if all(name.lstrip("-").isdigit() for name in names):  # numbers tell a model nothing
+        names = []
     classes = CLASSES_SENTENCE.format(names="; ".join(names)) if names else ""
     prompt = p.llm_prompt or DEFAULT_PROMPT
     # Not str.format: the user's prompt may hold other braces. About 5 words make 8 tokens.
     return prompt.replace("{words}", str(max(8, p.max_text_length * 5 // 8))).replace("{classes}", classes)
-
-
-def _class_names(files: Sequence[Path]) -> list[str]:
-    path = next((path for path in files if path.is_file()), None)
-    if path is None:
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-        found = found.get("classes", list(found.values())) if isinstance(found, dict) else found
-        names = [str(name) for name in found]
-    except (ValueError, TypeError, AttributeError):
-        raise GoodsError(f"{path} can't be read as class names; correct or remove it") from None
-    return [] if all(name.lstrip("-").isdigit() for name in names) else names  # numbers tell a model nothing

@@ -21,9 +21,11 @@ import torch
 from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageFilter, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
-from goods.files import atomic_path, file_stamp
+from goods.errors import DamagedFileError
+from goods.files import file_stamp, read_frame, write_frame
 
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+FACTS = ["sha", "status", "width", "height", "mode"]  # what is known of a photo
 PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file with such an ending may really hold
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -49,16 +51,15 @@ def inspect_photos(photos: pd.DataFrame, cache: Path) -> pd.DataFrame:
     What was found is kept below `cache` until a file's name, size or time changes.
     """
     path = cache / f"{file_stamp([f for f in photos['image'] if f])}.parquet"
-    if path.is_file():
-        known = pd.read_parquet(path)
-    else:
+    try:
+        known = read_frame(path, ["image", *FACTS])
+    except DamagedFileError:  # not there yet, most often
         files = [f for f in photos["image"].unique() if f]
         with ThreadPoolExecutor() as pool:  # Pillow lets go of the GIL while it decodes
             found = list(pool.map(_inspect, files, chunksize=64))
-        known = pd.DataFrame(found, columns=["sha", "status", "width", "height", "mode"])
+        known = pd.DataFrame(found, columns=FACTS)
         known.insert(0, "image", files)
-        with atomic_path(path) as temporary:
-            known.to_parquet(temporary, index=False)
+        write_frame(path, known)
     photos = photos.merge(known, on="image", how="left")
     photos["status"] = photos["status"].fillna("missing")
     photos[["sha", "mode"]] = photos[["sha", "mode"]].fillna("")

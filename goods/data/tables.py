@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +13,10 @@ import numpy as np
 import pandas as pd
 
 from goods.code_version import code_version
+from goods.data.labels import read_class_names
 from goods.data.photos import find_photos, inspect_photos, photos_of
 from goods.data.texts import clean_text, join_texts
-from goods.errors import GoodsError, OtherRunError
+from goods.errors import DamagedFileError, GoodsError, OtherRunError
 from goods.files import atomic_path, resolve, write_json
 from goods.params import Params
 from goods.run import Run
@@ -149,15 +149,11 @@ def _other_tables(path: Path) -> str:
 
 
 def _class_names(path: Path, problems: list[str]) -> dict[int | str, str]:
-    """Class names by integer label, from the competition's labels.json where there is one."""
-    if not path.is_file():
-        return {}
+    """Class names by integer label; what is wrong with the file is added to `problems`."""
     try:
-        names = json.loads(path.read_text(encoding="utf-8-sig"))
-        names = dict(enumerate(names)) if isinstance(names, list) else names
-        return {int(key): str(name) for key, name in names.items()}
-    except (ValueError, AttributeError, TypeError):
-        problems.append(f'{path} must look like {{"0": "Books", "1": "Toys"}}; mend it or take it away')
+        return dict(read_class_names(path))
+    except DamagedFileError as error:
+        problems.append(str(error))
         return {}
 
 

@@ -116,11 +116,11 @@ def _score(part: pd.DataFrame, output: str) -> dict[str, float]:
     return score(part["label"].to_numpy(), frame_logits(part, output))
 
 
-def write_ensemble(run: Run, result: Ensemble, method: dict[str, Any], **more: Any) -> None:
-    """Writes an ensemble's tables, what it has learned (`method`), and its metrics with `more`."""
+def write_ensemble(run: Run, result: Ensemble, learned: dict[str, Any], **more: Any) -> None:
+    """Writes an ensemble's tables, what it has `learned` (method.json), and its metrics with `more`."""
     write_frame(run.oof, result.oof)
     write_frame(run.test, result.test)
-    write_json(run.method, method)
+    write_json(run.method, learned)
     outputs, folds = outputs_of(result.oof), result.scores.index.drop("oof")
     metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs}
     metrics["folds"] = {k: result.scores.loc[k, outputs[0]].to_dict() for k in folds}

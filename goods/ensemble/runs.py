@@ -61,8 +61,8 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
     )
     weights = dict(zip(members, made.combiner.weights.round(4).tolist(), strict=True))
     picked = {str(k): name for k, name in made.picked.items()}
-    method = {"method": made.method, "picked": picked, "weights": weights, "temperature": made.temperature}
-    write_ensemble(Run.of(p), result, method, method=made.method, picked=picked)
+    learned = {"method": made.method, "picked": picked, "weights": weights, "temperature": made.temperature}
+    write_ensemble(Run.of(p), result, learned, method=made.method, picked=picked)
     return result
 
 

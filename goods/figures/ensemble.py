@@ -35,6 +35,7 @@ from goods.figures.style import (
     styled,
     titled,
 )
+from goods.metrics import calibration_error, confidence_bins
 
 
 @styled
@@ -138,7 +139,7 @@ def curves(labels: Sequence[int], logits: np.ndarray, classes: list[str], shown:
 
 
 @styled
-def reliability(labels: Sequence[int], outputs: dict[str, np.ndarray], bins: int = 15) -> Figure:
+def reliability(labels: Sequence[int], outputs: dict[str, np.ndarray]) -> Figure:
     """How often a prediction is right against how sure it was; on the diagonal the probabilities can be believed.
 
     labels: (n,); outputs: (n, num_classes) logits by name, the one that counts last.
@@ -151,17 +152,11 @@ def reliability(labels: Sequence[int], outputs: dict[str, np.ndarray], bins: int
     top.plot([0, 1], [0, 1], ":", color=GREY)
     errors = {}
     for (name, logits), color in zip(outputs.items(), (ORANGE, BLUE, GREEN, PURPLE), strict=False):
-        probabilities = softmax(logits, axis=1)
-        sure, right = probabilities.max(1), probabilities.argmax(1) == labels
-        where = np.minimum((sure * bins).astype(int), bins - 1)
-        counts = np.bincount(where, minlength=bins)
-        rate, mean = (
-            np.bincount(where, weights=values, minlength=bins) / np.maximum(counts, 1) for values in (right, sure)
-        )
-        errors[name] = float(np.sum(counts * np.abs(rate - mean)) / len(labels))
+        counts, rate, mean = confidence_bins(labels, logits)
+        errors[name] = calibration_error(labels, logits)
         used = counts > 0
         top.plot(mean[used], rate[used], "o-", color=color, label=f"{name} ({digits(errors[name])})")
-        bottom.step(np.linspace(0, 1, bins + 1), [*counts / len(labels), 0], where="post", color=color)
+        bottom.step(np.linspace(0, 1, len(counts) + 1), [*counts / len(labels), 0], where="post", color=color)
     top.set(ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.03))
     bottom.set(xlabel="probability of the predicted class", ylabel="share")
     top.legend(title="calibration error")

@@ -95,6 +95,7 @@ def test_memory_goes_the_way_it_should(small: Any) -> None:
     assert (soup["training"][FURTHER], soup["evaluation"][FURTHER]) == (0, pytest.approx(2 * fp32))
 
 
+@pytest.mark.slow
 def test_what_is_trained(small: Any) -> None:
     share = {}
     for tune in ("head", "lora", "last", "full"):
@@ -186,6 +187,7 @@ def test_advice_names_the_parameter(
     assert plan_run(p.model_copy(update=tight.changes), "T4").fits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_advice_always_fits(small: Any, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     p = small(wise_ft=True, ema_decay=0.99, image_size=384, eval_batch_size=64)

@@ -116,6 +116,7 @@ def test_runs_that_do_not_fit_are_refused(blend, name, edit, message):
         put_together(blend, read_goods(blend))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_there_and_none_at_all(blend):
     goods = read_goods(blend)
     with pytest.raises(GoodsError, match=r"there is no readable ensemble in .*nowhere"):
@@ -124,6 +125,7 @@ def test_a_run_that_is_not_there_and_none_at_all(blend):
         put_together(blend.model_copy(update={"runs": ()}), goods)
 
 
+@pytest.mark.slow
 def test_a_single_member_is_calibrated(blend):
     alone = put_together(blend.model_copy(update={"runs": ("words",), "blend_method": "mean"}), read_goods(blend))
     assert alone.table.loc["blend", "accuracy"] == alone.table.loc["words/text", "accuracy"]

@@ -64,6 +64,7 @@ def test_a_finished_fold_is_not_trained_again(make):
     assert (p.run_dir / "fold2" / "test.parquet").is_file()
 
 
+@pytest.mark.slow
 def test_texts_without_a_word_are_a_sentence(make):
     p = make()
     goods = read_goods(p)
@@ -80,6 +81,7 @@ def test_each_kind_has_its_notebook(make):
         fit_all(p.model_copy(update={"kind": "dual"}), read_goods(p))
 
 
+@pytest.mark.slow
 def test_metrics_say_what_was_chosen(make):
     p = make(skip_folds=2)
     fit_all(p, read_goods(p))

@@ -28,6 +28,7 @@ def logits(oof: pd.DataFrame) -> np.ndarray:
     return oof.filter(regex=r"_\d+$").to_numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["last", "lora"])
 def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
     p = make(tune=tune, num_epochs=1, last_blocks=1)
@@ -43,12 +44,14 @@ def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
     assert np.abs(logits(oof)).max() > 0
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch(make):
     whole = fit(make(run="whole", dropout=0.0))
     parts = fit(make(run="parts", dropout=0.0, micro_batch_size=3, gradient_checkpointing=True))
     np.testing.assert_allclose(logits(parts), logits(whole), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_what_is_done_at_once(make, monkeypatch, capsys):
     forward = GoodsClassifier.forward
 
@@ -72,6 +75,7 @@ def test_early_stopping_stops(make):
     assert len(read_logs(Run.of(p))) == 3  # nothing gets better after the first
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_where_the_heads_left_off(make):
     cold = make(run="cold", tune="last", num_epochs=1, learning_rate=1e-9, head_learning_rate=1e-9)
     warm = make(
@@ -89,6 +93,7 @@ def test_wise_ft_never_scores_below_the_tuned_weights(make):
     assert metrics["wise_ft_alpha"] in (0.25, 0.5, 0.75, 1.0)
 
 
+@pytest.mark.slow
 def test_the_average_of_weights_differs_from_the_last_ones(make):
     plain, averaged = fit(make(run="a")), fit(make(run="b", ema_decay=0.9))
     assert np.abs(logits(plain) - logits(averaged)).max() > 1e-3
@@ -104,6 +109,7 @@ def test_modality_dropout_takes_one_input_of_some_products_in_training_only(make
     assert heads.eval()._drop_modality(image, text)[0] is image
 
 
+@pytest.mark.slow
 def test_mirrored_photos_are_averaged_in(make):
     plain, flipped = fit(make(run="a")), fit(make(run="b", test_time_flip=True))
     assert np.abs(logits(plain)[:, 42:] - logits(flipped)[:, 42:]).max() < 1e-5  # the text's stay
@@ -116,6 +122,7 @@ def test_a_nan_loss_names_the_step_and_its_products(make):
         fit(p)
 
 
+@pytest.mark.slow
 def test_a_soup_of_epochs_is_kept_where_it_is_better(make):
     p = make(run="soup", tune="full", num_epochs=4, learning_rate=3e-3, soup=True)
     fit(p)

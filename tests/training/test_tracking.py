@@ -117,6 +117,7 @@ class Api(Handler):
                 return {"project": {"artifact": None}}
 
 
+@pytest.mark.slow
 def test_an_online_run_tells_the_server_all(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setattr("goods.training.tracking.WAIT_SECONDS", 60.0)
@@ -134,6 +135,7 @@ def test_an_online_run_tells_the_server_all(trained: Trained, tmp_path: Path, mo
     assert not [f for f in p.run_dir.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +166,7 @@ def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
     assert not [f for f in p.run_dir.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failing_wandb_costs_at_most_five_seconds(
     failure: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -185,6 +188,7 @@ def test_a_failing_wandb_costs_at_most_five_seconds(
         tracker.process.kill()
 
 
+@pytest.mark.slow
 def test_a_full_disk_or_a_file_in_the_way_stops_nothing(trained: Trained, tmp_path: Path, capsys) -> None:
     p = params(trained, tmp_path)
     (p.run_dir / "wandb").write_text("in the way")
@@ -208,6 +212,7 @@ def test_a_key_without_a_network_is_offline_soon(monkeypatch: pytest.MonkeyPatch
     assert pick_mode("disabled") == "disabled"
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_costs_at_most_five_seconds(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
