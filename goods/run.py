@@ -179,6 +179,11 @@ class Run:
         """The folder with a table of titles for each class."""
         return self.folder / "classes"
 
+    def executed_notebooks(self) -> list[str]:
+        """The names of the executed notebooks, that of one under way included; not what is left of failed ones."""
+        names = {path.name.replace(".running.", ".") for path in self.notebooks.glob("*.ipynb")}
+        return sorted(name for name in names if not name.endswith(".unfinished.ipynb"))
+
     def weight_files(self) -> list[Path]:
         """The files that predict other products with the trained folds, and say what made them."""
         shared = [self.record_file, self.folds_table, self.labels, self.neighbours]
