@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 1  # of run.json
+MARKERS = frozenset(("run.json", "folds.parquet"))  # files by which a run is known wherever it lies
 FOLDS_FROM = ("n_folds", "seed")  # the parameters that folds are drawn by
 PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
@@ -304,6 +305,11 @@ class Run:
             raise OtherRunError(f"resume_from {other.folder} is not the folder of a run: it has no run.json")
         if names := other.differing(p):
             raise OtherRunError(f"resume_from {other.folder} was made with other parameters: {', '.join(names)}")
+        own, theirs = (run.record().get("models", {}) for run in (self, other))
+        if names := [name for name in own if theirs.get(name, own[name]) != own[name]]:
+            name = names[0]
+            raise OtherRunError(f"resume_from {other.folder} was made with other files in {name}: their hash was "
+                                f"{theirs[name]}, and that of {getattr(p, name)} is {own[name]}")  # fmt: skip
         found = []
         with held(self.locks / "adopt.lock", f"run '{self.name}', which goes on from {other.folder},", seconds=600):
             self._adopt_folds_table(other)
