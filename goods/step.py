@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ import yaml
 
 from goods.errors import GoodsError, StoppedInTime, TimeOverError
 from goods.files import read_json_if_whole, write_json
+from goods.processes import end_with_parent
 
 STATUS = "GOODS_STATUS"  # environment variable: the file that says how the notebook ended
-POLL_SECONDS = 0.5
 
 
 def ends_as(error: BaseException) -> dict[str, str]:
@@ -56,19 +54,6 @@ def _shell() -> Any:
     """IPython's shell where this process is a kernel, else None."""
     module = sys.modules.get("IPython")
     return module.get_ipython() if module else None
-
-
-def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, however that went."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_SECONDS)
-        os._exit(1)
-
-    if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def main(source: str, executed: str, settings: str, *results: str) -> int:

@@ -21,7 +21,8 @@ from goods.files import ROOT
 FLOORS = [
     {"errors", "metrics"},
     {"files"},
-    {"step", "progress", "field_types"},
+    {"processes", "progress", "field_types"},
+    {"step"},
     {"params"},
     {"code_version", "run"},
     {"data"},

@@ -11,12 +11,12 @@ from os import cpu_count
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 from sklearn.linear_model import LogisticRegression
 
 from goods.metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
+from goods.processes import in_parallel
 
 GREEDY_PICKS = 20
 BIASES = np.linspace(-1, 1, 9)  # tried for each class, in turn
@@ -219,9 +219,9 @@ def blend_members(
     left_out = [(), *((k,) for k in parts), *pairs]
     tasks = [(name, out) for name in methods for out in left_out]
     jobs = cpu_count() if members.size > PARALLEL_SIZE else 1
-    fitted = dict(zip(tasks, Parallel(n_jobs=jobs)(
-        delayed(METHODS[name])(members[:, ~np.isin(folds, out)], labels[~np.isin(folds, out)]) for name, out in tasks
-    ), strict=True))  # fmt: skip
+    seen = {out: ~np.isin(folds, out) for out in left_out}
+    arguments = ((name, members[:, seen[out]], labels[seen[out]]) for name, out in tasks)  # not all of them at once
+    fitted = dict(zip(tasks, in_parallel(_fitted, arguments, jobs), strict=True))
 
     def predicted(name: str, out: tuple[int, ...], k: int) -> np.ndarray:
         return fitted[name, out].predict(members[:, folds == k])
@@ -246,6 +246,10 @@ def blend_members(
     method = _best({name: macro_f1(labels, raw[name].argmax(1)) if pairs else 0.0 for name in methods})
     temperature = fit_temperature(raw[method], labels)
     return Blend(method, fitted[method, ()], temperature, oof, calibrated, uncalibrated, picked)
+
+
+def _fitted(name: str, members: np.ndarray, labels: np.ndarray) -> Combiner:
+    return METHODS[name](members, labels)
 
 
 def _best(scores: dict[str, float]) -> str:

@@ -16,6 +16,7 @@ from goods.members import kind_of
 from goods.metrics import score
 from goods.params import Params
 from goods.predictions import write_predictions
+from goods.processes import in_parallel
 from goods.run import Run
 from goods.training.fold import to_train
 from goods.training.rows import rows_hash, training_rows
@@ -89,7 +90,5 @@ def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Pa
 
 def side_by_side(fit_one: Callable[..., None], numbers: list[int], *arguments: Any) -> None:
     """fit_one(number, *arguments) of each fold, in as many processes as there are processors."""
-    from joblib import Parallel, delayed
-
     jobs = max(1, min(len(numbers), os.cpu_count() or 1))
-    Parallel(n_jobs=jobs)(delayed(fit_one)(number, *arguments) for number in numbers)
+    in_parallel(fit_one, [(number, *arguments) for number in numbers], jobs)
