@@ -157,7 +157,7 @@ class Pipeline:
     p: Params
     parameters: dict[str, Any]  # what every notebook gets
     stages: list[list[Step]]  # the steps of a stage may run side by side
-    jobs: int | str  # a number, or "auto": one a GPU
+    jobs: int | str  # a number, or "auto": one per GPU
     force: bool
     took: dict[Step, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -323,10 +323,10 @@ def number(value: Any) -> str:
 
 
 def epoch_lines(step: Step, run: Run) -> list[str]:
-    """The whole lines of a fold's log.jsonl."""
-    if step.fold is None or not run.fold(step.fold).log.is_file():
+    """The whole lines of the log of a fold's training, under way or ended."""
+    if step.fold is None or not run.fold(step.fold).latest_log.is_file():
         return []
-    text = run.fold(step.fold).log.read_text(encoding="utf-8", errors="replace")
+    text = run.fold(step.fold).latest_log.read_text(encoding="utf-8", errors="replace")
     return text[: text.rfind("\n") + 1].splitlines()
 
 
@@ -439,7 +439,7 @@ def parser() -> argparse.ArgumentParser:
     settings = {"nargs": "+", "default": [], "action": "extend", "metavar": "KEY=VALUE"}
     add("--set", **settings, help="parameters that differ from the config's")
     jobs = {"type": job_count, "default": "auto", "metavar": "N|auto"}
-    add("--jobs", **jobs, help="folds side by side (default: auto, one a GPU, else one)")
+    add("--jobs", **jobs, help="folds side by side (default: auto, one per GPU, else one)")
     again = "run the steps again though nothing changed; a fold that is finished is then loaded\n"
     again += "by its notebook, not trained again (--set retrain=true does that)"
     add("--force", action="store_true", help=again)

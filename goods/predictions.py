@@ -1,4 +1,4 @@
-"""Tables of predictions: one row a product, the logits of each output in columns."""
+"""Tables of predictions: one row per product, the logits of each output in columns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
+from goods.errors import DamagedFileError
 from goods.files import write_frame
 from goods.params import OUTPUTS
 
@@ -41,7 +42,9 @@ def outputs_of(frame: pd.DataFrame) -> list[str]:
 
 def frame_logits(frame: pd.DataFrame, output: str | None = None) -> np.ndarray:
     """(n, num_classes) logits of one output, by default the main one, from a prediction table's columns."""
-    output = output or outputs_of(frame)[0]
+    if not (found := outputs_of(frame)):
+        raise DamagedFileError("a table of predictions holds none: no column such as fused_0 or text_0; make it anew")
+    output = output or found[0]
     return frame.filter(regex=rf"^{output}_\d+$").to_numpy(dtype=np.float64)
 
 

@@ -83,7 +83,7 @@ def write_report(p: Params) -> Path:
     page = Environment(autoescape=True).from_string(PAGE).render(
         run=run.name,
         made_by=_made_by(p),
-        done=len(run.trained()) or (p.n_folds if metrics else 0),
+        done=len(run.trained()) or (p.n_folds - len(metrics.get("missing_folds", [])) if metrics else 0),
         n_folds=p.n_folds,
         missing=_missing(p, metrics) + left_out,
         headline=_headline(run),
@@ -187,8 +187,11 @@ def _tables(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:
 def _issues(path: Path) -> Markup | None:
     if not path.is_file():
         return None
-    table = pd.read_csv(path, dtype=str, keep_default_na=False).head(SHOWN_ISSUES)
-    return _html(table[["id", "title", "given", "suggested"]], index=False) if len(table) else None
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False).head(SHOWN_ISSUES)
+        return _html(table[["id", "title", "given", "suggested"]], index=False) if len(table) else None
+    except (ValueError, KeyError):  # a damaged file leaves the rest of the page
+        return None
 
 
 def _texts(**columns: dict[str, Any]) -> pd.DataFrame:

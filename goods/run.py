@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 1  # of run.json
+MARKERS = frozenset(("run.json", "folds.parquet"))  # files by which a run is known wherever it lies
+FOLDS_FROM = ("n_folds", "seed")  # the parameters that folds are drawn by
 PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
 
@@ -50,6 +52,7 @@ class Fold:
         self.state, self.previous_state = (self.checkpoint / f"{name}.safetensors" for name in ("state", "previous"))
         # Of a training that has not ended: the best epoch's, and what is interpolated from them.
         self.best_weights, self.mixed_weights = (self.checkpoint / f"{n}.safetensors" for n in ("best", "mixed"))
+        self.live_log = self.checkpoint / "log.jsonl"  # the epochs so far, beside a trained fold's own log
         self.figures = self.folder / "figures"
 
     @property
@@ -66,6 +69,11 @@ class Fold:
     def resumable(self) -> bool:
         """Whether a training of the fold has stopped with its state saved."""
         return self.state.is_file() or self.previous_state.is_file()
+
+    @property
+    def latest_log(self) -> Path:
+        """The log of the training that has not ended, or else that of the one that has."""
+        return self.live_log if self.live_log.is_file() else self.log
 
     def scores(self) -> dict[str, Any]:
         """metrics.json; empty when the fold isn't finished or the file isn't whole."""
@@ -94,9 +102,15 @@ class Fold:
         """What the trained fold comes from: "rows" (hash of what it learned), "code" (version of what trained it)."""
         return dict(self.scores().get("made_from", {}))
 
+    def begin_writing(self) -> None:
+        """From here on the files of an earlier training are replaced: nothing is trained until `finish`."""
+        self.metrics.unlink(missing_ok=True)
+
     def finish(self, metrics: Mapping[str, Any], made_from: Mapping[str, str]) -> None:
         """Writes metrics.json, which makes the fold trained, and removes its saved state."""
         self.test.unlink(missing_ok=True)  # it would be from weights that are no more
+        if self.live_log.is_file():
+            os.replace(self.live_log, self.log)
         write_json(self.metrics, {**metrics, "made_from": dict(made_from)})
         self.run.update(folds={str(self.number): dict(made_from)})
         shutil.rmtree(self.checkpoint, ignore_errors=True)
@@ -233,7 +247,13 @@ class Run:
         check_named_runs(p)
         parameters = p.model_dump(mode="json")
         facts = {"version": VERSION, "parameters": parameters, "environment": environment()}
-        write_json(self.record_file, facts | {"tables": {}, "models": dict(models), "folds": {}})
+        with held(self.locks / "record.lock", f"run.json of run '{self.name}'"):
+            if self.taken:  # by a process beside this one, just now
+                return
+            before = read_json_if_whole(self.record_file).get("parameters", {})
+            if any(name in before and before[name] != parameters[name] for name in FOLDS_FROM):
+                self.folds_table.unlink(missing_ok=True)  # of a call that has trained nothing
+            write_json(self.record_file, facts | {"tables": {}, "models": dict(models), "folds": {}})
 
     def _refuse_old_layout(self) -> None:
         if (self.folder / "params.yaml").is_file() and not self.exists:
@@ -285,6 +305,11 @@ class Run:
             raise OtherRunError(f"resume_from {other.folder} is not the folder of a run: it has no run.json")
         if names := other.differing(p):
             raise OtherRunError(f"resume_from {other.folder} was made with other parameters: {', '.join(names)}")
+        own, theirs = (run.record().get("models", {}) for run in (self, other))
+        if names := [name for name in own if theirs.get(name, own[name]) != own[name]]:
+            name = names[0]
+            raise OtherRunError(f"resume_from {other.folder} was made with other files in {name}: their hash was "
+                                f"{theirs[name]}, and that of {getattr(p, name)} is {own[name]}")  # fmt: skip
         found = []
         with held(self.locks / "adopt.lock", f"run '{self.name}', which goes on from {other.folder},", seconds=600):
             self._adopt_folds_table(other)

@@ -19,7 +19,7 @@ from goods.errors import GoodsError
 from goods.files import ROOT, read_json_if_whole, resolve
 from goods.members import kind_of, open_run
 from goods.params import OUTPUTS, Params, load_run
-from goods.run import Run
+from goods.run import MARKERS, Run
 from goods.training.tracking import answer_within, has_key, pick_mode
 
 MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
@@ -66,7 +66,7 @@ def _look_into(folder: Path) -> tuple[str, list[str]]:
         return "", []
     if {"train.csv", "test.csv"} <= names:
         return "competition", []
-    if {"run.json", "folds.parquet"} <= names:
+    if names >= MARKERS:
         return "run", []
     if "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return "model", []

@@ -33,9 +33,9 @@ def encoder_of(model: Path, **given: Any) -> DualEncoder:
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor], str], Any]) -> None:
     """Applies `change` to the tensors and the name of one of them."""
-    weights = load_file(folder / "weights.safetensors")
+    weights = load_file(folder / "model.safetensors")
     change(weights, "text_model.encoder.layers.0.mlp.fc1.weight")
-    save_file(weights, folder / "weights.safetensors", metadata={"format": "pt"})
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def cut(path: Path) -> None:

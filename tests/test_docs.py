@@ -19,6 +19,7 @@ import pytest
 from goods.compress.params import CompressParams
 from goods.files import ROOT
 from goods.params import Params
+from goods.run import Run
 
 # In this order, since some commands go on from the runs of earlier ones.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"), key=lambda path: (path.stem != "parameters", path))]
@@ -28,7 +29,8 @@ BY_MAKE = {"make demo", "make test", "make check", "make lab"}  # what CI runs; 
 MAX_LINES = 150
 # Names with an underscore that are no parameters: columns.
 OTHER_NAMES = {"compressed_text", "compressed_status"}
-all_pages = pytest.mark.parametrize("page", [*TEXTS, "README.zh-CN.md", "benchmarks/README.md"])
+OTHER_PAGES = [f"{folder}/README.md" for folder in ("benchmarks", "data", "models", "outputs")]
+all_pages = pytest.mark.parametrize("page", [*TEXTS, "README.zh-CN.md", *OTHER_PAGES])
 
 
 def read_page(page: str) -> str:
@@ -89,6 +91,16 @@ def test_the_chinese_readme_says_the_same():
 
 def test_the_scores_of_the_readme_stand_in_the_results():
     assert set(scores(TEXTS["README.md"])) <= set(scores(TEXTS["docs/results.md"]))
+
+
+def test_the_layout_names_every_room_and_every_file_of_a_run():
+    text = read_page("docs/layout.md")
+    rooms = {path.stem for path in (ROOT / "goods").glob("[a-z]*") if path.is_dir() or path.suffix == ".py"}
+    run = Run(ROOT / "outputs" / "trial")
+    files = {path.name for thing in (run, run.fold(0)) for path in vars(thing).values() if isinstance(path, Path)}
+    inside = {path.name for path in (run.fold(0).state, run.fold(0).previous_state, run.fold(0).best_weights,
+                                     run.fold(0).mixed_weights)}  # fmt: skip
+    assert [name for name in sorted(rooms | files - inside - {"trial"}) if name not in text] == []
 
 
 @all_pages

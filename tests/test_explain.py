@@ -60,7 +60,7 @@ def test_a_product_without_photo_or_text(trained: Trained):
 def test_what_can_not_be_explained(trained: Trained, tmp_path):
     with pytest.raises(GoodsError, match="there is no product 'nobody'"):
         explain(trained.p, trained.goods, "nobody")
-    with pytest.raises(GoodsError, match="kind blend keeps no model"):
+    with pytest.raises(GoodsError, match="kind blend can't say why; explain a run of another kind"):
         explain(trained.p.model_copy(update={"kind": "blend"}), trained.goods, "nobody")
     shutil.copytree(trained.p.run_dir, tmp_path / "mini")
     shutil.rmtree(tmp_path / "mini" / "fold2")

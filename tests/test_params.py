@@ -129,7 +129,7 @@ def test_names_and_defaults_are_the_seeds():
     p = load_params()
     assert {name: getattr(p, name) for name in expected} == expected
     assert p.chosen_folds == [0, 1, 2, 3, 4]
-    assert load_params(skip_folds=3).folds == [3, 4]
+    assert load_params(skip_folds=3).chosen_folds == [3, 4]
 
 
 def test_every_field_is_described():

@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
+import yaml
 from conftest import Trained, put_together
 
 matplotlib.use("Agg")
@@ -31,6 +32,7 @@ from goods.members import open_run
 from goods.params import Params
 from goods.predictions import frame_logits
 from goods.report import saved_figures, settings_table, write_report
+from goods.run import Run
 from goods.training.fold import read_logs
 from goods_utils import main
 
@@ -46,7 +48,7 @@ def finished(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Para
     ensemble = put_together(p, trained.goods)
     write_label_issues(p, ensemble, trained.goods)
     write_submission(p, trained.goods)
-    keep_figures(p.run_dir, ensemble, trained.goods.classes)
+    keep_figures(Run.of(p), ensemble, trained.goods.classes)
     return p
 
 
@@ -57,19 +59,17 @@ def run(finished: Params, tmp_path: Path) -> Params:
     return finished.model_copy(update={"outputs_dir": str(tmp_path)})
 
 
-def keep_figures(run_dir: Path, ensemble: Ensemble, classes: list[str]) -> None:
+def keep_figures(run: Run, ensemble: Ensemble, classes: list[str]) -> None:
     """Nine figures as the notebooks keep them: four of all folds, one of each of the three folds, two of the goods."""
-    labels, logits, logs = ensemble.oof["label"], frame_logits(ensemble.oof), read_logs(run_dir)
-    together = run_dir / "ensemble" / "figures"
-    save_figure(together / "reliability.png", reliability(labels, {"calibrated": logits}))
-    save_figure(together / "modalities.png", modality_scores(ensemble.scores.xs("macro_f1", axis=1, level=1)))
-    save_figure(together / "class_f1.png", class_f1(labels, logits.argmax(1), classes))
-    save_figure(together / "confusion.png", confusion_matrix(labels, logits.argmax(1), classes))
+    labels, logits, logs = ensemble.oof["label"], frame_logits(ensemble.oof), read_logs(run)
+    save_figure(run.figures / "reliability.png", reliability(labels, {"calibrated": logits}))
+    save_figure(run.figures / "modalities.png", modality_scores(ensemble.scores.xs("macro_f1", axis=1, level=1)))
+    save_figure(run.figures / "class_f1.png", class_f1(labels, logits.argmax(1), classes))
+    save_figure(run.figures / "confusion.png", confusion_matrix(labels, logits.argmax(1), classes))
     for fold in range(3):
-        path = run_dir / f"fold{fold}" / "figures" / "learning_curves.png"
-        save_figure(path, learning_curves(logs[logs["fold"] == fold]))
-    save_figure(run_dir / "figures" / "class_balance.png", class_balance(labels, classes))
-    save_figure(run_dir / "figures" / "fold_balance.png", fold_balance(ensemble.oof["fold"], labels, classes))
+        save_figure(run.fold(fold).figures / "learning_curves.png", learning_curves(logs[logs["fold"] == fold]))
+    save_figure(run.goods_figures / "class_balance.png", class_balance(labels, classes))
+    save_figure(run.goods_figures / "fold_balance.png", fold_balance(ensemble.oof["fold"], labels, classes))
 
 
 def test_the_page_tells_all_and_is_light(run: Params):
@@ -87,7 +87,7 @@ def test_figures_are_shown_as_the_notebooks_kept_them(run: Params):
     shown = re.findall(r'<img alt="(\w+)" src="data:image/png;base64,([^"]+)">', page)
     names = ["modalities", "reliability", "class_f1", "confusion", *["learning_curves"] * 3]
     assert [name for name, _ in shown] == [*names, "class_balance", "fold_balance"]
-    kept = [file for files in saved_figures(run.run_dir).values() for file in files]
+    kept = [file for files in saved_figures(Run.of(run)).values() for file in files]
     assert [base64.b64decode(data) for _, data in shown] == [file.read_bytes() for file in kept]
     headings = re.findall(r"<h2>(.*?)</h2><div class=\"figures\">", page)
     assert headings == ["All folds together", "Fold 0", "Fold 1", "Fold 2", "The goods"]
@@ -162,7 +162,7 @@ def test_figures_that_are_too_large_are_left_out_and_named(run: Params, monkeypa
 
 def test_the_command_line_makes_it_anew(run: Params, tmp_path: Path):
     config = tmp_path / "c.yaml"
-    config.write_text((run.run_dir / "params.yaml").read_text())
+    config.write_text(yaml.safe_dump(Run.of(run).parameters()))
     main(["report", "--config", str(config), "--set", f"outputs_dir={tmp_path}"])
     assert (run.run_dir / "report.html").is_file()
     with pytest.raises(SystemExit, match="there is no run in"):

@@ -347,7 +347,7 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
         footprint.trainable - heads,
         2 * footprint.embedding,
     )  # mean and standard deviation of each dimension
-    state = footprint.optimizer(p) + 4 * footprint.trainable * (1 + bool(p.ema_decay) + p.soup)
+    state = footprint.optimizer(p) + 4 * footprint.trainable * (1 + bool(p.ema_decay) + p.soup + p.wise_ft)
     train, test = rows
     embedded = train + test if p.tune == "head" else train if p.warm_start_epochs else 0
     sizes = {

@@ -96,12 +96,12 @@ def stacking(members: np.ndarray, labels: np.ndarray) -> Combiner:
     for cost in COSTS:
         held_out = np.zeros_like(members[0])
         for i in range(INNER_PARTS):
-            machine = _regression(cost).fit(x[part != i], labels[part != i])
-            held_out[part == i] = _regressed(machine, members.shape[2], members[:, part == i])
+            classifier = _regression(cost).fit(x[part != i], labels[part != i])
+            held_out[part == i] = _regressed(classifier, members.shape[2], members[:, part == i])
         losses.append(score(labels, held_out)["log_loss"])
-    machine = _regression(COSTS[int(np.argmin(losses))]).fit(x, labels)
-    size = np.abs(machine.coef_).reshape(len(machine.coef_), len(members), -1).mean((0, 2))
-    return Combiner(size / size.sum(), partial(_regressed, machine, members.shape[2]))
+    classifier = _regression(COSTS[int(np.argmin(losses))]).fit(x, labels)
+    size = np.abs(classifier.coef_).reshape(len(classifier.coef_), len(members), -1).mean((0, 2))
+    return Combiner(size / size.sum(), partial(_regressed, classifier, members.shape[2]))
 
 
 def class_bias(members: np.ndarray, labels: np.ndarray) -> Combiner:
@@ -177,10 +177,10 @@ def _regression(cost: float) -> LogisticRegression:
     return LogisticRegression(C=cost, max_iter=60)
 
 
-def _regressed(machine: LogisticRegression, num_classes: int, members: np.ndarray) -> np.ndarray:
-    known = machine.predict_log_proba(_side_by_side(members))
+def _regressed(classifier: LogisticRegression, num_classes: int, members: np.ndarray) -> np.ndarray:
+    known = classifier.predict_log_proba(_side_by_side(members))
     full = np.full((len(known), num_classes), known.min(initial=-20) - 1)  # a class that it never saw is the last
-    full[:, machine.classes_] = known
+    full[:, classifier.classes_] = known
     return full
 
 

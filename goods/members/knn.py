@@ -69,25 +69,27 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
         return
     folds, train = read_folds(goods, p), embed_products(p, goods.train)
     save_neighbours(Run.of(p), train)
-    own = {output: joined(parts) for output, parts in outputs_of(train).items()}
+    own = {output: joined(parts) for output, parts in by_output(train).items()}
     near = {output: nearest(vectors, vectors, MOST + 1) for output, vectors in own.items()}
-    other = {output: joined(parts) for output, parts in outputs_of(embed_products(p, goods.test)).items()}
+    other = {output: joined(parts) for output, parts in by_output(embed_products(p, goods.test)).items()}
     near_test = {output: nearest(own[output], vectors, MOST) for output, vectors in other.items()}
     for number in due:
         fold, valid = Run.of(p).fold(number), (folds["fold"] == number).to_numpy()
         how = {output: choose_vote(near[output], folds, number, p.num_classes) for output in near}
         model = Voters(np.where(valid, -1, folds["label"]), how, p.num_classes)
         logits = {output: model.logits(output, tuple(part[valid] for part in near[output])) for output in near}
-        save(model, fold)
         facts = {"rows": int((~valid).sum()), "neighbours": {output: list(chosen) for output, chosen in how.items()}}
         facts |= {"resources": {"seconds": round((time.perf_counter() - began) / len(due), 1)}}
-        finish_fold(p, goods, number, code, logits, **facts)
         test = {output: model.logits(output, near_test[output]) for output in near_test}
-        write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)
+        with fold.held():
+            fold.begin_writing()
+            save(model, fold)
+            finish_fold(p, goods, number, code, logits, **facts)
+            write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)
 
 
-def outputs_of(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The kinds of embeddings that each output looks at."""
+def by_output(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The embeddings that each output looks at."""
     return {"fused": embeddings, "image": {"image": embeddings["image"]}, "text": {"text": embeddings["text"]}}
 
 
@@ -112,6 +114,14 @@ def save_neighbours(run: Run, embeddings: dict[str, Tensor]) -> None:
         save_file({name: values.contiguous() for name, values in embeddings.items()}, temporary)
 
 
+def read_neighbours(run: Run) -> dict[str, Tensor]:
+    """What save_neighbours wrote; raises DamagedFileError when it isn't whole."""
+    try:
+        return load_file(run.neighbours)
+    except Exception as error:  # anything at all can be wrong with a damaged file
+        raise DamagedFileError(f"{run.neighbours} is missing or damaged; train again: retrain=true") from error
+
+
 def save(model: Voters, fold: Fold) -> None:
     """The labels that the fold may see, and how they vote, as weights.safetensors."""
     metadata = {"how": json.dumps(model.how), "num_classes": str(model.num_classes)}
@@ -132,8 +142,8 @@ def load(p: Params, fold: Fold) -> Voters:
 
 def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
     """{fold number: {"fused", "image", "text": (n, num_classes) logits}} of a table of products."""
-    own = {output: joined(parts) for output, parts in outputs_of(load_file(folds[0].run.neighbours)).items()}
-    other = {output: joined(parts) for output, parts in outputs_of(embed_products(p, products)).items()}
+    own = {output: joined(parts) for output, parts in by_output(read_neighbours(folds[0].run)).items()}
+    other = {output: joined(parts) for output, parts in by_output(embed_products(p, products)).items()}
     near = {output: nearest(own[output], other[output], MOST) for output in own}
     models = {fold.number: load(p, fold) for fold in folds}
     return {k: {output: model.logits(output, near[output]) for output in near} for k, model in models.items()}

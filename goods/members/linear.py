@@ -15,7 +15,7 @@ from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import GoodsError
 from goods.files import write_frame
 from goods.members import KINDS
-from goods.members.base import due_folds, finish_fold, part_of, side_by_side
+from goods.members.base import due_folds, finish_fold, made_from, part_of, side_by_side
 from goods.models.tfidf import (
     INNER_FOLDS,
     LinearModel,
@@ -31,6 +31,7 @@ from goods.models.tfidf import (
 from goods.params import Params
 from goods.predictions import write_predictions
 from goods.run import Fold, Run
+from goods.training.fold import to_train
 
 __all__ = ["ensemble", "fit", "load", "predict", "save"]
 
@@ -61,8 +62,11 @@ def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[in
 
 
 def _fit_fold(number: int, p: Params, goods: Goods, code: str) -> None:
-    with Run.of(p).fold(number).held():
-        began, fold, part = time.perf_counter(), Run.of(p).fold(number), part_of(p, goods, number)
+    fold = Run.of(p).fold(number)
+    with fold.held():
+        if not to_train(fold, p, made_from(p, goods, number, code), say=False):
+            return  # whoever held it has trained it meanwhile
+        began, part = time.perf_counter(), part_of(p, goods, number)
         texts = tfidf_columns(part.products)
         features = make_vectorizer(texts.iloc[part.rows])
         try:
@@ -77,6 +81,7 @@ def _fit_fold(number: int, p: Params, goods: Goods, code: str) -> None:
             {"text": svm_logits(svm, csr_matrix(features.transform(table)), p.num_classes) / temperature}
             for table in (texts.iloc[part.valid], texts.iloc[len(goods.train) :])
         )
+        fold.begin_writing()
         save(LinearModel.of(svm, features, temperature, p.num_classes), fold)
         write_frame(fold.words, word_weights(svm, features))
         facts = {"rows": len(part.rows), "cost": cost, "temperature": round(temperature, 4)}

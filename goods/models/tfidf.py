@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
 from goods.errors import DamagedFileError
-from goods.files import atomic_path, read_json, write_json
+from goods.files import atomic_path, read_frame, read_json, write_json
 from goods.metrics import fit_temperature, macro_f1
 from goods.params import Params
 
@@ -91,7 +91,8 @@ def word_weights(svm: LinearSVC, features: ColumnTransformer) -> pd.DataFrame:
 
 def heaviest_words(files: Sequence[Path], classes: Sequence[str], top: int = 8) -> pd.DataFrame:
     """The words that speak most for each class, by their mean weight over the folds' words.parquet."""
-    tables = [pd.read_parquet(path) for path in files]
+    again = "train the fold again: retrain=true"
+    tables = [read_frame(path, ["label", "word", "weight"], again) for path in files]
     if not tables:
         return pd.DataFrame(columns=["words"])
     weights = (pd.concat(tables).groupby(["label", "word"])["weight"].sum() / len(tables)).reset_index()
@@ -155,7 +156,8 @@ def load_linear(weights: Path, details: Path) -> LinearModel:
         for name, part in facts["parts"].items():
             vectorizers[name] = (part["column"], TfidfVectorizer(**PARTS[name], vocabulary=part["words"]))
             vectorizers[name][1].idf_ = tensors[f"idf.{name}"]
-        found = (tensors[name] for name in ("coefficients", "intercepts", "classes"))
+        # In 64 bits, as scikit-learn's own: sums in 32 would differ from those of the training.
+        found = (tensors["coefficients"].astype(float), tensors["intercepts"].astype(float), tensors["classes"])
         return LinearModel(vectorizers, *found, float(facts["temperature"]), int(facts["num_classes"]))
     except Exception as error:  # anything at all can be wrong with a damaged file
         raise DamagedFileError(f"{weights} or {details.name} beside it is missing or damaged; {again}") from error

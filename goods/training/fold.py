@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from goods.predictions import main_of, prediction_table, write_predictions
 from goods.run import Fold, Run, deadline
 from goods.training.checkpoint import State, load_state, parts_of
 from goods.training.inference import make_accelerator, predict
-from goods.training.loop import Training, restore_training, train, training_facts
+from goods.training.loop import LOGGED, Training, restore_training, train, training_facts
 from goods.training.optim import copied, set_weights, swapped
 from goods.training.rows import rows_hash
 from goods.training.task import Task
@@ -109,6 +110,7 @@ def _fit(
     if accelerator.is_main_process:
         with atomic_path(fold.weights) as temporary:
             shutil.copyfile(weights, temporary)
+            fold.begin_writing()
         write_predictions(fold.oof, folds[folds["fold"] == p.fold], logits)
         fold.finish(metrics, made_from)
         table = prediction_table(pd.read_parquet(fold.oof), goods)
@@ -173,6 +175,17 @@ def worst(table: pd.DataFrame, classes: list[str], top: int = 24) -> list[dict[s
 
 
 def read_logs(run: Run) -> pd.DataFrame:
-    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ..."""
-    logs = [pd.read_json(f.log, lines=True).assign(fold=f.number) for f in run.folds() if f.log.is_file()]
+    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ...
+
+    A damaged log costs its curves only: it is said and left out.
+    """
+    logs = []
+    for fold in run.folds():
+        path = fold.log if fold.trained else fold.latest_log
+        if path.is_file():
+            try:
+                lines = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+                logs.append(pd.DataFrame(lines)[LOGGED].assign(fold=fold.number))
+            except (ValueError, TypeError, KeyError):
+                print(f"{path} is damaged; its curves are left out", flush=True)
     return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()

@@ -55,6 +55,10 @@ except ImportError:  # Windows
     resource = None
 
 
+# A line of log.jsonl, which each epoch adds.
+LOGGED = "epoch epochs train_loss valid_loss macro_f1 accuracy learning_rate gradient_norm seconds".split()
+
+
 @dataclass
 class TrainingState:
     """Where a training stands; saved with its tensors."""
@@ -232,13 +236,13 @@ def end_epoch(training: Training, seconds: float) -> None:
                 if accelerator.is_main_process:
                     save_trained(task.model, training.fold.best_weights)
         scores = scores or found
-    at.log.append({"epoch": at.epoch, "epochs": training.epochs, "train_loss": at.loss_sum / training.steps,
-                   "valid_loss": scores["log_loss"], "macro_f1": scores["macro_f1"], "accuracy": scores["accuracy"],
-                   "learning_rate": training.schedule.get_last_lr()[0],
-                   "gradient_norm": round(at.norm_sum / training.steps, 4), "seconds": round(seconds, 2)})  # fmt: skip
+    values = (at.epoch, training.epochs, at.loss_sum / training.steps, scores["log_loss"], scores["macro_f1"],
+              scores["accuracy"], training.schedule.get_last_lr()[0], round(at.norm_sum / training.steps, 4),
+              round(seconds, 2))  # fmt: skip
+    at.log.append(dict(zip(LOGGED, values, strict=True)))
     training.tracker.log(at.log[-1])
     if accelerator.is_main_process:
-        write_text(training.fold.log, "".join(json.dumps(line) + "\n" for line in at.log))
+        write_text(training.fold.live_log, "".join(json.dumps(line) + "\n" for line in at.log))
     accelerator.wait_for_everyone()
     at.epoch, at.step, at.loss_sum, at.norm_sum = at.epoch + 1, 0, 0.0, 0.0
 

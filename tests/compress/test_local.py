@@ -108,6 +108,6 @@ def test_local_models_that_do_not_serve(causal_lm: Path, tmp_path: Path) -> None
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
     )
     assert LocalLM(local_params(tmp_path, bare), "Shorten.")._chat("lamp").startswith("<|start|>user Shorten.\n\nlamp")
-    (bare / "weights.safetensors").write_bytes(b"torn")
+    (bare / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(GoodsError, match=r"the causal LM in .*bare can't be loaded"):
         LocalLM(local_params(tmp_path, bare), "Shorten.")

@@ -35,6 +35,7 @@ from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.heads import GoodsClassifier, GoodsHeads
 from goods.models.tuning import block_rates, halve_frozen, save_trained, set_trainable
 from goods.params import Params
+from goods.run import Run
 from goods.training.checkpoint import save_state
 from goods.training.optim import make_optimizer, trainable_parameters
 
@@ -224,8 +225,9 @@ def test_disk_is_what_the_files_take(sample: Any, tmp_path: Path, tune: str) -> 
     state |= {
         f"{moment}.{name}": torch.zeros_like(q) for moment in "mv" for name, q in trainable_parameters(model).items()
     }
-    save_state(tmp_path, state, {})
-    saved = (tmp_path / "checkpoint/state.safetensors").stat().st_size
+    fold = Run(tmp_path).fold(0)
+    save_state(fold, state, {})
+    saved = fold.state.stat().st_size
     assert made.disk["states of a fold in training"] == pytest.approx(2e-9 * saved, rel=0.05)
     width = model.heads.image_mean.numel() + model.heads.text_mean.numel()
     assert made.disk["embeddings"] == pytest.approx(100 * 4 * width / 1e9)

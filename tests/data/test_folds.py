@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goods.data.folds import MAX_SHARED, duplicate_groups, make_folds, product_groups, rare_classes, read_folds
-from goods.errors import GoodsError
+from goods.errors import DamagedFileError, GoodsError, OtherRunError
+from goods.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 keys = st.lists(st.tuples(st.sampled_from(["", *"abcdef"]), st.sampled_from(["", *"uvwxyz"])), max_size=30)
@@ -133,6 +134,46 @@ def test_a_runs_folds_are_made_once(goods):
     stamp = (p.run_dir / "folds.parquet").stat().st_mtime_ns
     assert read_folds(read, goods.params(n_folds=3, seed=1)).equals(folds)  # saved is saved; open_run guards the seed
     assert (p.run_dir / "folds.parquet").stat().st_mtime_ns == stamp
+
+
+FOREIGN = {
+    "shuffled rows": (
+        lambda folds: folds.sample(frac=1, random_state=0),
+        OtherRunError,
+        "of other products, labels or",
+    ),
+    "fewer rows": (lambda folds: folds.iloc[:7], OtherRunError, "of other products, labels or another order than"),
+    "more rows": (lambda folds: pd.concat([folds, folds.assign(id="x" + folds["id"])]), OtherRunError, "of other prod"),
+    "other labels": (lambda folds: folds.assign(label=2 - folds["label"]), OtherRunError, "of other products, labels"),
+    "a fold outside": (lambda folds: folds.assign(fold=folds["fold"] + 1), OtherRunError, "are not 0 to 2, as n_folds"),
+    "fewer folds": (lambda folds: folds.assign(fold=folds["fold"] % 2), OtherRunError, "are not 0 to 2, as n_folds"),
+    "no fold": (lambda folds: folds.drop(columns="fold"), DamagedFileError, r"folds\.parquet lacks fold"),
+    "no row": (lambda folds: folds.iloc[:0], OtherRunError, "of other products, labels or another order than"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "sentence"), FOREIGN.values(), ids=FOREIGN)
+def test_folds_that_are_not_those_of_the_tables_are_refused(goods, change, error, sentence):
+    read, p = goods.read(), goods.params(n_folds=3)
+    folds = read_folds(read, p)
+    change(folds).to_parquet(Run.of(p).folds_table)
+    with pytest.raises(error, match=sentence) as refused:
+        read_folds(read, p)
+    assert str(refused.value).endswith("remove it, and the folds are drawn anew, the same for the same tables and seed")
+    Run.of(p).folds_table.unlink()
+    assert read_folds(read, p).equals(folds)
+
+
+@pytest.mark.parametrize("harm", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"PAR1" * 9])
+def test_damaged_folds_are_one_sentence(goods, harm):
+    read, p = goods.read(), goods.params(n_folds=3)
+    read_folds(read, p)
+    path = Run.of(p).folds_table
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(
+        DamagedFileError, match=r"folds\.parquet is missing or damaged; remove it, and the folds are dr"
+    ):
+        read_folds(read, p)
 
 
 def test_rare_classes_are_named(goods):

@@ -12,6 +12,9 @@ from competition import CLASSES, Competition, encoded, photo
 
 from goods.data.tables import DEBUG_TEST_ROWS, report_table
 from goods.data.texts import clean_text
+from goods.files import write_json
+from goods.members import open_run
+from goods.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
@@ -131,7 +134,7 @@ def test_cells_of_every_kind(goods):
     for row, text in zip(goods.train, texts, strict=True):
         row["title"], row["description"] = text, ""
     read = goods.read()
-    assert read.train["title"].tolist() == texts
+    assert read.train["title"].tolist() == [clean_text(text) for text in texts]
     assert read.train["text"].tolist() == [clean_text(text) for text in texts]
     assert read.train["text"][0] == 'Two lines, "quoted"'
     assert read.report["train"]["empty_texts"] == 1
@@ -326,9 +329,18 @@ def test_photo_folders_must_be_there(goods):
 
 
 def test_a_run_refuses_tables_that_changed(goods):
+    open_run(goods.params(kind="linear"))
     goods.read()
     goods.train[0]["categories"] = 1
-    goods.refused(r"run 'trial' was made with other goods: train changed since\. Choose another name")
+    goods.read()  # nothing is trained yet
+    goods.train[0]["categories"] = 0
+    goods.read()
+    write_json(Run.of(goods.params()).metrics, {})  # as if
+    goods.train[0]["categories"] = 1
+    goods.refused(
+        r"run 'trial' was made with other goods: train changed since\. Name the tables",
+        "or choose another name for run",
+    )
     goods.train[0]["categories"] = 0
     goods.test.reverse()
     goods.refused("test changed since")

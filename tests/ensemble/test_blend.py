@@ -44,7 +44,7 @@ def test_members_of_all_runs_become_one_prediction(blend):
     goods = read_goods(blend)
     result = put_together(blend, goods)
     assert set(result.table.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
-    weights = json.loads((blend.run_dir / "ensemble" / "weights.json").read_text())
+    weights = json.loads((blend.run_dir / "ensemble" / "method.json").read_text())["weights"]
     assert set(weights) == set(result.table.index) - {"blend"} and min(weights.values()) >= 0
     metrics = json.loads((blend.run_dir / "ensemble" / "metrics.json").read_text())
     assert set(metrics["members"]) == set(result.table.index) and metrics["folds"].keys() == {"0", "1", "2"}
@@ -119,9 +119,11 @@ def test_runs_that_do_not_fit_are_refused(blend, name, edit, message):
 @pytest.mark.slow
 def test_a_run_that_is_not_there_and_none_at_all(blend):
     goods = read_goods(blend)
-    with pytest.raises(GoodsError, match=r"there is no readable ensemble in .*nowhere"):
+    with pytest.raises(
+        GoodsError, match=r"nowhere/ensemble/oof\.parquet is missing or damaged; run that run's pipeline first"
+    ):
         put_together(blend.model_copy(update={"runs": ("words", "nowhere")}), goods)
-    with pytest.raises(GoodsError, match="kind blend needs runs"):
+    with pytest.raises(GoodsError, match="a blend needs runs"):
         put_together(blend.model_copy(update={"runs": ()}), goods)
 
 

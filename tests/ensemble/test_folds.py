@@ -86,10 +86,10 @@ def test_scores_of_each_fold_and_of_all_rows(run: Trained) -> None:
 def test_what_the_ensemble_leaves(run: Trained) -> None:
     result = put_together(run.p, run.goods)
     folder = run.p.run_dir / "ensemble"
-    assert {f.name for f in folder.iterdir()} == {"metrics.json", "oof.parquet", "test.parquet", "weights.json"}
+    assert {f.name for f in folder.iterdir()} == {"metrics.json", "oof.parquet", "test.parquet", "method.json"}
     for name, frame in (("oof", result.oof), ("test", result.test)):
         pd.testing.assert_frame_equal(pd.read_parquet(folder / f"{name}.parquet"), frame, check_dtype=False)
-    assert json.loads((folder / "weights.json").read_text()) == {f"fold{k}": 1 / 3 for k in range(3)}
+    assert json.loads((folder / "method.json").read_text()) == {"weights": {f"fold{k}": 1 / 3 for k in range(3)}}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["fused"] == result.scores.loc["oof", "fused"].to_dict()
     assert set(metrics) == {*OUTPUTS, "folds", "missing_folds"} and set(metrics["folds"]) == {"0", "1", "2"}
@@ -107,7 +107,7 @@ def test_folds_that_are_not_trained_yet_are_named(run: Trained, capsys: pytest.C
     assert json.loads((run.p.run_dir / "ensemble" / "metrics.json").read_text())["missing_folds"] == [1, 2]
     write_submission(run.p, run.goods)
     assert "the ensemble lacks 2 of 3 folds: 1, 2" in capsys.readouterr().out
-    assert json.loads((run.p.run_dir / "ensemble" / "weights.json").read_text()) == {"fold0": 1.0}
+    assert json.loads((run.p.run_dir / "ensemble" / "method.json").read_text()) == {"weights": {"fold0": 1.0}}
     assert result.scores.index.tolist() == ["0", "oof"]
 
 
@@ -141,15 +141,16 @@ def with_another_id(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-IDS, NUMBERS = "are not those of the run's folds and tables; delete", "holds values that are not numbers; delete"
+IDS, NUMBERS = "are not those of the run's folds and tables", "holds values that are not numbers"
+TRAIN, REMOVE = "; train the fold again: retrain=true, --folds 1", "; remove the file, and the fold predicts"
 SPOILT = {
-    "oof of others": ("oof", with_another_id, f"the ids in .*fold1/oof.parquet {IDS} .*fold1 and train the fold again"),
-    "oof in another order": ("oof", lambda table: table[::-1], f"oof.parquet {IDS}"),
-    "oof of fewer": ("oof", lambda table: table.head(3), f"oof.parquet {IDS}"),
-    "oof with a nan": ("oof", with_a_nan, f"oof.parquet {NUMBERS} .*fold1 and train the fold again"),
-    "test of others": ("test", with_another_id, f"the ids in .*fold1/test.parquet {IDS} it, and the fold predicts"),
-    "test in another order": ("test", lambda table: table[::-1], f"test.parquet {IDS} it"),
-    "test with a nan": ("test", with_a_nan, f"test.parquet {NUMBERS} it"),
+    "oof of others": ("oof", with_another_id, f"the ids in .*fold1/oof.parquet {IDS}{TRAIN}"),
+    "oof in another order": ("oof", lambda table: table[::-1], f"oof.parquet {IDS}{TRAIN}"),
+    "oof of fewer": ("oof", lambda table: table.head(3), f"oof.parquet {IDS}{TRAIN}"),
+    "oof with a nan": ("oof", with_a_nan, f"oof.parquet {NUMBERS}{TRAIN}"),
+    "test of others": ("test", with_another_id, f"the ids in .*fold1/test.parquet {IDS}{REMOVE}"),
+    "test in another order": ("test", lambda table: table[::-1], f"test.parquet {IDS}{REMOVE}"),
+    "test with a nan": ("test", with_a_nan, f"test.parquet {NUMBERS}{REMOVE}"),
 }
 
 
@@ -163,7 +164,9 @@ def test_predictions_that_fit_nothing(run: Trained, name: str, change: Callable,
     assert (run.p.run_dir / "ensemble" / "test.parquet").read_bytes() == before
 
 
-@pytest.mark.parametrize(("name", "advice"), [("oof", "delete .*fold1 and train"), ("test", "delete it, and")])
+@pytest.mark.parametrize(
+    ("name", "advice"), [("oof", "train the fold again: retrain=true, --folds 1"), ("test", "remove the file")]
+)
 def test_a_damaged_table_is_named_and_can_be_made_again(run: Trained, name: str, advice: str) -> None:
     before = put_together(run.p, run.goods)
     path = fold_file(run.p, 1, f"{name}.parquet")
@@ -173,8 +176,7 @@ def test_a_damaged_table_is_named_and_can_be_made_again(run: Trained, name: str,
     if name == "test":
         path.unlink()
     else:
-        shutil.rmtree(path.parent)
-        fit_fold(run.p.model_copy(update={"fold": 1}), run.goods)
+        fit_fold(run.p.model_copy(update={"fold": 1, "retrain": True}), run.goods)
     pd.testing.assert_frame_equal(put_together(run.p, run.goods).test, before.test)
 
 

@@ -13,7 +13,8 @@ from conftest import Sample, fit, put_together
 from goods.data.folds import read_folds
 from goods.data.tables import all_products, read_goods
 from goods.ensemble.pseudo_labels import class_thresholds, make_pseudo_labels, pick
-from goods.errors import GoodsError
+from goods.errors import GoodsError, ParameterError
+from goods.files import write_json
 from goods.metrics import score
 from goods.params import Params
 from goods.predictions import frame_logits
@@ -115,8 +116,6 @@ def test_pseudo_labels_that_can_not_be_used(make, trained, tmp_path):
         fit(p)
     with pytest.raises(GoodsError, match="has no trained fold 0 yet"):
         make_pseudo_labels(teacher, read_goods(teacher))
-    with pytest.raises(GoodsError, match="a blend has no model of each fold"):
-        make_pseudo_labels(teacher.model_copy(update={"kind": "blend"}), trained.goods)
     folds = read_folds(read_goods(p), p)
     path = Run(teacher.run_dir).pseudo(1)
     path.parent.mkdir(parents=True)
@@ -134,11 +133,22 @@ def test_pseudo_labels_that_can_not_be_used(make, trained, tmp_path):
         with pytest.raises(GoodsError, match=message):
             fit(p)
     path.write_bytes(b"torn")
-    with pytest.raises(GoodsError, match="can't be read"):
+    with pytest.raises(
+        GoodsError, match=r"fold1\.parquet is missing or damaged; run notebooks/pseudo_label\.ipynb again"
+    ):
         fit(p)
 
 
-def test_a_checkpoint_of_other_pseudo_labels_is_refused(make):
+def test_a_blend_has_no_folds_that_could_label(make):
+    p = make(run="both", kind="linear").model_copy(update={"runs": ("teacher", "words")})
+    write_json(Run.of(p).metrics, {"missing_folds": []})  # what the ensemble of a blend leaves
+    with pytest.raises(
+        ParameterError, match=r"has no folds of its own; make pseudo-labels by one of .*: teacher, words"
+    ):
+        make_pseudo_labels(p, read_goods(p))
+
+
+def test_a_state_of_other_pseudo_labels_is_left_and_the_fold_begun_again(make, capsys):
     teacher = make(run="teacher", **HEAD)
     goods = read_goods(teacher)
     read_folds(goods, teacher)
@@ -149,6 +159,11 @@ def test_a_checkpoint_of_other_pseudo_labels_is_refused(make):
     p = make(run="student", **recipe, pseudo_from="teacher", max_hours=0.3 / 3600, checkpoint_minutes=0)
     with pytest.raises(SystemExit):
         fit(p)
+    assert Run.of(p).fold(1).resumable
     goods.test[["id"]].head(8).assign(label=3).to_parquet(path)
-    with pytest.raises(GoodsError, match="training rows of fold 1 are others than those of its checkpoint"):
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
         fit(p)
+    said = capsys.readouterr().out
+    assert "the saved state of fold 1 learned from other rows than there are now (new pseudo-labels?)" in said
+    assert "goes on after step" not in said

@@ -115,6 +115,6 @@ def test_an_ensemble_of_another_test_table_is_refused(run: Trained) -> None:
 
 def test_saved_files_are_listed_with_their_sizes(run: Trained) -> None:
     table = saved_files(run.p, "fold1/*", "*.json", "nothing*")
-    assert {"fold1/model.safetensors", "fold1/oof.parquet", "labels.json"} <= set(table["file"])
+    assert {"fold1/weights.safetensors", "fold1/oof.parquet", "labels.json"} <= set(table["file"])
     size = (run.p.run_dir / "labels.json").stat().st_size / 1000
     assert table.set_index("file")["kB"]["labels.json"] == pytest.approx(size, abs=0.05)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from goods.members import open_run
 from goods.members.knn import vote
 from goods.params import load_params
 from goods.predictions import frame_logits, outputs_of
+from goods.run import Run
 from goods_utils import fit_all
 
 
@@ -35,12 +38,12 @@ def test_neighbours_are_a_member_like_others(knn: Trained):
 
 def test_neighbours_of_the_fold_that_is_scored_have_no_vote(knn: Trained):
     folds = read_folds(knn.goods, knn.p)
-    before = pd.read_parquet(knn.p.run_dir / "fold1" / "oof.parquet")
-    lies = knn.p.model_copy(update={"run": "lies"})
-    open_run(lies)
-    folds.assign(label=folds["label"].where(folds["fold"] != 1, 0)).to_parquet(lies.run_dir / "folds.parquet")
-    fit_all(lies, knn.goods)
-    after = pd.read_parquet(lies.run_dir / "fold1" / "oof.parquet")
+    before = pd.read_parquet(Run.of(knn.p).fold(1).oof)
+    lies, p = folds.assign(label=folds["label"].where(folds["fold"] != 1, 0)), knn.p.model_copy(update={"run": "lies"})
+    open_run(p)
+    lies.to_parquet(Run.of(p).folds_table)
+    fit_all(p, replace(knn.goods, train=knn.goods.train.assign(label=lies["label"])))
+    after = pd.read_parquet(Run.of(p).fold(1).oof)
     np.testing.assert_array_equal(frame_logits(before), frame_logits(after))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +21,6 @@ from safetensors import safe_open
 
 from goods.data.photos import load_photo
 from goods.data.tables import read_goods
-from goods.errors import GoodsError
 from goods.files import ROOT
 from goods.members import predict_test
 from goods.models.embeddings import Embedder, TextEmbedder, save_embeddings
@@ -115,13 +116,51 @@ def test_an_interrupted_pass_leaves_whole_files_only(p: Params, products: Produc
     assert seen == {"pixel_values": 6}
 
 
-def test_a_damaged_cache_says_which_file(p: Params, products: Products) -> None:
-    embedder = Embedder(p)
-    embedder.texts(products.texts, products.texts)
-    (file,) = embedder.folder.rglob("*.safetensors")
-    cut(file)
-    with pytest.raises(GoodsError, match=rf"{file.name} is damaged; delete it"):
-        embedder.texts(products.texts, products.texts)
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [cut, flip_a_bit])
+def test_a_damaged_cache_is_said_and_computed_again(p: Params, products: Products, harm, capsys) -> None:
+    first = Embedder(p)
+    whole = first.texts(products.texts, products.texts)
+    (file,) = first.folder.rglob("*.safetensors")
+    harm(file)
+    embedder, seen = watched(p)
+    assert torch.equal(embedder.texts(products.texts, products.texts), whole) and seen == {"input_ids": 10}
+    assert f"{file.name} is damaged; its 1024 products or fewer are embedded again" in capsys.readouterr().out
+    assert torch.equal(Embedder(p).texts(products.texts, products.texts), whole)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_killed_writings_left_is_cleared(p: Params, products: Products) -> None:
+    folder = Embedder(p).folder / "text-64"
+    folder.mkdir(parents=True)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    stale = folder / f".0af3.safetensors.{gone.stdout.strip()}.x1.tmp"
+    alive = folder / f".0af3.safetensors.{os.getppid()}.x2.tmp"
+    for path in (stale, alive):
+        path.write_bytes(b"half")
+    Embedder(p).texts(products.texts, products.texts)
+    assert not stale.exists() and alive.exists()
+
+
+def test_embeddings_belong_to_the_code_that_made_them(p: Params, monkeypatch) -> None:
+    before = Embedder(p).folder
+    monkeypatch.setattr("goods.models.embeddings.code_version", lambda *_: "another")
+    assert Embedder(p).folder == before.with_name(f"{before.name.partition('-')[0]}-another") != before
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.json", "vocab.txt"])
+def test_a_tokenizers_words_are_part_of_a_backbone(p: Params, clip: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(clip, tmp_path / "clip"))
+    (copy / "vocab.txt").write_text("a\nb\n")
+    p = p.model_copy(update={"model_name": str(copy)})
+    before = Embedder(p).folder
+    (copy / name).write_text((copy / name).read_text() + "\n")
+    assert Embedder(p).folder != before
 
 
 TWIN = """

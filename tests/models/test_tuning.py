@@ -61,14 +61,14 @@ def test_weights_of_another_model_are_refused(p: Params, trained: Trained, tmp_p
     save_trained(classifier(full), tmp_path / "full.safetensors")
     with pytest.raises(GoodsError, match=r"full\.safetensors belong to another model or to other parameters"):
         load_trained(heads, tmp_path / "full.safetensors")
-    with pytest.raises(GoodsError, match=r"model\.safetensors belong to another model or to other parameters"):
+    with pytest.raises(GoodsError, match=r"weights\.safetensors belong to another model or to other parameters"):
         load_trained(classifier(full), file)
-    with pytest.raises(GoodsError, match=r"model\.safetensors can't be loaded: .*"):
+    with pytest.raises(GoodsError, match=r"weights\.safetensors can't be loaded: .*"):
         load_trained(heads_like(file, p.model_copy(update={"num_classes": 4})), file)
     cut(file)
-    with pytest.raises(GoodsError, match=r"model\.safetensors can't be loaded"):
+    with pytest.raises(GoodsError, match=r"weights\.safetensors can't be loaded"):
         load_trained(heads, file)
-    with pytest.raises(GoodsError, match=r"model\.safetensors can't be loaded"):
+    with pytest.raises(GoodsError, match=r"weights\.safetensors can't be loaded"):
         heads_like(file, p)
 
 

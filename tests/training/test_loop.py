@@ -122,7 +122,7 @@ def test_the_log_has_a_line_an_epoch_and_the_best_is_kept(mode: str, request: py
 @pytest.mark.parametrize("mode", MODES)
 def test_the_kept_weights_reproduce_the_predictions(mode: str, request: pytest.FixtureRequest) -> None:
     p, goods = request.getfixturevalue(mode)
-    task = make_task(p, goods, read_folds(goods, p))
+    task = make_task(p, goods, read_folds(goods, p), {})
     load_trained(task.model, p.run_dir / f"fold{p.fold}" / "weights.safetensors")
     logits = predict(task.model, task.valid, p, make_accelerator(p))
     oof = pd.read_parquet(p.run_dir / f"fold{p.fold}" / "oof.parquet")
@@ -195,7 +195,7 @@ def whole_run(p: Params) -> dict[str, bytes]:
 def test_the_same_seed_gives_the_same_bytes(mini: dict[str, Any], tmp_path: Path) -> None:
     given = {"num_epochs": 3}
     cold = whole_run(params(mini, tmp_path, **given))
-    assert {"fold2/oof.parquet", "fold2/test.parquet", "fold0/model.safetensors", "submission.csv"} <= set(cold)
+    assert {"fold2/oof.parquet", "fold2/test.parquet", "fold0/weights.safetensors", "submission.csv"} <= set(cold)
     torch.manual_seed(1)  # whatever was drawn before
     warm = whole_run(params(mini, tmp_path, **given, run="again"))  # its embeddings come from the cache
     assert warm == cold
@@ -213,7 +213,7 @@ def test_the_same_seed_gives_the_same_bytes_when_the_backbone_is_tuned(mini: dic
     for p in (first, second, other):
         fit(p)
     assert files(first)["fold0/oof.parquet"] == files(second)["fold0/oof.parquet"]
-    assert files(first)["fold0/model.safetensors"] == files(second)["fold0/model.safetensors"]
+    assert files(first)["fold0/weights.safetensors"] == files(second)["fold0/weights.safetensors"]
     assert files(first)["fold0/oof.parquet"] != files(other)["fold0/oof.parquet"]
 
 
@@ -239,7 +239,7 @@ def test_what_is_held_back_teaches_nothing(mini: dict[str, Any], trained: Traine
         goods = trained.goods if row is None else with_sentinel(trained.goods, row, tmp_path)
         folds.assign(label=goods.train["label"]).to_parquet(p.run_dir / "folds.parquet")
         fit(p, goods)
-        return {"weights": files(p)["fold0/model.safetensors"], "oof": files(p)["fold0/oof.parquet"]}
+        return {"weights": files(p)["fold0/weights.safetensors"], "oof": files(p)["fold0/oof.parquet"]}
 
     held_back, learnt_from = (folds.index[(folds["fold"] == 0) == flag][3] for flag in (True, False))
     plain, held, learnt = weights("plain", None), weights("held", held_back), weights("learnt", learnt_from)

@@ -44,7 +44,7 @@ def test_losses_are_cross_entropy_weighted_row_by_row() -> None:
 def test_rates_and_decay_of_each_parameter(trained: Trained) -> None:
     given = {"tune": "full", "learning_rate": 1e-5, "head_learning_rate": 1e-2, "weight_decay": 0.3}
     p = trained.p.model_copy(update=given)
-    model = make_task(p, trained.goods, read_folds(trained.goods, p)).model
+    model = make_task(p, trained.goods, read_folds(trained.goods, p), {}).model
     optimizer = make_optimizer(model, p)
     found = {id(w): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for w in g["params"]}
     names = {name: found.pop(id(w)) for name, w in model.named_parameters() if w.requires_grad}

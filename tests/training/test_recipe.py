@@ -64,7 +64,7 @@ def test_out_of_memory_halves_what_is_done_at_once(make, monkeypatch, capsys):
     p = make(dropout=0.0, num_epochs=1)
     small = fit(p)
     assert fit_fold(p, read_goods(p))["resources"]["micro_batch_size"] == 4
-    assert "going on with 4 products at once, 16 a step as before" in capsys.readouterr().out
+    assert "going on with 4 products at once, 16 per step as before" in capsys.readouterr().out
     monkeypatch.undo()
     np.testing.assert_allclose(logits(small), logits(fit(make(run="b", dropout=0.0, num_epochs=1))), atol=1e-4)
 

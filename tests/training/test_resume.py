@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from goods.errors import GoodsError
 from goods.files import ROOT
 from goods.params import Params
 from goods.run import Run
+from goods.training import loop
 from goods.training.fold import read_logs
 
 SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
@@ -45,6 +47,64 @@ def test_stopping_in_time_again_and_again_changes_nothing(make):
         files = [p.run_dir / "fold1" / name for p in (whole, stopped)]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert not (stopped.run_dir / "fold1" / "checkpoint").exists()
+
+
+class Stopped(Exception):
+    """What ends a training in these tests, as a kill would."""
+
+
+def stopped_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings end before this step, with the state after each one saved."""
+    taken = iter(range(steps))
+
+    def step(*arguments) -> float:
+        if next(taken, None) is None:
+            raise Stopped
+        return original(*arguments)
+
+    original = loop.step
+    monkeypatch.setattr(loop, "step", step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", ["last", "lora", "full"])
+def test_a_state_holds_the_heads_scales_and_the_start_so_nothing_is_embedded_again(make, monkeypatch, tune):
+    recipe = {"tune": tune, "wise_ft": True, "warm_start_epochs": 2, "last_blocks": 1, "num_epochs": 2}
+    whole, p = make(run="whole", **recipe), make(run="stopped", **recipe, checkpoint_minutes=0.0)
+    fit(whole)
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stopped_after(7, patched)  # in the second epoch
+        fit(p)
+    assert Run.of(p).fold(1).resumable
+    shutil.rmtree(p.run_dir.parent / "cache" / "embeddings")
+    monkeypatch.setattr("goods.members.dual.embed_products", None)
+    fit(p)
+    for name in ("oof", "weights"):
+        files = [getattr(Run.of(q).fold(1), name).read_bytes() for q in (whole, p)]
+        assert files[0] == files[1], name
+    assert not (p.run_dir.parent / "cache" / "embeddings").exists()
+
+
+@pytest.mark.parametrize("part", ["choose_weights", "write_predictions", "prediction_table"])
+def test_killed_between_the_last_epoch_and_the_last_file_it_ends_with_the_same_bytes(make, monkeypatch, part):
+    recipe = {"tune": "head", "wise_ft": True, "num_epochs": 4, "head_learning_rate": 3e-3}
+    whole, p = make(run="whole", **recipe), make(run="stopped", **recipe, checkpoint_minutes=0.0)
+    fit(whole)
+
+    def stop(*_, **__):
+        raise Stopped
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(f"goods.training.fold.{part}", stop)
+        fit(p)
+    fold = Run.of(p).fold(1)
+    assert fold.trained == (part == "prediction_table")  # which is for the tracker alone
+    fit(p)
+    for name in ("oof", "weights"):
+        assert getattr(fold, name).read_bytes() == getattr(Run.of(whole).fold(1), name).read_bytes(), name
+    logs = [read_logs(Run.of(q)).drop(columns="seconds") for q in (whole, p)]
+    pd.testing.assert_frame_equal(*logs)
+    assert not fold.checkpoint.exists()
 
 
 def test_time_that_is_over_before_the_first_step_is_an_error(make):
@@ -116,14 +176,38 @@ def wait_for_a_new_state(state: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+def launch_two(arguments: list[str]) -> str:
+    """Runs the command line in two processes that train together; what they said."""
+    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    started = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", *arguments]
+    done = subprocess.run(started, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(make, command):
     p = make(run="one", tune="full", dropout=0.0)
     one = fit(p)
-    launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    started = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", *command(p, "two")]
-    done = subprocess.run(started, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_two(command(p, "two"))
     two = pd.read_parquet(p.run_dir.parent / "two" / "fold1" / "oof.parquet")
     assert two["id"].tolist() == one["id"].tolist()
     np.testing.assert_allclose(logits(two), logits(one), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_from_another_run(make, command, monkeypatch):
+    recipe = {"tune": "full", "dropout": 0.0}
+    whole = make(run="whole", **recipe)
+    expected = fit(whole)
+    p = make(run="earlier", **recipe, checkpoint_minutes=0.0)
+    fit(p.model_copy(update={"fold": 0}))
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stopped_after(7, patched)
+        fit(p)
+    said = launch_two(command(p.model_copy(update={"resume_from": str(p.run_dir)}), "later"))
+    later = Run(p.run_dir.parent / "later")
+    assert "taken over from" in said and "fold 1 goes on after step 1 of epoch 2" in said
+    assert later.trained() == [0, 1] and later.record()["folds"].keys() == {"0", "1"}
+    assert later.fold(0).oof.read_bytes() == Run.of(p).fold(0).oof.read_bytes()
+    np.testing.assert_allclose(logits(pd.read_parquet(later.fold(1).oof)), logits(expected), atol=1e-4)
