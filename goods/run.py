@@ -334,9 +334,11 @@ class Run:
 
     def _adopt_folds_table(self, other: Run) -> None:
         """Takes over folds.parquet, which read_folds compares with the tables; another one of its own is an error."""
+        if not other.folds_table.is_file():
+            raise OtherRunError(f"resume_from {other.folder} has no folds.parquet; name a run that has trained folds")
         if not self.folds_table.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(other.folds_table, self.folds_table)
+            with atomic_path(self.folds_table) as temporary:
+                shutil.copyfile(other.folds_table, temporary)
         elif not read_frame(self.folds_table).equals(read_frame(other.folds_table)):
             raise OtherRunError(
                 f"resume_from {other.folder} has other folds than {self.folder}: the training tables differ"
