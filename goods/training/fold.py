@@ -94,13 +94,14 @@ def _fit(
     task = make_task(p, goods, folds, parts_of(saved[0], "model.") if saved else {})
     task.rows = made_from["rows"]
     set_seed(p.seed + p.fold)  # only now: whether embeddings came from the cache must not matter
+    stop_at = deadline(p)
     training = Training(task, p, accelerator, fold)
     if saved:
         restore_training(training, saved)
         print(f"fold {p.fold} goes on after step {training.at.step} of epoch {training.at.epoch}", flush=True)
     if accelerator.is_main_process:
         training.tracker = make_tracker(p, training.at.tracked_as)
-    train(training, deadline(p))
+    train(training, stop_at)
     weights, alpha = choose_weights(training)
     logits = predict(task.model, task.valid, p, accelerator)
 

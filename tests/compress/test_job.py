@@ -29,6 +29,7 @@ def status_of(result: Compressed) -> dict[str, str]:
     return dict(zip(result.texts["text"], result.texts["compressed_status"], strict=True))
 
 
+@pytest.mark.slow
 def test_each_text_is_asked_for_once_and_never_with_its_label(server: LanguageModel, tmp_path: Path) -> None:
     long = " ".join(f"word{k}" for k in range(15_000))
     assert len(long) > 100_000
@@ -215,5 +216,5 @@ def test_bad_tables(server: LanguageModel, tmp_path: Path) -> None:
     with pytest.raises(GoodsError, match=r"there is no .*test\.csv"):
         compress_goods(p)
     (goods / "labels.json").write_text("{")
-    with pytest.raises(GoodsError, match=r"labels\.json can't be read as class names"):
+    with pytest.raises(GoodsError, match=r"labels\.json must look like"):
         compress_prompt(p)

@@ -58,6 +58,7 @@ def test_every_look_fills_its_photo(look: str):
         assert 0.05 < drawn < 0.9
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes(tmp_path: Path):
     torch_state, random_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
@@ -183,6 +184,7 @@ def test_second_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert contents(tmp_path) == first
 
 
+@pytest.mark.slow
 def test_failure_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -64,7 +64,7 @@ def test_a_finished_fold_is_not_trained_again(make):
 
 @pytest.mark.slow
 def test_texts_without_a_word_are_a_sentence(make):
-    p = make()
+    p = make(folds=[0])
     goods = read_goods(p)
     empty = replace(goods, train=goods.train.assign(text="", title=""))
     with pytest.raises(GoodsError, match="no word occurs in two training texts"):

@@ -215,6 +215,7 @@ def make(make, encoder_dir):
     return lambda **given: make(**{"model_name": str(encoder_dir)} | given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["head", "full"])
 def test_extra_embeddings_join_the_heads(make, sample, encoder_dir, tune):
     p = make(run=tune, tune=tune, model_name=str(sample.model), extra_embeddings=str(encoder_dir), image_size=64,

@@ -46,8 +46,8 @@ def test_buckets_hold_texts_of_like_length_and_every_row_once():
 
 
 CLASSES = 21
+MODES = pytest.mark.parametrize("mode", ["trained", pytest.param("tuned", marks=pytest.mark.slow)])
 LOGITS = [f"{output}_{k}" for output in OUTPUTS for k in range(CLASSES)]
-MODES = ["trained", pytest.param("tuned", marks=pytest.mark.slow)]
 
 
 def params(mini: dict[str, Any], outputs: Path, **given: Any) -> Params:
@@ -81,7 +81,7 @@ def log_of(p: Params) -> pd.DataFrame:
     return pd.read_json(p.run_dir / f"fold{p.fold}" / "log.jsonl", lines=True)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@MODES
 def test_what_a_fold_leaves(mode: str, request: pytest.FixtureRequest) -> None:
     p, goods = request.getfixturevalue(mode)
     folder = p.run_dir / f"fold{p.fold}"
@@ -104,7 +104,7 @@ def test_what_a_fold_leaves(mode: str, request: pytest.FixtureRequest) -> None:
     assert metrics["resources"]["seconds"] > 0
 
 
-@pytest.mark.parametrize("mode", MODES)
+@MODES
 def test_the_log_has_a_line_an_epoch_and_the_best_is_kept(mode: str, request: pytest.FixtureRequest) -> None:
     p, _ = request.getfixturevalue(mode)
     lines = (p.run_dir / f"fold{p.fold}" / "log.jsonl").read_text().splitlines()
@@ -119,7 +119,7 @@ def test_the_log_has_a_line_an_epoch_and_the_best_is_kept(mode: str, request: py
     assert log["learning_rate"].iloc[-1] < 1e-6 < log["learning_rate"].max()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@MODES
 def test_the_kept_weights_reproduce_the_predictions(mode: str, request: pytest.FixtureRequest) -> None:
     p, goods = request.getfixturevalue(mode)
     task = make_task(p, goods, read_folds(goods, p), {})
@@ -134,7 +134,7 @@ def test_the_best_epoch_is_not_the_last_one_here(trained: Trained) -> None:
     assert min(best) < trained.p.num_epochs  # else the tests above could not tell them apart
 
 
-@pytest.mark.parametrize("mode", MODES)
+@MODES
 def test_training_learns(mode: str, request: pytest.FixtureRequest) -> None:
     p, _ = request.getfixturevalue(mode)
     log = log_of(p)

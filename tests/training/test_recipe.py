@@ -86,6 +86,7 @@ def test_a_warm_start_begins_where_the_heads_left_off(make):
     assert metrics[1] < metrics[0] - 0.1
 
 
+@pytest.mark.slow
 def test_wise_ft_never_scores_below_the_tuned_weights(make):
     p = make(tune="full", wise_ft=True, warm_start_epochs=20, learning_rate=0.05, num_epochs=1)
     metrics = fit_fold(p, read_goods(p))
