@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from goods.errors import GoodsError
-from goods.files import ROOT, file_hash, file_stamp, held, read_json_if_whole, write_json, write_text
+from goods.errors import DamagedFileError, GoodsError
+from goods.files import ROOT, file_hash, file_stamp, held, read_json, read_json_if_whole, write_json, write_text
 from goods.members import kind_of, open_run, result_files, step_inputs
 from goods.params import DEFAULT_CONFIG, OUTPUTS, RUNTIME_FIELDS, Params, load_run, parse_setting
 from goods.run import Run
@@ -76,12 +76,13 @@ def notebook_source(name: str) -> list[list[Any]]:
     and the notebook's own defaults would win in silence.
     """
     path = NOTEBOOKS / f"{name}.ipynb"
-    cells = [
-        [cell.get("cell_type"), cell.get("metadata", {}).get("tags", []), "".join(cell.get("source", []))]
-        for cell in read_json_if_whole(path).get("cells", [])
-    ]
-    if not cells:
-        raise GoodsError(f"{path} is missing or is not a notebook; get it back from git")
+    try:
+        cells = [
+            [cell.get("cell_type"), cell.get("metadata", {}).get("tags", []), "".join(cell.get("source", []))]
+            for cell in read_json(path)["cells"]
+        ]
+    except (DamagedFileError, KeyError, TypeError, AttributeError):
+        raise GoodsError(f"{path} is missing or is not a notebook; get it back from git") from None
     if not any("parameters" in tags for _, tags, _ in cells):
         raise GoodsError(f"{path} has no cell tagged 'parameters'; tag the one that holds config, run and fold")
     return cells
@@ -92,10 +93,10 @@ stamp = functools.cache(file_stamp)  # photos are looked at once, not once per f
 
 def step_key(step: Step, p: Params) -> str:
     """A hash over all that a step's result depends on: parameters, notebook, data, models, earlier results, code."""
-    inputs, hashed = step_inputs(step.name, p), {}
-    for path in inputs.hashed:
-        hashed[f"{path.parent.name}/{path.name}"] = file_hash(path) if path.is_file() else None
-    by_contents = {name for name, _ in inputs.models}
+    inputs = step_inputs(step.name, p)
+    # By the way from the run to them: several runs have files of the same name, and outputs/ may move.
+    hashed = {os.path.relpath(f, p.run_dir): file_hash(f) if f.is_file() else None for f in inputs.hashed}
+    by_contents = set(kind_of(p).model_hashes(p))  # another path to the same files changes nothing
     parts = [
         step.file,
         p.model_dump(mode="json", exclude=(RUNTIME_FIELDS | by_contents) - {"data_dir"}),
@@ -156,7 +157,7 @@ class Pipeline:
     p: Params
     parameters: dict[str, Any]  # what every notebook gets
     stages: list[list[Step]]  # the steps of a stage may run side by side
-    jobs: int | str  # a number, or "auto": one a GPU
+    jobs: int | str  # a number, or "auto": one per GPU
     force: bool
     took: dict[Step, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -180,6 +181,7 @@ class Pipeline:
         with held(
             self.disk.locks / "pipeline.lock", f"run '{self.disk.name}'", [self.disk.folder, self.disk.notebooks]
         ):
+            open_run(self.p)  # not before: it may write run.json, which the holder's steps read
             for stage in self.stages:
                 self.run_stage(stage)
                 if self.failures:
@@ -233,8 +235,9 @@ class Pipeline:
             done = read_json_if_whole(self.file(step, ".done.json"))
             there = all(path.is_file() for path in (self.file(step, ".ipynb"), *self.written(step)))
             again = self.force or (self.p.retrain and step.name in ("train", "baseline"))
-            if done.get("key") == key and there and not again:
-                self.took[step] = f"{duration(done.get('seconds', 0))}, earlier"
+            whole = done.get("key") == key and isinstance(done.get("seconds"), int | float)
+            if whole and there and not again:
+                self.took[step] = f"{duration(done['seconds'])}, earlier"
                 print(f"{step!s:<13} skipped, unchanged", flush=True)
             else:
                 due.append((step, key))
@@ -248,7 +251,7 @@ class Pipeline:
         settings = self.file(step, ".yaml")
         write_text(settings, yaml.safe_dump(parameters, sort_keys=False, allow_unicode=True))
         source, executed = NOTEBOOKS / f"{step.name}.ipynb", self.file(step, ".ipynb")
-        command = [sys.executable, "-m", "goods.step", source, executed, settings]
+        command = [sys.executable, "-m", "goods.step", source, executed, settings, *self.written(step)]
         print(f"{step!s:<13} started", flush=True)
         with self.file(step, ".log").open("w", encoding="utf-8") as log:
             environment = step_environment(slot, jobs) | {STATUS: str(self.file(step, ".status.json"))}
@@ -347,7 +350,7 @@ def show_epochs(job: Running, run: Run) -> None:
 def fold_score(step: Step, run: Run) -> str:
     """What a fold scored, to end its line with."""
     scores = {} if step.fold is None else run.fold(step.fold).scores()
-    main = next((name for name in OUTPUTS if name in scores), None)
+    main = next((name for name in OUTPUTS if isinstance(scores.get(name), dict)), None)
     return f", {main} macro-F1 {number(scores[main].get('macro_f1'))}" if main else ""
 
 
@@ -412,7 +415,6 @@ def prepare(args: argparse.Namespace) -> Pipeline:
         raise GoodsError("--folds says which folds to train, but none of the steps trains any; drop one of the two")
     for name in names:
         notebook_source(name)
-    open_run(p)
     stages = [[Step(name, fold) for fold in p.chosen_folds] if name == "train" else [Step(name)] for name in names]
     print(f"run {p.run} of {args.config} in {shown(p.run_dir)}", flush=True)
     return Pipeline(p, {"config": args.config, "run": p.run, **given}, stages, args.jobs, args.force)
@@ -437,7 +439,7 @@ def parser() -> argparse.ArgumentParser:
     settings = {"nargs": "+", "default": [], "action": "extend", "metavar": "KEY=VALUE"}
     add("--set", **settings, help="parameters that differ from the config's")
     jobs = {"type": job_count, "default": "auto", "metavar": "N|auto"}
-    add("--jobs", **jobs, help="folds side by side (default: auto, one a GPU, else one)")
+    add("--jobs", **jobs, help="folds side by side (default: auto, one per GPU, else one)")
     again = "run the steps again though nothing changed; a fold that is finished is then loaded\n"
     again += "by its notebook, not trained again (--set retrain=true does that)"
     add("--force", action="store_true", help=again)

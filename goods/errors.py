@@ -35,7 +35,7 @@ class TimeOverError(GoodsError):
     """max_hours were over before anything was begun, so there is nothing to go on from."""
 
 
-class StoppedInTime(SystemExit):  # noqa: N818: not an error
+class StoppedInTime(SystemExit):  # no error
     """max_hours are over and the state is saved: the process ends well, and the same command goes on."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Parameters of an experiment, the files they come from, and the run directory they lead to.
+"""Parameters of an experiment, and the files they come from.
 
 Light on purpose (pydantic and yaml, no torch), so that `pipeline.py` starts at once.
 """
@@ -52,9 +52,7 @@ class CommonParams(_Group):
         pattern=r"^[a-z][a-z0-9_]*$",
         description="dual or text encoder, linear on TF-IDF, nearest neighbours (knn), or a blend of finished runs",
     )
-    model_name: str = Field(
-        "models/siglip-so400m-patch14-384", description="local directory of the dual or text encoder"
-    )
+    model_name: str = Field("models/siglip-so400m-patch14-384", description="directory of the dual or text encoder")
     tune: Literal["head", "last", "lora", "full"] = Field(
         "full", description="what is trained of the backbone: nothing (head), its last blocks, LoRA adapters, or all"
     )
@@ -72,9 +70,7 @@ class CommonParams(_Group):
     num_epochs: Int = Field(5, ge=1, description="passes over the training folds; the best epoch is kept")
     learning_rate: Float = Field(2e-5, gt=0, description="peak learning rate of the backbone's last block")
     head_learning_rate: Float = Field(1e-3, gt=0, description="peak learning rate of the heads")
-    gradient_checkpointing: bool = RuntimeField(
-        False, description="training takes a third more time and a fraction of the memory"
-    )
+    gradient_checkpointing: bool = RuntimeField(False, description="a third more time for a fraction of the memory")
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="number format; auto: bf16 where the GPU has it, else fp16, and fp32 on a CPU"
     )
@@ -181,9 +177,7 @@ class AugmentParams(_Group):
     augment_flip: Float = Field(0.0, ge=0, le=1, description="share of the photos that are mirrored")
     augment_colour: Float = Field(0.0, ge=0, lt=1, description="largest change of brightness, contrast and saturation")
     augment_blur: Float = Field(0.0, ge=0, le=1, description="share of the photos that are blurred")
-    augment_jpeg: Float = Field(
-        0.0, ge=0, le=1, description="share of the photos that are compressed as JPEG once more"
-    )
+    augment_jpeg: Float = Field(0.0, ge=0, le=1, description="share of the photos that are compressed as JPEG again")
     test_time_flip: bool = Field(False, description="predictions are the mean over the photo and its mirror image")
 
 
@@ -211,17 +205,13 @@ class BlendParams(_Group):
     blend_method: Literal[
         "auto", "mean", "logits", "temperatures", "weights", "greedy", "f1_weights", "bias", "stacking"
     ] = Field("auto", description="kind blend: method; auto: the best one by nested out-of-fold score")
-    allow_missing_folds: bool = Field(
-        False, description="kind blend: leave out products that one of the runs hasn't predicted"
-    )
+    allow_missing_folds: bool = Field(False, description="kind blend: leave out products that a run hasn't predicted")
 
 
 class ResumeParams(_Group):
     """Stopping in time, and going on."""
 
-    max_hours: Float | None = RuntimeField(
-        None, gt=0, description="hours after which to save the state and stop; null: no limit"
-    )
+    max_hours: Float | None = RuntimeField(None, gt=0, description="hours after which to save and stop; null: no limit")
     checkpoint_minutes: Float = RuntimeField(15.0, ge=0, description="minutes between two saved states")
     resume_from: str | None = RuntimeField(None, description="folder of another run to go on from; it is only read")
 

@@ -1,4 +1,4 @@
-"""Tables of predictions: one row a product, the logits of each output in columns."""
+"""Tables of predictions: one row per product, the logits of each output in columns."""
 
 from __future__ import annotations
 

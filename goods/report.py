@@ -94,7 +94,7 @@ def write_report(p: Params) -> Path:
         changed=_html(settings[settings["value"] != settings["default"]]),
         parameters=_html(settings),
         environment=_html(_texts(value=record.get("environment", {}))),
-        notebooks=[file.name for file in sorted(run.notebooks.glob("*.ipynb"))],
+        notebooks=run.executed_notebooks(),
     )  # fmt: skip
     return write_text(run.report, page)
 

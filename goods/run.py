@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 1  # of run.json
+MARKERS = frozenset(("run.json", "folds.parquet"))  # files by which a run is known wherever it lies
 FOLDS_FROM = ("n_folds", "seed")  # the parameters that folds are drawn by
 PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
@@ -179,6 +180,11 @@ class Run:
         """The folder with a table of titles for each class."""
         return self.folder / "classes"
 
+    def executed_notebooks(self) -> list[str]:
+        """The names of the executed notebooks, that of one under way included; not what is left of failed ones."""
+        names = {path.name.replace(".running.", ".") for path in self.notebooks.glob("*.ipynb")}
+        return sorted(name for name in names if not name.endswith(".unfinished.ipynb"))
+
     def weight_files(self) -> list[Path]:
         """The files that predict other products with the trained folds, and say what made them."""
         shared = [self.record_file, self.folds_table, self.labels, self.neighbours]
@@ -299,6 +305,11 @@ class Run:
             raise OtherRunError(f"resume_from {other.folder} is not the folder of a run: it has no run.json")
         if names := other.differing(p):
             raise OtherRunError(f"resume_from {other.folder} was made with other parameters: {', '.join(names)}")
+        own, theirs = (run.record().get("models", {}) for run in (self, other))
+        if names := [name for name in own if theirs.get(name, own[name]) != own[name]]:
+            name = names[0]
+            raise OtherRunError(f"resume_from {other.folder} was made with other files in {name}: their hash was "
+                                f"{theirs[name]}, and that of {getattr(p, name)} is {own[name]}")  # fmt: skip
         found = []
         with held(self.locks / "adopt.lock", f"run '{self.name}', which goes on from {other.folder},", seconds=600):
             self._adopt_folds_table(other)
@@ -323,9 +334,11 @@ class Run:
 
     def _adopt_folds_table(self, other: Run) -> None:
         """Takes over folds.parquet, which read_folds compares with the tables; another one of its own is an error."""
+        if not other.folds_table.is_file():
+            raise OtherRunError(f"resume_from {other.folder} has no folds.parquet; name a run that has trained folds")
         if not self.folds_table.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(other.folds_table, self.folds_table)
+            with atomic_path(self.folds_table) as temporary:
+                shutil.copyfile(other.folds_table, temporary)
         elif not read_frame(self.folds_table).equals(read_frame(other.folds_table)):
             raise OtherRunError(
                 f"resume_from {other.folder} has other folds than {self.folder}: the training tables differ"

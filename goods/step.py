@@ -1,6 +1,6 @@
 """A step of the pipeline: a notebook through papermill in a process of its own, which ends with its pipeline.
 
-    python -m goods.step SOURCE EXECUTED SETTINGS
+    python -m goods.step SOURCE EXECUTED SETTINGS RESULT...
 
 How a notebook ended is told by the type of the error, in a small JSON file, not by the words of its output: inside the
 kernel, tell_ends() writes it. The executed notebook takes its name only when it ran to its end; what ran before stays
@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ import yaml
 
 from goods.errors import GoodsError, StoppedInTime, TimeOverError
 from goods.files import read_json_if_whole, write_json
+from goods.processes import end_with_parent
 
 STATUS = "GOODS_STATUS"  # environment variable: the file that says how the notebook ended
-POLL_SECONDS = 0.5
 
 
 def ends_as(error: BaseException) -> dict[str, str]:
@@ -58,38 +56,24 @@ def _shell() -> Any:
     return module.get_ipython() if module else None
 
 
-def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, however that went."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_SECONDS)
-        os._exit(1)
-
-    if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
-        threading.Thread(target=watch, daemon=True).start()
-
-
-def main(source: str, executed: str, settings: str) -> int:
-    """Executes a notebook with the parameters in a YAML file; returns the exit status."""
+def main(source: str, executed: str, settings: str, *results: str) -> int:
+    """Executes a notebook with the parameters in a YAML file, to leave these results; returns the exit status."""
+    end_with_parent()  # before the import, which takes a second
     import papermill
-    from papermill.exceptions import PapermillExecutionError
 
-    end_with_parent()
     path = Path(executed)
     running, unfinished = (path.with_suffix(f".{word}.ipynb") for word in ("running", "unfinished"))
+    unfinished.unlink(missing_ok=True)
     parameters = yaml.safe_load(Path(settings).read_text(encoding="utf-8"))
     failed = False
     try:
         papermill.execute_notebook(source, running, parameters, kernel_name="python3", progress_bar=False)
-    except PapermillExecutionError as error:
+    except Exception as error:  # of a cell, or of the kernel: it died, or there is none
         failed = True
         print(error, file=sys.stderr)
-    whole = not failed and not read_json_if_whole(Path(os.environ[STATUS]))
-    os.replace(running, path if whole else unfinished)
-    if whole:
-        unfinished.unlink(missing_ok=True)
+    whole = not failed and not read_json_if_whole(Path(os.environ[STATUS])) and all(map(os.path.isfile, results))
+    if running.is_file():
+        os.replace(running, path if whole else unfinished)
     return int(failed)
 
 

@@ -42,7 +42,7 @@ CONFIGS = ("params/*.yaml",)  # in one cell with the notebooks, as base64
 PARAMETERS: dict[str, tuple[Any, str]] = {
     "config": ("params/siglip-so400m-lora.yaml", "a file of params/"),
     "run": (None, "name of the run; None: the config's"),
-    "folds": (None, "such as [0, 1]; None: all, one a GPU side by side"),
+    "folds": (None, "such as [0, 1]; None: all, one per GPU side by side"),
     "num_epochs": (None, "None: as the config says"),
     "max_hours": (11.0, "of the session's 12; what is unfinished then is saved, and the next version goes on"),
     "debug": (False, "a few rows and one epoch, to see that all parts work"),

@@ -19,7 +19,7 @@ from goods.errors import GoodsError
 from goods.files import ROOT, read_json_if_whole, resolve
 from goods.members import kind_of, open_run
 from goods.params import OUTPUTS, Params, load_run
-from goods.run import Run
+from goods.run import MARKERS, Run
 from goods.training.tracking import answer_within, has_key, pick_mode
 
 MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
@@ -66,7 +66,7 @@ def _look_into(folder: Path) -> tuple[str, list[str]]:
         return "", []
     if {"train.csv", "test.csv"} <= names:
         return "competition", []
-    if {"run.json", "folds.parquet"} <= names:
+    if names >= MARKERS:
         return "run", []
     if "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return "model", []
@@ -147,6 +147,7 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     if "model_name" in kind.models:
         _link_model(p, attached["model"], inputs)
     _link_runs(p, attached["run"])
+    _link_cache(working, scratch)  # before a run is opened, which keeps the hash of the weights there
     before = earlier_run(attached["run"], p)
     steps = []
     if before and scoring_rerun() and before.trained():
@@ -179,6 +180,15 @@ def _check_disk(working: Path) -> None:
                          "restart the session, or remove what earlier cells wrote there")  # fmt: skip
 
 
+def _link_cache(working: Path, scratch: Path) -> None:
+    """Puts the caches where no output is made of them."""
+    cache = working / "outputs" / "cache"
+    (scratch / "cache").mkdir(parents=True, exist_ok=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.unlink(missing_ok=True)
+    cache.symlink_to(scratch / "cache", target_is_directory=True)
+
+
 def _link_model(p: Params, folders: Sequence[Path], root: Path) -> None:
     """Puts the attached weights where the config expects them, so that a run has the same parameters everywhere."""
     path = resolve(p.model_name)
@@ -209,11 +219,7 @@ def run(session: Session) -> None:
     Caches and attached runs are no part of the output. Raises GoodsError with what the pipeline said when a step
     failed.
     """
-    cache = session.working / "outputs" / "cache"
-    (session.scratch / "cache").mkdir(parents=True, exist_ok=True)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.unlink(missing_ok=True)
-    cache.symlink_to(session.scratch / "cache", target_is_directory=True)
+    _link_cache(session.working, session.scratch)  # again, when the cell is run again
     try:
         status, lines = _stream(session.command, wandb_environment(session.p))
     finally:

@@ -166,7 +166,7 @@ def fit_in_stretches(p: Params) -> int:
 
 
 # Files that take minutes; begun last, one worker would finish them alone while the other has nothing left.
-SLOW = ("test_readme", "test_real", "test_notebooks", "test_kernel", "test_pipeline", "test_resume")
+SLOW = ("test_docs", "test_real", "test_notebooks", "test_kernel", "test_pipeline", "test_resume")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

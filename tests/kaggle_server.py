@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from conftest import put_together
 from loopback import Handler, Server
 
@@ -14,7 +15,7 @@ from goods.data.tables import read_goods
 from goods.ensemble.submission import write_submission
 from goods.members import open_run
 from goods.params import Params, load_params
-from goods_utils import fit_fold
+from goods_utils import fit_all
 
 SETTINGS = {"tune": "head", "n_folds": 3, "num_epochs": 40, "num_workers": 0}
 FOLDS = [0, 1]
@@ -67,14 +68,22 @@ def mount(sample: Any, root: Path, competition: str, model: str, output: Path | 
     return root
 
 
-def run_here(sample: Any, outputs: Path, folds: list[int], **settings: Any) -> Params:
+def hide_more_products(competition: Path) -> pd.DataFrame:
+    """A mounted competition's test set as in a scoring re-run: larger, in another order, half of it without photos."""
+    table = competition / "test.csv"
+    test = pd.read_csv(table, dtype=str, keep_default_na=False)
+    hidden = pd.concat([test.iloc[::-1], test.assign(id=[f"hidden{i}" for i in range(len(test))])])
+    hidden.to_csv(table, index=False)
+    return hidden
+
+
+def run_here(sample: Any, outputs: Path, folds: list[int], config: str = "params/demo.yaml", **given: Any) -> Params:
     """The same run without notebooks."""
-    p = load_params("params/demo.yaml", **settings, data_dir=str(sample.data), model_name=str(sample.model),
-                       outputs_dir=str(outputs))  # fmt: skip
+    where = {"data_dir": str(sample.data), "model_name": str(sample.model), "outputs_dir": str(outputs)}
+    p = load_params(config, **where | {"folds": folds} | given)
     open_run(p)
     goods = read_goods(p)
-    for fold in folds:
-        fit_fold(p.model_copy(update={"fold": fold}), goods)
+    fit_all(p, goods)
     put_together(p, goods)
     write_submission(p, goods)
     return p

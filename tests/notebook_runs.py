@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
-import pytest
-from conftest import Sample
 
 from goods.files import ROOT
 
@@ -56,12 +54,3 @@ def papermill(notebook: str, output: Path, *arguments: Any, cwd: Path = ROOT, ro
 
 def arguments(**given: Any) -> list[Any]:
     return [word for name, value in given.items() for word in ("-p", name, value)]
-
-
-@pytest.fixture(scope="session")
-def given(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Parameters of all notebook runs: heads on the sample, in a folder of their own."""
-    return {
-        "outputs_dir": tmp_path_factory.mktemp("notebooks"), "run": "nb", "data_dir": sample.data,
-        "model_name": sample.model, "tune": "head", "hidden_dim": 32, "num_epochs": 8,
-    }  # fmt: skip

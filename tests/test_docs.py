@@ -19,6 +19,7 @@ import pytest
 from goods.compress.params import CompressParams
 from goods.files import ROOT
 from goods.params import Params
+from goods.run import Run
 
 # In this order, since some commands go on from the runs of earlier ones.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"), key=lambda path: (path.stem != "parameters", path))]
@@ -28,7 +29,8 @@ BY_MAKE = {"make demo", "make test", "make check", "make lab"}  # what CI runs; 
 MAX_LINES = 150
 # Names with an underscore that are no parameters: columns.
 OTHER_NAMES = {"compressed_text", "compressed_status"}
-all_pages = pytest.mark.parametrize("page", [*TEXTS, "README.zh-CN.md", "benchmarks/README.md"])
+OTHER_PAGES = [f"{folder}/README.md" for folder in ("benchmarks", "data", "models", "outputs")]
+all_pages = pytest.mark.parametrize("page", [*TEXTS, "README.zh-CN.md", *OTHER_PAGES])
 
 
 def read_page(page: str) -> str:
@@ -91,6 +93,16 @@ def test_the_scores_of_the_readme_stand_in_the_results():
     assert set(scores(TEXTS["README.md"])) <= set(scores(TEXTS["docs/results.md"]))
 
 
+def test_the_layout_names_every_room_and_every_file_of_a_run():
+    text = read_page("docs/layout.md")
+    rooms = {path.stem for path in (ROOT / "goods").glob("[a-z]*") if path.is_dir() or path.suffix == ".py"}
+    run = Run(ROOT / "outputs" / "trial")
+    files = {path.name for thing in (run, run.fold(0)) for path in vars(thing).values() if isinstance(path, Path)}
+    inside = {path.name for path in (run.fold(0).state, run.fold(0).previous_state, run.fold(0).best_weights,
+                                     run.fold(0).mixed_weights)}  # fmt: skip
+    assert [name for name in sorted(rooms | files - inside - {"trial"}) if name not in text] == []
+
+
 @all_pages
 def test_the_files_it_names_are_there(page):
     text = read_page(page)
@@ -144,6 +156,7 @@ def copy(tmp_path_factory, sample) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands_to_run())
 def test_a_command_runs(copy, command):
     """Every command that needs nothing from the internet, on a smaller sample."""
@@ -154,6 +167,7 @@ def test_a_command_runs(copy, command):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_make_lab_serves(copy):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -19,10 +19,11 @@ from notebook_runs import Done, arguments, papermill
 from goods.compress.params import CompressParams
 from goods.files import ROOT
 from goods.params import Params
+from goods.run import Run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PICTURES = {"eda": 9, "embed": 1, "train": 5, "baseline": 2, "ensemble": 8, "pseudo_label": 2, "submission": 1}
-SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it is run in test_text.py
+SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it is run in tests/compress
 
 
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
@@ -150,18 +151,18 @@ def test_every_notebook_is_run_here() -> None:
 
 @pytest.mark.slow
 def test_what_the_notebooks_leave_in_the_run(executed: dict[str, Done], given: dict[str, Any], sample: Sample) -> None:
-    run = given["outputs_dir"] / "nb"
-    promised = (
-        "params.yaml environment.json data_report.json bad_images.csv labels.json folds.parquet submission.csv "
-        "submission_probs.csv fold1/model.safetensors fold1/oof.parquet fold1/test.parquet fold1/metrics.json "
-        "fold1/log.jsonl ensemble/oof.parquet ensemble/test.parquet ensemble/weights.json ensemble/metrics.json"
-    ).split()
-    assert not [name for name in promised if not (run / name).is_file()]
-    figures = list((run / "ensemble" / "figures").glob("*.png"))
-    assert len(figures) == PICTURES["ensemble"] + 1  # and that of submission.ipynb
-    assert all(f.read_bytes().startswith(b"\x89PNG") for f in figures)
-    assert not list(run.rglob("*.tmp")) and not (run / "fold0").exists()
-    rows, test = pd.read_csv(run / "submission.csv", dtype=str), pd.read_csv(sample.data / "test.csv", dtype=str)
+    run = Run(given["outputs_dir"] / "nb")
+    fold = run.fold(1)
+    promised = [run.record_file, run.data_report, run.bad_images, run.labels, run.folds_table, run.oof, run.test]
+    promised += [run.metrics, run.submission, run.submission_probs, run.report, fold.weights, fold.log]
+    assert not [path for path in promised if not path.is_file()]
+    assert run.trained() == [1] and fold.predicted and not fold.checkpoint.exists()
+    assert len(list(run.figures.glob("*.png"))) == PICTURES["ensemble"] + 1  # and that of submission.ipynb
+    figures = [path for folder in (run.goods_figures, fold.figures, run.figures) for path in folder.glob("*.png")]
+    assert {path.parent for path in figures} == {run.goods_figures, fold.figures, run.figures}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+    assert not list(run.folder.rglob("*.tmp")) and not run.fold(0).folder.exists()
+    rows, test = pd.read_csv(run.submission, dtype=str), pd.read_csv(sample.data / "test.csv", dtype=str)
     assert rows["id"].tolist() == test["id"].tolist() and rows["categories"].isin([str(k) for k in range(21)]).all()
 
 
@@ -183,10 +184,10 @@ def test_a_debug_run_from_the_notebooks_folder(given: dict[str, Any], sample: Sa
     done = papermill("train.ipynb", outputs / "debug.ipynb", *arguments(**given | more), cwd=ROOT / "notebooks")
     assert done.status == 0, done.stderr
     assert len(done.pictures()) == PICTURES["train"]
-    run = outputs / "short-debug"
+    run = Run(outputs / "short-debug")
     assert not (outputs / "short").exists()
-    assert len((run / "fold0" / "log.jsonl").read_text().splitlines()) == 1
-    assert len(pd.read_parquet(run / "folds.parquet")) <= 21 * 10
+    assert len(run.fold(0).log.read_text().splitlines()) == 1
+    assert len(pd.read_parquet(run.folds_table)) <= 21 * 10
     assert not (ROOT / "notebooks" / "outputs").exists()
 
 

@@ -285,6 +285,19 @@ def test_what_is_no_run_or_another_one_is_refused(tmp_path):
         open_run(make(tmp_path, run="later", dropout=0.7, resume_from=str(earlier.run_dir)))
 
 
+def test_a_run_by_another_backbone_is_not_gone_on_from(tmp_path):
+    folder = model_dir(tmp_path / "model")
+    earlier = make(tmp_path, run="earlier", kind="dual", model_name=str(folder))
+    open_run(earlier)
+    train(earlier)
+    pd.DataFrame({"id": ["a"], "label": [0], "fold": [0]}).to_parquet(Run.of(earlier).folds_table)
+    (folder / "model.safetensors").write_bytes(b"others")
+    later = make(tmp_path, run="later", kind="dual", model_name=str(folder), resume_from=str(earlier.run_dir))
+    with pytest.raises(OtherRunError, match="was made with other files in model_name"):
+        open_run(later)
+    assert Run.of(later).trained() == []
+
+
 ADOPT = """
 import sys
 from goods.members import open_run

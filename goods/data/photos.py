@@ -41,6 +41,7 @@ def find_photos(folder: Path) -> dict[str, str]:
 
 
 def photos_of(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """table, id, image of each product of a table; image is the photo's path, "" where there is none."""
     found = find_photos(folder)
     return pd.DataFrame({"table": name, "id": table["id"], "image": [found.get(i, "") for i in table["id"]]})
 

@@ -166,7 +166,7 @@ def make_competition(folder: str | os.PathLike, seed: int, train_per_class: int,
     Raises GoodsError when a class would be too small or when `folder` holds something else.
     """
     if train_per_class < 2 or test_per_class < 1:
-        raise GoodsError("the sample needs at least 2 products a class for training and 1 for testing")
+        raise GoodsError("the sample needs at least 2 products per class for training and 1 for testing")
     counts = {"train": train_per_class, "test": test_per_class}
     with whole_folder(folder, {"seed": seed, **counts}) as new:
         if new is None:
@@ -208,7 +208,7 @@ def _products(seed: int, part: str, per_class: int, used: set[str]) -> list[Prod
     random.Random(f"{seed}/{part}/labels").shuffle(labels)  # the first rows get the mess
     products = []
     for row, (label, text_mess, photo_mess) in enumerate(
-        zip(labels, _plan(TEXT_MESS, len(labels)), _plan(PHOTO_MESS, len(labels)), strict=True)
+        zip(labels, _messes(TEXT_MESS, len(labels)), _messes(PHOTO_MESS, len(labels)), strict=True)
     ):
         rng = random.Random(f"{seed}/{part}/{row}")
         _, look, words = CLASSES[label]
@@ -224,10 +224,10 @@ def _products(seed: int, part: str, per_class: int, used: set[str]) -> list[Prod
     return products
 
 
-def _plan(shares: dict[str, float], rows: int) -> list[str]:
+def _messes(shares: dict[str, float], rows: int) -> list[str]:
     """The mess of each row, from the first row on, and "" for the rest."""
-    plan = [name for name, share in shares.items() for _ in range(max(1, math.ceil(share * rows)))]
-    return plan + [""] * (rows - len(plan))
+    named = [name for name, share in shares.items() for _ in range(max(1, math.ceil(share * rows)))]
+    return named + [""] * (rows - len(named))
 
 
 def _write_table(path: Path, products: Sequence[Product], with_labels: bool) -> None:
@@ -252,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="data/sample", help="folder of the competition (%(default)s)")
     parser.add_argument("--model", default="models/siglip-tiny", help="folder of the model (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (%(default)s)")
-    parser.add_argument("--train-per-class", type=int, default=24, help="labelled products a class (%(default)s)")
+    parser.add_argument("--train-per-class", type=int, default=24, help="labelled products per class (%(default)s)")
     parser.add_argument("--test-per-class", type=int, default=6, help="products to predict a class (%(default)s)")
     given = parser.parse_args(arguments)
     start = time.perf_counter()

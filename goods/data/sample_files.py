@@ -24,7 +24,8 @@ def whole_folder(folder: str | os.PathLike, made_with: dict[str, Any]) -> Iterat
     None when `folder` was made with the same settings by the same code, and nothing in it changed since.
     """
     folder = resolve(folder)
-    made_with = {**made_with, "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
+    makers = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("sample*.py")))
+    made_with = {**made_with, "code": hashlib.sha256(makers).hexdigest()}
     stamp = folder / STAMP
     if folder.exists() and not (folder.is_dir() and (stamp.is_file() or not any(folder.iterdir()))):
         raise GoodsError(f"{folder} is there already and the sample's maker didn't make it; name another folder")

@@ -1,4 +1,4 @@
-"""From a competition folder to checked tables, clean text, leak-free folds and decoded photos."""
+"""From a competition folder to checked tables, clean texts and photos that are known to open."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def _report(tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list,
 
 
 def report_table(goods: Goods) -> pd.DataFrame:
-    """The counts of data_report.json, one column a table."""
+    """The counts of data_report.json, one column per table."""
     return pd.DataFrame({name: goods.report[name] for name in ("train", "test")}).drop(index="content")
 
 
@@ -261,6 +261,7 @@ def content_stamp(table: pd.DataFrame) -> str:
 
 
 def listing(items: Sequence[Any], most: int = 5) -> str:
+    """The first of the items for a sentence, and how many more there are."""
     items = [str(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 

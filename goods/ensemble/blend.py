@@ -11,12 +11,12 @@ from os import cpu_count
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp
 from sklearn.linear_model import LogisticRegression
 
 from goods.metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
+from goods.processes import in_parallel
 
 GREEDY_PICKS = 20
 BIASES = np.linspace(-1, 1, 9)  # tried for each class, in turn
@@ -96,12 +96,12 @@ def stacking(members: np.ndarray, labels: np.ndarray) -> Combiner:
     for cost in COSTS:
         held_out = np.zeros_like(members[0])
         for i in range(INNER_PARTS):
-            machine = _regression(cost).fit(x[part != i], labels[part != i])
-            held_out[part == i] = _regressed(machine, members.shape[2], members[:, part == i])
+            classifier = _regression(cost).fit(x[part != i], labels[part != i])
+            held_out[part == i] = _regressed(classifier, members.shape[2], members[:, part == i])
         losses.append(score(labels, held_out)["log_loss"])
-    machine = _regression(COSTS[int(np.argmin(losses))]).fit(x, labels)
-    size = np.abs(machine.coef_).reshape(len(machine.coef_), len(members), -1).mean((0, 2))
-    return Combiner(size / size.sum(), partial(_regressed, machine, members.shape[2]))
+    classifier = _regression(COSTS[int(np.argmin(losses))]).fit(x, labels)
+    size = np.abs(classifier.coef_).reshape(len(classifier.coef_), len(members), -1).mean((0, 2))
+    return Combiner(size / size.sum(), partial(_regressed, classifier, members.shape[2]))
 
 
 def class_bias(members: np.ndarray, labels: np.ndarray) -> Combiner:
@@ -177,10 +177,10 @@ def _regression(cost: float) -> LogisticRegression:
     return LogisticRegression(C=cost, max_iter=60)
 
 
-def _regressed(machine: LogisticRegression, num_classes: int, members: np.ndarray) -> np.ndarray:
-    known = machine.predict_log_proba(_side_by_side(members))
+def _regressed(classifier: LogisticRegression, num_classes: int, members: np.ndarray) -> np.ndarray:
+    known = classifier.predict_log_proba(_side_by_side(members))
     full = np.full((len(known), num_classes), known.min(initial=-20) - 1)  # a class that it never saw is the last
-    full[:, machine.classes_] = known
+    full[:, classifier.classes_] = known
     return full
 
 
@@ -219,9 +219,9 @@ def blend_members(
     left_out = [(), *((k,) for k in parts), *pairs]
     tasks = [(name, out) for name in methods for out in left_out]
     jobs = cpu_count() if members.size > PARALLEL_SIZE else 1
-    fitted = dict(zip(tasks, Parallel(n_jobs=jobs)(
-        delayed(METHODS[name])(members[:, ~np.isin(folds, out)], labels[~np.isin(folds, out)]) for name, out in tasks
-    ), strict=True))  # fmt: skip
+    seen = {out: ~np.isin(folds, out) for out in left_out}
+    arguments = ((name, members[:, seen[out]], labels[seen[out]]) for name, out in tasks)  # not all of them at once
+    fitted = dict(zip(tasks, in_parallel(_fitted, arguments, jobs), strict=True))
 
     def predicted(name: str, out: tuple[int, ...], k: int) -> np.ndarray:
         return fitted[name, out].predict(members[:, folds == k])
@@ -246,6 +246,10 @@ def blend_members(
     method = _best({name: macro_f1(labels, raw[name].argmax(1)) if pairs else 0.0 for name in methods})
     temperature = fit_temperature(raw[method], labels)
     return Blend(method, fitted[method, ()], temperature, oof, calibrated, uncalibrated, picked)
+
+
+def _fitted(name: str, members: np.ndarray, labels: np.ndarray) -> Combiner:
+    return METHODS[name](members, labels)
 
 
 def _best(scores: dict[str, float]) -> str:

@@ -117,7 +117,7 @@ def _score(part: pd.DataFrame, output: str) -> dict[str, float]:
 
 
 def write_ensemble(run: Run, result: Ensemble, learned: dict[str, Any], **more: Any) -> None:
-    """Writes an ensemble's tables, what it has learned (`learned`), and its metrics with `more`."""
+    """Writes an ensemble's tables, what it has `learned` (method.json), and its metrics with `more`."""
     write_frame(run.oof, result.oof)
     write_frame(run.test, result.test)
     write_json(run.method, learned)

@@ -16,8 +16,8 @@ from goods.training.rows import find_label_issues
 def write_label_issues(p: Params, ensemble: Ensemble, goods: Goods) -> pd.DataFrame:
     """Products whose given label their out-of-fold prediction contradicts, worst first; also ensemble/label_issues.csv.
 
-    For plots.worst_errors: id, title, text, image, label, prediction (the suggestion; class indices), given, suggested
-    (names), margin.
+    As goods.figures.errors.worst_errors takes them: id, title, text, image, label, prediction (the suggestion; class
+    indices), given, suggested (names), margin.
     """
     issues = find_label_issues(ensemble.oof["label"].to_numpy(), frame_logits(ensemble.oof))
     table = prediction_table(ensemble.oof, goods).iloc[issues["row"]].reset_index(drop=True)

@@ -61,8 +61,8 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
     )
     weights = dict(zip(members, made.combiner.weights.round(4).tolist(), strict=True))
     picked = {str(k): name for k, name in made.picked.items()}
-    method = {"method": made.method, "picked": picked, "weights": weights, "temperature": made.temperature}
-    write_ensemble(Run.of(p), result, method, method=made.method, picked=picked)
+    learned = {"method": made.method, "picked": picked, "weights": weights, "temperature": made.temperature}
+    write_ensemble(Run.of(p), result, learned, method=made.method, picked=picked)
     return result
 
 
@@ -71,17 +71,18 @@ def _read_run(run: Run, folds: pd.DataFrame, goods: Goods, incomplete: bool) -> 
 
     With `incomplete`, products that the run has no out-of-fold prediction of have nan.
     """
-    name, again = run.name, "run that run's pipeline first"
+    name, made_with = run.name, "take the tables that it was made with, or make it anew under another name"
+    again = "run that run's pipeline first, or once more with --steps ensemble --force"
     oof, test = read_frame(run.oof, ["id", "label", "fold"], again), read_frame(run.test, ["id"], again)
     labels = read_json(run.labels, again).get("labels")
     if oof["id"].duplicated().any():
         twice = oof["id"][oof["id"].duplicated()].iloc[0]
-        raise DamagedFileError(f"run '{name}' predicts product {twice} more than once; run its pipeline again")
+        raise DamagedFileError(f"run '{name}' predicts product {twice} more than once; {again}")
     for frame in (oof, test):
         if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
-            raise GoodsError(f"run '{name}' holds values that are not numbers; run its pipeline again")
+            raise GoodsError(f"run '{name}' holds values that are not numbers; {again}")
     if labels != goods.labels or frame_logits(oof).shape[1] != len(labels):
-        raise GoodsError(f"run '{name}' has other labels than train.csv; run its pipeline again")
+        raise GoodsError(f"run '{name}' has other labels than train.csv; {made_with}")
     oof = folds[["id"]].merge(oof, on="id", how="left")
     lost = oof["label"].isna().to_numpy()
     if lost.any() and not incomplete:
@@ -96,7 +97,7 @@ def _read_run(run: Run, folds: pd.DataFrame, goods: Goods, incomplete: bool) -> 
                              f"{int(oof[column][i])} there and {folds[column][i]} here; take the same seed, n_folds "
                              "and tables for all runs")  # fmt: skip
     if test["id"].tolist() != goods.test["id"].tolist():
-        raise GoodsError(f"run '{name}' has predicted another test.csv; run its pipeline again")
+        raise GoodsError(f"run '{name}' has predicted another test.csv; {made_with}")
     return oof, test
 
 

@@ -66,12 +66,14 @@ def save_figure(path: Path, figure: Figure) -> Figure:
 
 
 def new_figure(width: float = 6.0, height: float = 3.5, layout: str | None = "constrained") -> Figure:
+    """An empty figure of so many inches, closed for pyplot."""
     fig = plt.figure(figsize=(width, height), layout=layout)
     plt.close(fig)
     return fig
 
 
 def titled(fig: Figure, finding: str) -> Figure:
+    """Sets what the figure shows as its title, at its upper left, in as many lines as it takes."""
     width, height = fig.get_size_inches()
     top = {} if fig.get_layout_engine() else {"y": 1 - 0.08 / height}  # a given y takes the title out of the layout
     text = textwrap.fill(finding.replace(" %", "\xa0%"), int(width * 13)).replace("\xa0", " ")  # no line begins with %
@@ -80,6 +82,7 @@ def titled(fig: Figure, finding: str) -> Figure:
 
 
 def nothing(reason: str) -> Figure:
+    """The figure for data that there is nothing of to draw, titled with the reason."""
     ax = new_figure(height=1.4).subplots()  # a Figure without axes would be no picture to IPython
     ax.set_axis_off()
     ax.text(0.5, 0.5, "nothing to show", ha="center", va="center", color=GREY)
@@ -111,16 +114,19 @@ def short(value: object, width: int = 28, lines: int = 1) -> str:
 
 
 def names_of(classes: Sequence[str], width: int = 28) -> list[str]:
+    """The names of all classes, short enough for a figure."""
     # A name of which only boxes are left says nothing: its index does.
     said = [any(c.isalnum() for c in clean(name)) for name in classes]
     return [short(name, width) if said[index] else f"class {index}" for index, name in enumerate(classes)]
 
 
 def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 fold", "1,204 products"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def percent(share: float) -> str:
+    """A share as a percentage: "37 %", "4.2 %", "<0.1 %"."""
     points = 100 * float(share)
     if 0 < points < 0.1 or 99.9 < points < 100:
         return "<0.1 %" if points < 1 else ">99.9 %"
@@ -128,15 +134,18 @@ def percent(share: float) -> str:
 
 
 def digits(value: float) -> str:
+    """A score with three decimals and no zero before the point: ".742"."""
     return f"{value:.3f}".removeprefix("0")
 
 
 def span(values: Sequence[float], form: Callable[[float], str]) -> str:
+    """From the least to the most of the values: "3 to 7", or "3" where both read the same."""
     low, high = form(min(values)), form(max(values))
     return low if low == high else f"{low} to {high}"
 
 
 def counts_of(labels: Sequence[int], classes: Sequence[str]) -> np.ndarray:
+    """(classes,) rows of each class; raises ValueError for a label that no class has."""
     labels = np.asarray(labels, dtype=int)
     if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {len(classes)} class names")
@@ -161,6 +170,7 @@ def mistaken(confusion: np.ndarray) -> list[tuple[int, int]]:
 
 
 def height_of(rows: int) -> float:
+    """Inches that a figure with so many rows of names takes."""
     return max(1.9, 1.2 + 0.2 * rows)
 
 
@@ -172,6 +182,7 @@ def name_rows(ax: Axes, names: Sequence[str], what: str) -> None:
 
 
 def draw_bars(ax: Axes, values: np.ndarray, texts: Sequence[str], color: str = BLUE) -> None:
+    """Horizontal bars, the first on top, each with its text at its end."""
     bars = ax.barh(range(len(values)), values, height=0.72, color=color)
     ax.bar_label(bars, labels=texts, padding=3, fontsize=7.5, bbox=LABEL_BOX)
     ax.set_xlim(0, max(float(max(values)), 1e-9) * (1.04 + 0.016 * max(map(len, texts))))

@@ -1,4 +1,4 @@
-"""What kinds share: a fold's part of the goods, its files, folds trained side by side."""
+"""What kinds share: a fold's part of the goods, its files, folds trained in turn or side by side."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pandas as pd
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods, all_products
+from goods.members import kind_of
 from goods.metrics import score
 from goods.params import Params
 from goods.predictions import write_predictions
+from goods.processes import in_parallel
 from goods.run import Run
 from goods.training.fold import to_train
 from goods.training.rows import rows_hash, training_rows
@@ -71,9 +73,22 @@ def finish_fold(p: Params, goods: Goods, number: int, code: str, logits: dict[st
     fold.finish(metrics | {"fold": number} | facts, made_from(p, goods, number, code))
 
 
+def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Part], Any]) -> None:
+    """Trains those of the folds that are due, one after the other: learn(part) gives the model that the kind saves.
+
+    The kind's own predict scores it on the rows held back, from its files, so what is scored is what is kept.
+    """
+    kind = kind_of(p)
+    for number in numbers:
+        fold = Run.of(p).fold(number)
+        with fold.held():
+            if due_folds(p, goods, [number], kind.code()):
+                part, member = part_of(p, goods, number), kind.load()
+                member.save(learn(part), fold)
+                finish_fold(p, goods, number, kind.code(), member.predict(p, [fold], part.held_back)[number])
+
+
 def side_by_side(fit_one: Callable[..., None], numbers: list[int], *arguments: Any) -> None:
     """fit_one(number, *arguments) of each fold, in as many processes as there are processors."""
-    from joblib import Parallel, delayed
-
     jobs = max(1, min(len(numbers), os.cpu_count() or 1))
-    Parallel(n_jobs=jobs)(delayed(fit_one)(number, *arguments) for number in numbers)
+    in_parallel(fit_one, [(number, *arguments) for number in numbers], jobs)

@@ -69,9 +69,9 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
         return
     folds, train = read_folds(goods, p), embed_products(p, goods.train)
     save_neighbours(Run.of(p), train)
-    own = {output: joined(parts) for output, parts in outputs_of(train).items()}
+    own = {output: joined(parts) for output, parts in by_output(train).items()}
     near = {output: nearest(vectors, vectors, MOST + 1) for output, vectors in own.items()}
-    other = {output: joined(parts) for output, parts in outputs_of(embed_products(p, goods.test)).items()}
+    other = {output: joined(parts) for output, parts in by_output(embed_products(p, goods.test)).items()}
     near_test = {output: nearest(own[output], vectors, MOST) for output, vectors in other.items()}
     for number in due:
         fold, valid = Run.of(p).fold(number), (folds["fold"] == number).to_numpy()
@@ -88,8 +88,8 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
             write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)
 
 
-def outputs_of(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The kinds of embeddings that each output looks at."""
+def by_output(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The embeddings that each output looks at."""
     return {"fused": embeddings, "image": {"image": embeddings["image"]}, "text": {"text": embeddings["text"]}}
 
 
@@ -142,8 +142,8 @@ def load(p: Params, fold: Fold) -> Voters:
 
 def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
     """{fold number: {"fused", "image", "text": (n, num_classes) logits}} of a table of products."""
-    own = {output: joined(parts) for output, parts in outputs_of(read_neighbours(folds[0].run)).items()}
-    other = {output: joined(parts) for output, parts in outputs_of(embed_products(p, products)).items()}
+    own = {output: joined(parts) for output, parts in by_output(read_neighbours(folds[0].run)).items()}
+    other = {output: joined(parts) for output, parts in by_output(embed_products(p, products)).items()}
     near = {output: nearest(own[output], other[output], MOST) for output in own}
     models = {fold.number: load(p, fold) for fold in folds}
     return {k: {output: model.logits(output, near[output]) for output in near} for k, model in models.items()}

@@ -30,7 +30,7 @@ from goods.run import Run
 
 EXTRA_MAX_LENGTH = 256  # tokens of a text that extra_embeddings reads, as sentence-transformers models were trained
 GIVEN = frozenset(("goods.data.tables", "goods.data.texts"))  # the cache knows photos and texts as they are given
-CACHE_CHUNK = 1024  # products a file of the embeddings cache; what an interrupted run loses at most
+CACHE_CHUNK = 1024  # products per file of the embeddings cache; what an interrupted run loses at most
 
 
 class Embedder:
@@ -80,7 +80,7 @@ class Embedder:
         return self._cached(keys, kind, compute)
 
     def _cached(self, keys: list[str], kind: str, compute: Callable[[list[str]], Iterator[Tensor]]) -> Tensor:
-        """One row per key, (n, dim); what the cache lacks is computed once a key, and saved chunk by chunk."""
+        """One row per key, (n, dim); what the cache lacks is computed once per key, and saved chunk by chunk."""
         precision = pick_precision(self.p.mixed_precision)
         kind += "" if precision == "fp32" else f"-{precision}"  # else a run would depend on which ones went before it
         folder, unique = self.folder / kind, list(dict.fromkeys(keys))

@@ -1,4 +1,4 @@
-"""Embeddings of all products as files, and what they tell: a map, neighbours, near-duplicates."""
+"""What embeddings tell of products: a map of them, and which are nearest to one."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _blocks_from_end(backbone: PreTrainedModel, name: str) -> int:
 
 
 def block_rates(backbone: PreTrainedModel, p: Params) -> dict[str, float]:
-    """Learning rate of each trained parameter of the backbone: learning_rate times layer_decay a block from the end."""
+    """Learning rate of each trained parameter: learning_rate times layer_decay for each block after its own."""
     return {
         name: p.learning_rate * p.layer_decay ** _blocks_from_end(backbone, name)
         for name, parameter in backbone.named_parameters()

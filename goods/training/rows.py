@@ -116,5 +116,5 @@ def read_pseudo_labels(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) 
         raise GoodsError(f"run '{p.pseudo_from}' was sure of no test product for fold {fold}; lower "
                          "pseudo_precision in notebooks/pseudo_label.ipynb, or leave out pseudo_from")  # fmt: skip
     if not pseudo["id"].isin(goods.test["id"]).all() or not pseudo["label"].between(0, p.num_classes - 1).all():
-        raise GoodsError(f"{path} names products or classes that are not there; label anew")
+        raise GoodsError(f"{path} names products or classes that are not there; {again}")
     return pseudo

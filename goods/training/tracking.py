@@ -49,7 +49,7 @@ class Tracker(NoTracker):
         folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), json.dumps(settings)],
+            [sys.executable, "-m", "goods.training.tracking", json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder, env=environment,
             text=True, encoding="utf-8", start_new_session=True,  # an interrupt of the training is not wandb's
         )  # fmt: skip

@@ -120,6 +120,7 @@ CASES = [("full", False, "fp32"), ("full", True, "bf16"), ("lora", False, "bf16"
          ("last", False, "bf16")]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune, checkpointing, precision", CASES)
 def test_fake_step_is_the_real_one(sample: Any, tune: str, checkpointing: bool, precision: str) -> None:
     p = Params(model_name=str(sample.model), tune=tune, gradient_checkpointing=checkpointing, image_size=64,

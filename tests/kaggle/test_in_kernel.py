@@ -9,16 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import put_together
-from kaggle_server import LAYOUTS, SETTINGS, Kaggle, mount, run_here
+from kaggle_server import LAYOUTS, SETTINGS, Kaggle, hide_more_products, mount, run_here
 
 from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT, resolve
 from goods.members import open_run
 from goods.params import load_params
-from goods_utils import fit_all
+from goods.run import Fold, Run
 from kaggle_kernel import in_kernel
 
 
@@ -38,11 +39,7 @@ def test_attached_runs_are_blended(sample: Any, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(GoodsError, match="needs the run 'demo', and no attached output has it"):
         in_kernel.prepare(root, "params/blend.yaml", runs=["demo", "words"])
     run_here(sample, tmp_path / "first", [0, 1, 2], **SETTINGS)
-    p = load_params("params/linear.yaml", run="words", data_dir=str(sample.data), n_folds=3,
-                       outputs_dir=str(tmp_path / "second"))  # fmt: skip
-    open_run(p)
-    fit_all(p, read_goods(p))
-    put_together(p, read_goods(p))
+    run_here(sample, tmp_path / "second", [0, 1, 2], "params/linear.yaml", run="words", n_folds=3)
     for name in ("first", "second"):
         shutil.rmtree(tmp_path / name / "cache", ignore_errors=True)
         shutil.copytree(tmp_path / name, root / "input" / "notebooks" / "me" / name / "outputs")
@@ -53,6 +50,43 @@ def test_attached_runs_are_blended(sample: Any, tmp_path: Path, monkeypatch: pyt
     shutil.rmtree(root / "working" / "outputs" / "cache", ignore_errors=True)
     in_kernel.run(session._replace(command=[sys.executable, "-c", ""]))
     assert [path.name for path in (root / "working" / "outputs").iterdir()] == ["blend"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dual", "linear", "knn"])
+def test_a_scoring_rerun_of_each_kind_only_predicts(
+    sample: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no more attached than the weights that make kaggle-weights sends, through the pipeline."""
+    config, given = {"dual": "demo", "linear": "linear", "knn": "knn"}[kind], {"n_folds": 3, "num_workers": 0}
+    given |= SETTINGS if kind == "dual" else {"image_size": 64} if kind == "knn" else {}
+    p = run_here(sample, tmp_path / "here", [0, 2], f"params/{config}.yaml", **given)
+    root, here = mount(sample, tmp_path / "kaggle", *LAYOUTS[0]), Run.of(p)
+    for path in here.weight_files():
+        copy = root / "input" / "weights" / path.relative_to(here.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    hidden = hide_more_products(root / "input" / "goods-classification")
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+
+    session = in_kernel.prepare(root, f"params/{config}.yaml", folds=[1], model_name=str(sample.model), **given)
+    assert "--folds" not in session.command
+    assert session.command[session.command.index("--steps") + 1 :][:2] == ["ensemble", "submission"]
+    in_kernel.run(session)
+    there = Run.of(session.p)
+    assert there.trained() == [0, 2]
+    for number in there.trained():
+        for ours, theirs in zip(files_of(here.fold(number)), files_of(there.fold(number)), strict=True):
+            assert theirs.read_bytes() == ours.read_bytes()
+    rows = [pd.read_csv(path, dtype=str) for path in (root / "working" / "submission.csv", here.submission)]
+    assert rows[0]["id"].tolist() == hidden["id"].tolist()
+    after, before = (table.set_index("id")["categories"] for table in rows)
+    assert after[before.index].tolist() == before.tolist()
+
+
+def files_of(fold: Fold) -> list[Path]:
+    """A trained fold's files that a prediction changes nothing of."""
+    return [fold.weights, fold.oof, fold.metrics]
 
 
 @pytest.mark.slow

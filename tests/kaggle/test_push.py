@@ -29,7 +29,7 @@ def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: An
     assert sent["isPrivate"] is True and sent["slug"] == "siglip-tiny"
     uploaded = {body["name"] for name, body in kaggle.calls if name == "StartBlobUpload"}
     assert uploaded == {file.name for file in sample.model.iterdir()}
-    (model / "config.json").unlink(), (model / "weights.safetensors").unlink()
+    (model / "config.json").unlink(), (model / "model.safetensors").unlink()
     with pytest.raises(GoodsError, match="download the weights there first"):
         push.send_backbone(kernel)
 

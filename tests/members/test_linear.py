@@ -62,6 +62,7 @@ def test_a_finished_fold_is_not_trained_again(make):
     assert {path: path.stat().st_mtime_ns for path in fold.folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_texts_without_a_word_are_a_sentence(make):
     p = make(folds=[0])
     goods = read_goods(p)
@@ -77,6 +78,7 @@ def test_one_fold_is_fitted_as_all_are(make):
     assert Run.of(p).trained() == [1] and metrics["text"]["accuracy"] > 0.4
 
 
+@pytest.mark.slow
 def test_metrics_say_what_was_chosen(make):
     p = make(skip_folds=2)
     fit_all(p, read_goods(p))

@@ -28,6 +28,7 @@ def logits(oof: pd.DataFrame) -> np.ndarray:
     return oof.filter(regex=r"_\d+$").to_numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["last", "lora"])
 def test_only_what_was_trained_is_saved_and_it_predicts_the_same(make, tune):
     p = make(tune=tune, num_epochs=1, last_blocks=1)

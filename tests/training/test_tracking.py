@@ -188,6 +188,7 @@ def test_a_failing_wandb_costs_at_most_five_seconds(
         tracker.process.kill()
 
 
+@pytest.mark.slow
 def test_a_full_disk_or_a_file_in_the_way_stops_nothing(trained: Trained, tmp_path: Path, capsys) -> None:
     p = params(trained, tmp_path)
     (p.run_dir / "wandb").write_text("in the way")
