@@ -25,6 +25,7 @@ from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
+from goods.files import read_frame
 from goods.members import ensemble_run, kind_of, open_run, predict_test
 from goods.metrics import score
 from goods.models import tfidf
@@ -98,7 +99,7 @@ def fit_all(p: Params, goods: Goods) -> pd.DataFrame:
 def read_oof(p: Params, folds: Sequence[int] | None = None) -> pd.DataFrame:
     """The predictions of the rows that these folds held back; by default those of all trained folds."""
     run = Run.of(p)
-    return pd.concat([pd.read_parquet(run.fold(k).oof) for k in (run.trained() if folds is None else folds)])
+    return pd.concat([read_frame(run.fold(k).oof) for k in (run.trained() if folds is None else folds)])
 
 
 def keep_figure(p: Params, name: str, figure: Figure, of: int | str = "ensemble") -> Figure:
@@ -112,7 +113,7 @@ def keep_figure(p: Params, name: str, figure: Figure, of: int | str = "ensemble"
 
 def read_pseudo(p: Params, fold: int) -> pd.DataFrame:
     """The test products that the run has labelled for a fold: id, label, probability."""
-    return pd.read_parquet(Run.of(p).pseudo(fold))
+    return read_frame(Run.of(p).pseudo(fold), (), "run pseudo_label.ipynb again")
 
 
 def read_logs(p: Params, fold: int | None = None) -> pd.DataFrame:
