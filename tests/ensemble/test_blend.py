@@ -177,6 +177,7 @@ def test_a_bias_for_rare_classes_helps_macro_f1():
     assert scores["bias"] > scores["weights"] + 0.02
 
 
+@pytest.mark.slow
 def test_the_choice_is_made_without_the_fold_it_scores():
     labels, members = problem()
     folds = np.arange(len(labels)) % 4
@@ -190,6 +191,7 @@ def test_the_choice_is_made_without_the_fold_it_scores():
     assert honest.picked[2] == fooled.picked[2]
 
 
+@pytest.mark.slow
 def test_noise_gains_nothing_and_the_table_says_so():
     rng = np.random.default_rng(0)
     labels, folds = rng.integers(5, size=1000), np.arange(1000) % 5

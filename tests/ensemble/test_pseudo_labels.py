@@ -150,6 +150,7 @@ def test_a_blend_has_no_folds_that_could_label(make):
         make_pseudo_labels(p, read_goods(p))
 
 
+@pytest.mark.slow
 def test_a_state_of_other_pseudo_labels_is_left_and_the_fold_begun_again(make, capsys):
     teacher = make(run="teacher", **HEAD)
     goods = read_goods(teacher)

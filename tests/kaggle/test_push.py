@@ -16,6 +16,7 @@ from goods.files import ROOT, write_json
 from kaggle_kernel import build, push
 
 
+@pytest.mark.slow
 def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: Any, tmp_path: Path) -> None:
     model = shutil.copytree(sample.model, tmp_path / "SigLIP-tiny")
     (model / "pytorch_model.bin").touch()  # pickle: nobody reads it

@@ -85,6 +85,7 @@ def test_a_state_holds_the_heads_scales_and_the_start_so_nothing_is_embedded_aga
     assert not (p.run_dir.parent / "cache" / "embeddings").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["choose_weights", "write_predictions", "prediction_table"])
 def test_killed_between_the_last_epoch_and_the_last_file_it_ends_with_the_same_bytes(make, monkeypatch, part):
     recipe = {"tune": "head", "wise_ft": True, "num_epochs": 4, "head_learning_rate": 3e-3}
