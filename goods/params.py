@@ -67,7 +67,7 @@ class CommonParams(_Group):
         description="products per forward pass of a device in training; null: batch_size; halved when memory runs out",
     )
     eval_batch_size: Int = RuntimeField(16, ge=1, description="products per forward pass where nothing is trained")
-    num_epochs: Int = Field(5, ge=1, description="passes over the training folds; the best epoch is kept")
+    num_epochs: Int = Field(5, ge=1, description="passes over the training folds")
     learning_rate: Float = Field(2e-5, gt=0, description="peak learning rate of the backbone's last block")
     head_learning_rate: Float = Field(1e-3, gt=0, description="peak learning rate of the heads")
     gradient_checkpointing: bool = RuntimeField(False, description="a third more time for a fraction of the memory")
@@ -158,15 +158,16 @@ class TrainingParams(_Group):
         0.0, ge=0, lt=1, description="share of the products per step whose image or text is hidden"
     )
     use_class_weight: bool = Field(True, description="weight of a class in the loss: 1 / square root of its frequency")
+    keep: Literal["last", "best"] = Field(
+        "last", description="the epoch that is kept: the last, or the best on validation, scored as other folds choose"
+    )
     early_stopping: Int = Field(
-        0, ge=0, description="epochs without a better macro-F1 after which training stops; 0: never"
+        0, ge=0, description="keep best: epochs without a better macro-F1 after which training stops; 0: never"
     )
     ema_decay: Float = Field(0.0, ge=0, lt=1, description="decay of the weights' exponential moving average; 0: none")
-    soup: bool = Field(
-        False, description="average an epoch's weights with the best ones so far where that scores better"
-    )
+    soup: bool = Field(False, description="keep the mean of the weights at the ends of the second half's epochs")
     wise_ft: bool = Field(
-        False, description="WiSE-FT: mix the weights before and after training; the best mix on validation is kept"
+        False, description="WiSE-FT: mix the weights before and after training as validation says; scored as keep best"
     )
 
 
@@ -294,7 +295,17 @@ def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
         )
     if p.skip_folds >= p.n_folds:
         raise ParameterError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
+    _check_choices(p)
     return p.model_copy(update=_find_data(p, set(values))) if p.data_dir else p
+
+
+def _check_choices(p: Params) -> None:
+    """Raises ParameterError where something would be chosen that nothing can score."""
+    if p.early_stopping and p.keep == "last":
+        raise ParameterError("early_stopping ends at an epoch that validation rows choose: set keep=best with it")
+    if p.keep == "best" and (p.soup or p.wise_ft):
+        name = "soup" if p.soup else "wise_ft"
+        raise ParameterError(f"{name} begins where all epochs are done: with keep=best leave it out")
 
 
 def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 
 from goods.errors import DamagedFileError
-from goods.files import write_frame
+from goods.files import atomic_path, write_frame
 from goods.params import OUTPUTS
 
 if TYPE_CHECKING:
@@ -56,6 +58,31 @@ def prediction_table(frame: pd.DataFrame, goods: Goods, output: str | None = Non
     )
     table = table.merge(goods.train[["id", "title", "text", "image"]], on="id", validate="1:1")
     return table
+
+
+def write_choices(path: Path, choices: dict[str, dict[str, np.ndarray]]) -> None:
+    """Keeps the predictions at each choice ("epoch 3", "alpha 0.5"): {choice: {output: (n, num_classes) logits}}."""
+    arrays = {f"{choice}/{name}": values.astype(np.float32) for choice, outputs in choices.items()
+              for name, values in outputs.items()}  # fmt: skip
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary, metadata={"choices": "|".join(choices), "outputs": "|".join(main_first(choices))})
+
+
+def main_first(choices: dict[str, dict[str, np.ndarray]]) -> list[str]:
+    """The outputs of any of the choices, the main one first."""
+    return list(next(iter(choices.values()), {}))
+
+
+def read_choices(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """What write_choices kept, in its order; raises DamagedFileError when the file isn't whole."""
+    try:
+        arrays = load_file(path)
+        with safe_open(path, framework="np") as file:
+            choices, outputs = (file.metadata()[name].split("|") for name in ("choices", "outputs"))
+        return {choice: {name: arrays[f"{choice}/{name}"] for name in outputs} for choice in choices}
+    except Exception as error:  # anything at all can be wrong with a damaged file
+        again = "train the fold again: retrain=true"
+        raise DamagedFileError(f"{path} is missing or damaged; {again}") from error
 
 
 def write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:

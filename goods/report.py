@@ -28,6 +28,7 @@ FIGURES = (  # in the order of the page; those with other names come after them
     "prediction_balance learning_curves rates_and_gradients occlusion class_balance fold_balance"
 ).split()
 TABLES = {
+    "chosen": "The choice of the other folds, and the one made on the scored rows",
     "members": "Members of the blend",
     "methods": "Ways to put them together",
     "added": "What each member adds",

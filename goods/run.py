@@ -50,8 +50,9 @@ class Fold:
         self.metrics, self.log, self.words = (self.folder / n for n in ("metrics.json", "log.jsonl", "words.parquet"))
         self.checkpoint = self.folder / "checkpoint"
         self.state, self.previous_state = (self.checkpoint / f"{name}.safetensors" for name in ("state", "previous"))
-        # Of a training that has not ended: the best epoch's, and what is interpolated from them.
-        self.best_weights, self.mixed_weights = (self.checkpoint / f"{n}.safetensors" for n in ("best", "mixed"))
+        # Of a training that has not ended: the weights to keep, and what is interpolated from them.
+        self.kept_weights, self.mixed_weights = (self.checkpoint / f"{n}.safetensors" for n in ("kept", "mixed"))
+        self.choices = self.folder / "choices.safetensors"  # predictions of the rows held back, at each choice
         self.live_log = self.checkpoint / "log.jsonl"  # the epochs so far, beside a trained fold's own log
         self.figures = self.folder / "figures"
 
@@ -69,6 +70,10 @@ class Fold:
     def resumable(self) -> bool:
         """Whether a training of the fold has stopped with its state saved."""
         return self.state.is_file() or self.previous_state.is_file()
+
+    def epoch(self, number: int) -> Path:
+        """The predictions of the rows held back after an epoch of a training that has not ended."""
+        return self.checkpoint / f"epoch{number}.safetensors"
 
     @property
     def latest_log(self) -> Path:
@@ -104,7 +109,8 @@ class Fold:
 
     def begin_writing(self) -> None:
         """From here on the files of an earlier training are replaced: nothing is trained until `finish`."""
-        self.metrics.unlink(missing_ok=True)
+        for path in (self.metrics, self.choices):
+            path.unlink(missing_ok=True)
 
     def finish(self, metrics: Mapping[str, Any], made_from: Mapping[str, str]) -> None:
         """Writes metrics.json, which makes the fold trained, and removes its saved state."""
@@ -189,7 +195,7 @@ class Run:
         """The files that predict other products with the trained folds, and say what made them."""
         shared = [self.record_file, self.folds_table, self.labels, self.neighbours]
         folds = [self.fold(number) for number in self.trained()]
-        found = [path for f in folds for path in (f.weights, f.details, f.oof, f.metrics, f.log, f.words)]
+        found = [path for f in folds for path in (f.weights, f.details, f.oof, f.choices, f.metrics, f.log, f.words)]
         return [path for path in shared + found if path.is_file()]
 
     def tidy(self) -> None:

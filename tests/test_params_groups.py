@@ -19,7 +19,7 @@ ORDER = {
     "TuningParams": "last_blocks lora_rank lora_alpha lora_dropout lora_targets frozen warm_start_epochs "
     "warm_start_learning_rate",
     "TrainingParams": "optimizer layer_decay weight_decay warmup_ratio max_grad_norm label_smoothing modality_dropout "
-    "use_class_weight early_stopping ema_decay soup wise_ft",
+    "use_class_weight keep early_stopping ema_decay soup wise_ft",
     "AugmentParams": "augment_crop augment_flip augment_colour augment_blur augment_jpeg test_time_flip",
     "RowParams": "pseudo_from pseudo_precision pseudo_cap drop_noisy",
     "BlendParams": "runs blend_method allow_missing_folds",

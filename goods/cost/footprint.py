@@ -242,16 +242,17 @@ class Footprint:
         if p.tune == "head":
             return {"embedding": dict.fromkeys(PARTS, 0) | self.evaluation}
         fp32 = 4 * self.trainable
-        always = {WEIGHTS: self.step[WEIGHTS], OPTIMIZER: self.optimizer(p), FURTHER: fp32 if p.ema_decay else 0}
-        # While an average is scored, the weights it replaces are kept; a soup is mixed before it is scored.
-        evaluation = self.evaluation | always | {FURTHER: always[FURTHER] + (2 * fp32 if p.soup else always[FURTHER])}
+        copies = fp32 * (bool(p.ema_decay) + p.soup)
+        always = {WEIGHTS: self.step[WEIGHTS], OPTIMIZER: self.optimizer(p), FURTHER: copies}
+        # An average stands in for the weights while it is scored, and these are kept meanwhile.
+        evaluation = self.evaluation | always | {FURTHER: copies + (fp32 if copies else 0)}
         found = {
             "training": self.step | always,
             "optimizer": always | {GRADIENTS: fp32, ACTIVATIONS: optimizer_buffers(self.trained, self.rates, p)},
             "evaluation": evaluation,
         }
         if p.wise_ft:  # the tuned weights, the mixed ones, and the model's own while the mixed ones replace them
-            found["interpolation"] = evaluation | {FURTHER: always[FURTHER] + 3 * fp32}
+            found["interpolation"] = evaluation | {FURTHER: copies + 3 * fp32}
         return {phase: dict.fromkeys(PARTS, 0) | parts for phase, parts in found.items()}
 
     def allocated(self, p: Params) -> int:

@@ -325,7 +325,7 @@ def estimate_hours(
         work = {"embeddings, once": (train + test) * forward}
     else:
         step = sum(n for name, n in flops.items() if name.startswith("training"))
-        validations = p.num_epochs * (1 + p.soup) + 1 + (3 if p.wise_ft else 0)
+        validations = p.num_epochs + 1 + (4 if p.wise_ft else 0)
         twice = 2 if p.test_time_flip else 1
         work = {"embeddings, once": train * forward} if p.warm_start_epochs else {}
         work |= {

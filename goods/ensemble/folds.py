@@ -13,12 +13,12 @@ from scipy.special import log_softmax, logsumexp
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.ensemble.blend import row_of
-from goods.errors import GoodsError
+from goods.ensemble.choices import as_each_chose, read_folds_parts
 from goods.files import read_frame, write_frame, write_json
 from goods.metrics import calibrated, score
 from goods.params import Params
 from goods.predictions import frame_logits, logits_frame, outputs_of
-from goods.run import Fold, Run
+from goods.run import Run
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,10 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     don't fit the run's folds or the test set.
     """
     run, folds = Run.of(p), read_folds(goods, p)
-    done = run.trained()
-    if not done:
-        raise GoodsError(f"run '{p.run}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
-    parts = {k: read_fold(run.fold(k), folds, goods) for k in done}
+    parts = read_folds_parts(run, folds, goods)
+    done = list(parts)
     oof = pd.concat([oof for oof, _ in parts.values()])
+    tables = _against_own_choice(run, parts)
     oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
     labels, fold, outputs = oof["label"].to_numpy(), oof["fold"].to_numpy(), outputs_of(oof)
     logits = {name: frame_logits(oof, name) for name in outputs}
@@ -73,7 +72,7 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
         scores=fold_scores(oof),
         missing=[k for k in range(p.n_folds) if k not in done],
         uncalibrated=logits[outputs[0]],
-        tables=_against_teacher(p, oof),
+        tables=tables | _against_teacher(p, oof),
     )
     write_ensemble(run, result, {"weights": {run.fold(k).folder.name: 1 / len(done) for k in done}})
     return result
@@ -93,13 +92,15 @@ def _against_teacher(p: Params, oof: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"teacher": pd.DataFrame([before, row], index=pd.Index([p.pseudo_from, p.run], name="run"))}
 
 
-def read_fold(fold: Fold, folds: pd.DataFrame, goods: Goods) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A fold's oof and test tables, checked against the rows that they must hold."""
-    if not fold.predicted:
-        raise GoodsError(f"fold {fold.number} of run '{fold.run.name}' has not predicted the test set yet: "
-                         "gu.predict_test(p, goods), as notebooks/ensemble.ipynb does")  # fmt: skip
-    held_back = folds.loc[folds["fold"] == fold.number, "id"]
-    return fold.read("oof", held_back), fold.read("test", goods.test["id"])
+def _against_own_choice(run: Run, parts: dict[int, tuple[pd.DataFrame, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """{"chosen": what the score gains where each fold chooses on the rows that are scored}, for runs that choose."""
+    own = as_each_chose(run, parts)
+    if own is None:
+        return {}
+    oof = pd.concat([oof for oof, _ in parts.values()])
+    labels, fold, honest = oof["label"].to_numpy(), oof["fold"].to_numpy(), frame_logits(oof)
+    rows = [score(labels, honest), row_of(labels, fold, own, honest)]
+    return {"chosen": pd.DataFrame(rows, index=pd.Index(["by the other folds", "on the scored rows"], name="choice"))}
 
 
 def fold_scores(oof: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from goods.data.folds import product_groups, read_folds
 from goods.data.tables import Goods, all_products
-from goods.ensemble.folds import read_fold
+from goods.ensemble.choices import read_folds_parts
 from goods.errors import GoodsError, ParameterError
 from goods.files import write_frame
 from goods.params import Params
@@ -34,7 +34,7 @@ def make_pseudo_labels(p: Params, goods: Goods) -> pd.DataFrame:
                              f"{', '.join(p.runs)}")  # fmt: skip
     if missing := [k for k in range(p.n_folds) if k not in trained]:
         raise GoodsError(f"run '{p.run}' has no trained fold {missing[0]} yet; train all folds, then label")
-    read = {k: read_fold(run.fold(k), folds, goods) for k in trained}
+    read = read_folds_parts(run, folds, goods)
     groups = product_groups(all_products(goods))
     own, others = groups[: len(goods.train)], groups[len(goods.train) :]
     tables = []

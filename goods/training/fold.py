@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
@@ -23,7 +24,7 @@ from goods.files import atomic_path
 from goods.metrics import score
 from goods.models.tuning import load_trained, save_trained
 from goods.params import Params
-from goods.predictions import main_of, prediction_table, write_predictions
+from goods.predictions import main_of, prediction_table, read_choices, write_choices, write_predictions
 from goods.run import Fold, Run, deadline
 from goods.training.checkpoint import State, load_state, parts_of
 from goods.training.inference import make_accelerator, predict
@@ -33,7 +34,7 @@ from goods.training.rows import rows_hash
 from goods.training.task import Task
 from goods.training.tracking import make_tracker
 
-WISE_FT_ALPHAS = (0.25, 0.5, 0.75)  # besides 1, the tuned weights as they are
+WISE_FT_ALPHAS = (1, 0.25, 0.5, 0.75)  # 1: the tuned weights as they are; of equals the first is taken
 
 # From parameters, goods, folds and the heads' tensors of a saved state (empty at the start) to what is trained.
 TaskMaker = Callable[[Params, Goods, pd.DataFrame, dict[str, Tensor]], Task]
@@ -102,17 +103,22 @@ def _fit(
     if accelerator.is_main_process:
         training.tracker = make_tracker(p, training.at.tracked_as)
     train(training, stop_at)
-    weights, alpha = choose_weights(training)
+    weights, choices = choose_weights(training)
     logits = predict(task.model, task.valid, p, accelerator)
 
     metrics: dict[str, Any] = {name: score(task.labels["valid"], values) for name, values in logits.items()}
-    metrics |= {"fold": p.fold} | training_facts(training) | ({"wise_ft_alpha": alpha} if p.wise_ft else {})
+    metrics |= {"fold": p.fold} | training_facts(training)
+    metrics |= {
+        "choices": {name: score(task.labels["valid"], main_of(made))["macro_f1"] for name, made in choices.items()}
+    }
     metrics |= {"resources": resources(p, training) | {"seconds": round(time.perf_counter() - began, 1)}}
     if accelerator.is_main_process:
         with atomic_path(fold.weights) as temporary:
             shutil.copyfile(weights, temporary)
             fold.begin_writing()
         write_predictions(fold.oof, folds[folds["fold"] == p.fold], logits)
+        if choices:
+            write_choices(fold.choices, choices)
         fold.finish(metrics, made_from)
         table = prediction_table(pd.read_parquet(fold.oof), goods)
         training.tracker.finish(
@@ -131,30 +137,37 @@ def state_of(fold: Fold, rows: str) -> State | None:
     return saved
 
 
-def choose_weights(training: Training) -> tuple[Path, float]:
-    """Leaves in the model the weights to predict with; returns their file and, with p.wise_ft, alpha.
+def choose_weights(training: Training) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
+    """Leaves in the model the weights to predict with; returns their file, and the predictions at each choice.
 
-    The best epoch's, or what WiSE-FT (arXiv 2109.01903) makes of them: the alpha that scores best on validation.
+    Choices are the epochs (keep best) or the alphas of WiSE-FT (arXiv 2109.01903); the one that scores best on the
+    validation part is kept, and goods.ensemble.choices scores the fold at the one that the other folds make.
     """
+    fold, p = training.fold, training.p
+    load_trained(training.task.model, fold.kept_weights)  # what is predicted with is what is kept
+    if p.keep == "best":
+        epochs = [fold.epoch(number) for number in range(1, training.at.epoch)]
+        return fold.kept_weights, {name: made for path in epochs for name, made in read_choices(path).items()}
+    return choose_alpha(training) if p.wise_ft else (fold.kept_weights, {})
+
+
+def choose_alpha(training: Training) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
+    """choose_weights of WiSE-FT: the best of alpha times the tuned plus 1 - alpha times the start's weights."""
     task, p, accelerator, fold = training.task, training.p, training.accelerator, training.fold
-    load_trained(task.model, fold.best_weights)  # what is predicted with is what is kept
-    best_alpha, best = 1.0, training.at.best_score
-    if not p.wise_ft:
-        return fold.best_weights, best_alpha
-    tuned = copied(task.model)
+    tuned, choices = copied(task.model), {}
     for alpha in WISE_FT_ALPHAS:
         with swapped(task.model, training.averages.interpolated(tuned, alpha)):
-            logits = main_of(predict(task.model, task.valid, p, accelerator))
-        if (macro_f1 := score(task.labels["valid"], logits)["macro_f1"]) > best:
-            best_alpha, best = alpha, macro_f1
-    if best_alpha == 1:
-        return fold.best_weights, best_alpha
-    set_weights(task.model, training.averages.interpolated(tuned, best_alpha))
+            choices[f"alpha {alpha}"] = predict(task.model, task.valid, p, accelerator)
+    scores = [score(task.labels["valid"], main_of(made))["macro_f1"] for made in choices.values()]
+    alpha = WISE_FT_ALPHAS[int(np.argmax(scores))]
+    if alpha == 1:
+        return fold.kept_weights, choices
+    set_weights(task.model, training.averages.interpolated(tuned, alpha))
     if accelerator.is_main_process:
         save_trained(task.model, fold.mixed_weights)
     accelerator.wait_for_everyone()
     load_trained(task.model, fold.mixed_weights)
-    return fold.mixed_weights, best_alpha
+    return fold.mixed_weights, choices
 
 
 def resources(p: Params, training: Training) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from goods.files import write_text
 from goods.metrics import score
 from goods.models.tuning import save_trained, trained_state
 from goods.params import Params
-from goods.predictions import main_of
+from goods.predictions import main_of, write_choices
 from goods.progress import progress_bar
 from goods.run import Fold
 from goods.training.checkpoint import (
@@ -40,7 +40,6 @@ from goods.training.inference import make_loader, predict
 from goods.training.optim import (
     Averages,
     class_weights,
-    copied,
     cosine_schedule,
     make_optimizer,
     output_losses,
@@ -69,7 +68,6 @@ class TrainingState:
     norm_sum: float = 0.0  # of the gradients, before they are clipped
     best_epoch: int = 0
     best_score: float = -1.0
-    soup_epochs: int = 0  # that the kept weights are the mean of
     micro_batch_size: int = 1
     tracked_as: str = field(default_factory=lambda: secrets.token_hex(4))  # wandb's id
     log: list[dict[str, float]] = field(default_factory=list)
@@ -82,8 +80,8 @@ class Training:
         self.task, self.p, self.accelerator, self.fold = task, p, accelerator, fold
         self.epochs = 1 if p.debug else p.num_epochs
         self.steps = math.ceil(len(task.ids) / p.batch_size)  # per epoch
-        self.averages = Averages(task.model, p)
         self.model: nn.Module = accelerator.prepare_model(task.model)
+        self.averages = Averages(task.model, p)  # on the device, where the model is by now
         self.optimizer = accelerator.prepare_optimizer(make_optimizer(task.model, p))
         total = self.epochs * self.steps
         self.schedule = cosine_schedule(self.optimizer, int(p.warmup_ratio * total), total)
@@ -105,7 +103,7 @@ class Training:
 
 
 def train(training: Training, stop_at: float | None) -> None:
-    """Trains to the end, the weights of the best epoch kept in the fold's checkpoint/.
+    """Trains to the end, the weights of the last epoch, or of the best, kept in the fold's checkpoint/.
 
     `stop_at`: seconds since 1970. Raises TimeOverError when it is over before the first step, and StoppedInTime, the
     state saved, when it is over later.
@@ -222,20 +220,20 @@ def halve_micro_batch(training: Training) -> None:
 
 
 def end_epoch(training: Training, seconds: float) -> None:
-    """Scores the epoch on the validation part, logs it, keeps its weights when they are the best so far."""
-    at, task, accelerator = training.at, training.task, training.accelerator
-    scores: dict[str, float] = {}
-    for epochs, weights in training.averages.candidates(task.model, at.soup_epochs):
-        with swapped(task.model, weights):
-            logits = predict(task.model, task.valid, training.p, accelerator)
-            found = score(task.labels["valid"], main_of(logits))
-            if found["macro_f1"] > at.best_score:
-                at.best_epoch, at.best_score, at.soup_epochs = at.epoch, found["macro_f1"], epochs
-                if training.p.soup:
-                    training.averages.soup = {n: t.cpu() for n, t in copied(task.model).items()}
-                if accelerator.is_main_process:
-                    save_trained(task.model, training.fold.best_weights)
-        scores = scores or found
+    """Scores the epoch on the validation part, logs it, keeps its weights when they are to be kept."""
+    at, task, accelerator, p = training.at, training.task, training.accelerator, training.p
+    training.averages.end_epoch(task.model, at.epoch, training.epochs)
+    with swapped(task.model, training.averages.kept()):
+        logits = predict(task.model, task.valid, p, accelerator)
+        scores = score(task.labels["valid"], main_of(logits))
+        better = scores["macro_f1"] > at.best_score
+        if better:
+            at.best_epoch, at.best_score = at.epoch, scores["macro_f1"]
+        if accelerator.is_main_process:
+            if p.keep == "best":
+                write_choices(training.fold.epoch(at.epoch), {f"epoch {at.epoch}": logits})
+            if at.epoch == training.epochs if p.keep == "last" else better:
+                save_trained(task.model, training.fold.kept_weights)
     values = (at.epoch, training.epochs, at.loss_sum / training.steps, scores["log_loss"], scores["macro_f1"],
               scores["accuracy"], training.schedule.get_last_lr()[0], round(at.norm_sum / training.steps, 4),
               round(seconds, 2))  # fmt: skip
@@ -326,5 +324,5 @@ def memory_used() -> str:
 def training_facts(training: Training) -> dict[str, Any]:
     """What metrics.json says of a training beside its scores."""
     at = training.at
-    facts: dict[str, Any] = {"best_epoch": at.best_epoch, "rows": len(training.task.ids)}
-    return facts | ({"soup_epochs": at.soup_epochs} if training.p.soup else {})
+    kept = at.best_epoch if training.p.keep == "best" else training.epochs
+    return {"epoch": kept, "best_epoch": at.best_epoch, "rows": len(training.task.ids)}

@@ -70,13 +70,13 @@ def output_losses(
 class Averages:
     """Copies of a training's weights, by name: their moving average, the soup that is kept, the start.
 
-    `ema` (p.ema_decay) and `start` (p.wise_ft) are empty where they are not asked for, `soup` before one is kept.
+    `ema` (p.ema_decay) and `start` (p.wise_ft) are empty where they are not asked for, `soup` before the second half.
     """
 
     def __init__(self, model: nn.Module, p: Params) -> None:
-        self.ema_decay = p.ema_decay
+        self.ema_decay, self.wants_soup = p.ema_decay, p.soup
         self.ema = copied(model) if p.ema_decay else {}
-        self.start = copied(model) if p.wise_ft else {}
+        self.start = {name: t.cpu() for name, t in copied(model).items()} if p.wise_ft else {}
         self.soup: dict[str, Tensor] = {}
 
     def update(self, model: nn.Module, steps: int) -> None:
@@ -85,14 +85,17 @@ class Averages:
         for name, tensor in trainable_parameters(model).items() if self.ema else ():
             self.ema[name].lerp_(tensor.detach(), 1 - decay)
 
-    def candidates(self, model: nn.Module, kept: int) -> list[tuple[int, dict[str, Tensor]]]:
-        """Weights to score at an epoch's end, and of how many epochs: its own, and their mean with the soup of `kept`.
+    def end_epoch(self, model: nn.Module, epoch: int, epochs: int) -> None:
+        """Adds an epoch of the second half to the soup, their mean (arXiv 1803.05407); nothing is chosen."""
+        place = epoch - epochs // 2  # 1 for the first of them
+        if self.wants_soup and place > 0:
+            own = self.ema or trainable_parameters(model)
+            before = self.soup or own
+            self.soup = {n: before[n].detach().to(t.device).lerp(t.detach(), 1 / place) for n, t in own.items()}
 
-        Averages often beat the best epoch (Wortsman et al., arXiv 2203.05482); the soup is kept only where it does.
-        """
-        own = self.ema or trainable_parameters(model)
-        mixed = {name: t.to(own[name].device).lerp(own[name].detach(), 1 / (kept + 1)) for name, t in self.soup.items()}
-        return [(1, self.ema)] + ([(kept + 1, mixed)] if mixed else [])
+    def kept(self) -> dict[str, Tensor]:
+        """The weights that count at an epoch's end where they aren't the model's own: the soup, or the average."""
+        return self.soup or self.ema
 
     def interpolated(self, tuned: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
         """WiSE-FT (arXiv 2109.01903): alpha times the tuned plus 1 - alpha times the start's weights."""

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import fit
 from safetensors.torch import load_file
+from torch import nn
 
 from goods.data.tables import read_goods
-from goods.errors import GoodsError
+from goods.errors import GoodsError, ParameterError
 from goods.members import predict_test
 from goods.models.backbone import load_backbone
 from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.params import load_params
+from goods.predictions import read_choices
 from goods.run import Run
 from goods.training.fold import read_logs
+from goods.training.optim import Averages
 from goods_utils import fit_fold
 
 SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
@@ -70,7 +72,7 @@ def test_out_of_memory_halves_what_is_done_at_once(make, monkeypatch, capsys):
 
 
 def test_early_stopping_stops(make):
-    p = make(tune="head", num_epochs=50, early_stopping=2, head_learning_rate=1e-9)
+    p = make(tune="head", num_epochs=50, keep="best", early_stopping=2, head_learning_rate=1e-9)
     fit(p)
     assert len(read_logs(Run.of(p))) == 3  # nothing gets better after the first
 
@@ -87,11 +89,13 @@ def test_a_warm_start_begins_where_the_heads_left_off(make):
 
 
 @pytest.mark.slow
-def test_wise_ft_never_scores_below_the_tuned_weights(make):
+def test_wise_ft_keeps_the_best_mix_and_the_predictions_of_all(make):
     p = make(tune="full", wise_ft=True, warm_start_epochs=20, learning_rate=0.05, num_epochs=1)
     metrics = fit_fold(p, read_goods(p))
-    assert metrics["fused"]["macro_f1"] >= read_logs(Run.of(p))["macro_f1"].max() - 1e-9
-    assert metrics["wise_ft_alpha"] in (0.25, 0.5, 0.75, 1.0)
+    assert list(metrics["choices"]) == ["alpha 1", "alpha 0.25", "alpha 0.5", "alpha 0.75"]
+    assert metrics["fused"]["macro_f1"] == pytest.approx(max(metrics["choices"].values()), abs=0.02)  # fp16 on its way
+    kept = read_choices(Run.of(p).fold(1).choices)
+    assert list(kept) == list(metrics["choices"]) and kept["alpha 0.5"]["fused"].shape[1] == 21
 
 
 @pytest.mark.slow
@@ -124,9 +128,38 @@ def test_a_nan_loss_names_the_step_and_its_products(make):
 
 
 @pytest.mark.slow
-def test_a_soup_of_epochs_is_kept_where_it_is_better(make):
-    p = make(run="soup", tune="full", num_epochs=4, learning_rate=3e-3, soup=True)
+def test_a_soup_is_the_mean_of_the_second_half_of_the_epochs(make):
+    p = make(tune="head", num_epochs=4, soup=True)
+    averages, model = Averages(nn.Linear(2, 1), p), nn.Linear(2, 1)
+    seen = []
+    for epoch in range(1, 5):
+        nn.init.constant_(model.weight, float(epoch))
+        averages.end_epoch(model, epoch, epochs=4)
+        seen.append(averages.kept()["weight"].mean().item() if averages.kept() else None)
+    assert seen == [None, None, 3.0, 3.5]
     fit(p)
-    metrics = json.loads((p.run_dir / "fold1" / "metrics.json").read_text())
-    alone = read_logs(Run.of(p))["macro_f1"].max()
-    assert metrics["soup_epochs"] > 1 and metrics["fused"]["macro_f1"] >= alone
+    assert not Run.of(p).fold(1).choices.exists()  # nothing was chosen
+
+
+def test_the_best_epoch_and_the_predictions_of_every_epoch_are_kept(make):
+    p = make(tune="head", num_epochs=4, keep="best", head_learning_rate=3e-3)
+    metrics = fit_fold(p, read_goods(p))
+    log, kept = read_logs(Run.of(p)), read_choices(Run.of(p).fold(1).choices)
+    assert list(kept) == ["epoch 1", "epoch 2", "epoch 3", "epoch 4"]
+    assert list(metrics["choices"].values()) == pytest.approx(log["macro_f1"].tolist())
+    assert metrics["epoch"] == log["epoch"][log["macro_f1"].idxmax()]
+    oof = pd.read_parquet(Run.of(p).fold(1).oof)
+    np.testing.assert_allclose(kept[f"epoch {metrics['epoch']}"]["fused"], logits(oof)[:, :21], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"early_stopping": 2}, "set keep=best with it"),
+        ({"keep": "best", "soup": True}, "soup begins where all epochs are done"),
+        ({"keep": "best", "wise_ft": True}, "wise_ft begins where all epochs are done"),
+    ],
+)
+def test_what_can_not_be_scored_is_not_chosen(given, sentence):
+    with pytest.raises(ParameterError, match=sentence):
+        load_params(**given)
