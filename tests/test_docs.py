@@ -98,7 +98,7 @@ def test_the_layout_names_every_room_and_every_file_of_a_run():
     rooms = {path.stem for path in (ROOT / "goods").glob("[a-z]*") if path.is_dir() or path.suffix == ".py"}
     run = Run(ROOT / "outputs" / "trial")
     files = {path.name for thing in (run, run.fold(0)) for path in vars(thing).values() if isinstance(path, Path)}
-    inside = {path.name for path in (run.fold(0).state, run.fold(0).previous_state, run.fold(0).best_weights,
+    inside = {path.name for path in (run.fold(0).state, run.fold(0).previous_state, run.fold(0).kept_weights,
                                      run.fold(0).mixed_weights)}  # fmt: skip
     assert [name for name in sorted(rooms | files - inside - {"trial"}) if name not in text] == []
 
