@@ -73,6 +73,7 @@ __all__ = [
     "saved_files",
     "score",
     "settings_table",
+    "shared_across_folds",
     "show_plan",
     "titles_dir",
     "write_label_issues",
@@ -100,6 +101,15 @@ def read_oof(p: Params, folds: Sequence[int] | None = None) -> pd.DataFrame:
     """The predictions of the rows that these folds held back; by default those of all trained folds."""
     run = Run.of(p)
     return pd.concat([read_frame(run.fold(k).oof) for k in (run.trained() if folds is None else folds)])
+
+
+def shared_across_folds(p: Params, goods: Goods) -> pd.DataFrame:
+    """Products with a copy in another fold, by what they share, and where the run is trained, what they score."""
+    from goods.eda import shared_across_folds
+
+    run = Run.of(p)
+    oof = read_frame(run.oof, ["id", "label"]) if run.oof.is_file() else None
+    return shared_across_folds(goods, read_folds(goods, p), oof)
 
 
 def keep_figure(p: Params, name: str, figure: Figure, of: int | str = "ensemble") -> Figure:

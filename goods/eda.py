@@ -21,7 +21,9 @@ from sklearn.preprocessing import StandardScaler
 
 from goods.data.photos import open_upright
 from goods.data.tables import Goods
+from goods.data.texts import canonical, clean_text
 from goods.files import atomic_path
+from goods.predictions import frame_logits
 
 HASH_SIDE = 16  # a hash is so many cosine coefficients per side: 256 bits
 NEAR_BITS = 34  # of 256; changed copies differ in fewer, and strangers of one kind on white hardly in so few
@@ -210,3 +212,27 @@ def split_by_class(goods: Goods, folder: Path) -> pd.DataFrame:
             table.to_csv(temporary, index=False)
         rows.append((name, len(table), file))
     return pd.DataFrame(rows, columns=["class", "rows", "file"])
+
+
+def shared_across_folds(goods: Goods, folds: pd.DataFrame, oof: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Products that share a photo or a text with a product of another fold, one row per key: products, share.
+
+    Whether that is a leak, or what the test set is like too, is the user's to judge (group_by). With the out-of-fold
+    predictions of a trained run also how often they, and all others, are predicted right: accuracy, accuracy of others.
+    """
+    train = goods.train
+    keys = {"photo": train["sha"], "text": train["text"].map(canonical)}
+    keys |= {name: train[name].map(clean_text).map(canonical) for name in ("title", "description") if name in train}
+    right = None
+    if oof is not None:
+        hits = pd.Series(frame_logits(oof).argmax(1) == oof["label"].to_numpy(), index=oof["id"])
+        right = hits.reindex(train["id"]).to_numpy(dtype=float)  # nan where a fold is not trained
+    rows = {}
+    for name, values in keys.items():
+        table = pd.DataFrame({"key": values.to_numpy(), "fold": folds["fold"].to_numpy()})
+        shared = (table.groupby("key")["fold"].transform("nunique") > 1).to_numpy() & (table["key"] != "").to_numpy()
+        rows[name] = {"products": int(shared.sum()), "share": shared.mean()}
+        if right is not None:
+            parts = {"accuracy": shared, "accuracy of others": ~shared}
+            rows[name] |= {label: pd.Series(right[part]).mean() for label, part in parts.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("shared with another fold")

@@ -101,6 +101,15 @@ class DataParams(_Group):
 class FoldParams(_Group):
     """Which folds are trained."""
 
+    fold_column: str | None = Field(
+        None, description="column of train_csv with the fold of each product; null: folds are drawn"
+    )
+    group_by: Names = Field(
+        ("photo", "text"), description="what makes products copies, kept in one fold: photo, text, or names of columns"
+    )
+    group_column: str | None = Field(
+        None, description="column whose equal values stay in one fold, such as the seller or the listing"
+    )
     folds: Numbers | None = RuntimeField(None, description="the folds to train; null: all but the first skip_folds")
     skip_folds: Int = RuntimeField(0, ge=0, description="number of folds to leave out, from the first; or name folds")
     retrain: bool = RuntimeField(False, description="train again what is trained; the old one stays until then")

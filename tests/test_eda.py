@@ -23,6 +23,7 @@ from goods.eda import (
     near_duplicates,
     odd_ids,
     photo_hashes,
+    shared_across_folds,
     split_by_class,
     telling_words,
     train_test_shift,
@@ -185,3 +186,18 @@ def test_the_whole_notebook_on_real_products(tmp_path: Path) -> None:
     found = [int(number) for number in re.search(r"photo +(\d+) +(\d+)\\n", text).groups()]
     assert found == [24, 8]
     assert re.search(r"description +6 +0 +6", text)
+
+
+def test_products_with_a_copy_in_another_fold_are_counted_and_scored() -> None:
+    rows = [{"title": title, "description": "red"} for title in ("cup", "Cup!", "mug", "jar")]
+    goods = goods_of([row | {"sha": ""} for row in rows], [{"title": "z"}], ["a", "b"])
+    folds = pd.DataFrame({"fold": [0, 1, 0, 0]})
+    found = shared_across_folds(goods, folds)
+    assert found.loc["title", "products"] == 2 and found.loc["description", "products"] == 4
+    assert found.loc["photo", "products"] == 0
+    right = np.array([1, 1, 0, 0]) * 2.0 - 1
+    labels = goods.train["label"].to_numpy()
+    logits = np.where(np.eye(2)[labels] == 1, right[:, None], -right[:, None])
+    oof = pd.DataFrame({"id": goods.train["id"], "label": labels, "text_0": logits[:, 0], "text_1": logits[:, 1]})
+    scored = shared_across_folds(goods, folds, oof)
+    assert scored.loc["title", ["accuracy", "accuracy of others"]].tolist() == [1.0, 0.0]

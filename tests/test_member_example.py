@@ -11,12 +11,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas as pd
 import pytest
 
-from goods.files import ROOT, read_json
-from goods.metrics import score
-from goods.predictions import frame_logits
+from goods.files import ROOT
 
 PAGE = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8").split("<!-- member-example -->")[1]
 MEMBER, LINE = re.findall(r"```(?:python)?\n(.*?)```", PAGE, re.DOTALL)[:2]
@@ -86,17 +83,3 @@ def test_it_is_ten_lines_of_code():
 @pytest.mark.slow
 def test_its_folds_are_trained_kept_and_predict_any_table(project):
     project.python("-c", ROAD)
-
-
-@pytest.mark.slow
-def test_the_pipeline_runs_it(project, sample):
-    said = project.python("pipeline.py", "--config", "params/prior.yaml")
-    run = project.root / "outputs" / "prior"
-    assert "baseline" in said and "train fold" not in said
-    oof = pd.read_parquet(run / "ensemble" / "oof.parquet")
-    metrics = read_json(run / "ensemble" / "metrics.json")
-    assert metrics["fused"] == pytest.approx(score(oof["label"].to_numpy(), frame_logits(oof)))
-    submission = pd.read_csv(run / "submission.csv", dtype=str)
-    assert submission["id"].tolist() == pd.read_csv(sample.data / "test.csv", dtype=str)["id"].tolist()
-    again = project.python("pipeline.py", "--config", "params/prior.yaml")
-    assert again.count("skipped, unchanged") == 3

@@ -14,7 +14,7 @@ ORDER = {
     "mixed_precision n_folds seed num_workers debug",
     "DataParams": "train_csv test_csv train_images_dir test_images_dir id_column label_column text_columns bad_images "
     "outputs_dir",
-    "FoldParams": "folds skip_folds retrain",
+    "FoldParams": "fold_column group_by group_column folds skip_folds retrain",
     "ModelParams": "hidden_dim dropout extra_embeddings text_windows",
     "TuningParams": "last_blocks lora_rank lora_alpha lora_dropout lora_targets frozen warm_start_epochs "
     "warm_start_learning_rate",

@@ -10,8 +10,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from goods.data.tables import Goods
-from goods.data.texts import join_texts
-from goods.errors import GoodsError, OtherRunError
+from goods.data.texts import canonical, clean_text, join_texts
+from goods.errors import GoodsError, OtherRunError, ParameterError
 from goods.files import read_frame, write_frame
 from goods.params import Params
 from goods.run import Run
@@ -19,28 +19,53 @@ from goods.run import Run
 MAX_SHARED = 50  # a photo or text shared by more products than this is a placeholder, not a duplicate
 
 
-def duplicate_groups(texts: Sequence[str], shas: Sequence[str]) -> np.ndarray:
-    """(n,) group number of each product; products with the same text or the same photo share one.
+def duplicate_groups(*keys: Sequence[str], whole: Sequence[str] = ()) -> np.ndarray:
+    """(n,) group number of each product; products that share any key (a text, a photo's hash, ...) share one.
 
-    Empty texts, missing photos and what more than MAX_SHARED products share (placeholders) tie nothing together.
+    Empty keys and what more than MAX_SHARED products share (placeholders) tie nothing together; `whole`, such as the
+    seller of each product, ties however many share it.
     """
-    n = len(texts)
-    rows, columns = [], []
-    for offset, keys in ((0, pd.Series(list(texts))), (n, pd.Series(list(shas)))):
-        count = keys.map(keys.value_counts())
-        ties = keys[(keys != "") & (count > 1) & (count <= MAX_SHARED)]
-        rows.append(ties.index.to_numpy())
-        columns.append(n + offset + pd.factorize(ties)[0])
+    n, rows, columns, most = len((*keys, whole)[0]), [], [], [*[MAX_SHARED] * len(keys), np.inf]
+    for place, (key, limit) in enumerate(zip((*keys, whole), most, strict=True), 1):
+        values = pd.Series(list(key), dtype=object)
+        count = values.map(values.value_counts())
+        ties = values[(values != "") & (count > 1) & (count <= limit)]
+        rows.append(ties.index.to_numpy(dtype=np.int64))
+        columns.append(place * n + pd.factorize(ties)[0])
     row, column = np.concatenate(rows), np.concatenate(columns)
-    graph = coo_array((np.ones(len(row)), (row, column)), shape=(3 * n, 3 * n))
+    size = (len(keys) + 2) * n
+    graph = coo_array((np.ones(len(row)), (row, column)), shape=(size, size))
     return connected_components(graph, directed=False)[1][:n]
 
 
-def product_groups(train: pd.DataFrame) -> np.ndarray:
-    """duplicate_groups of a table by the texts it came with: other text_columns must not move a product's fold."""
+def product_groups(table: pd.DataFrame, p: Params) -> np.ndarray:
+    """(n,) group number of each product: what p.group_by calls a copy, and p.group_column where there is one.
+
+    "text" is what the default text columns say, since other text_columns must not move a product's fold. Texts that
+    are the same but for case and punctuation, which SigLIP doesn't read, are the same.
+    """
     columns = list(Params.model_fields["text_columns"].default)
-    own = all(name in train for name in columns)
-    return duplicate_groups(join_texts(train[columns]) if own else train["text"], train["sha"])
+    keys = {"photo": table["sha"].tolist()}
+    if "text" in p.group_by:
+        own = all(name in table for name in columns)
+        keys["text"] = [canonical(text) for text in (join_texts(table[columns]) if own else table["text"])]
+    for name in set(p.group_by) - {"photo", "text"}:
+        keys[name] = [canonical(clean_text(text)) for text in table[name].fillna("")]
+    whole = table[p.group_column].fillna("").tolist() if p.group_column and p.group_column in table else ()
+    return duplicate_groups(*(keys[name] for name in p.group_by), whole=whole)
+
+
+def given_folds(train: pd.DataFrame, p: Params) -> np.ndarray:
+    """(n,) fold of each product as p.fold_column says: its values in their order, numbers as numbers.
+
+    Raises ParameterError where they are not n_folds different ones.
+    """
+    values = train[p.fold_column].str.strip()
+    names = sorted(set(values), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
+    if "" in names or len(names) != p.n_folds:
+        raise ParameterError(f"fold_column {p.fold_column} has {len(names)} different values ({', '.join(names[:8])}), "
+                             f"and n_folds is {p.n_folds}; set n_folds to as many, none of them empty")  # fmt: skip
+    return values.map({name: k for k, name in enumerate(names)}).to_numpy(dtype=np.int64)
 
 
 def make_folds(ids: Sequence[str], labels: Sequence[int], groups: Sequence[int], n_folds: int, seed: int) -> np.ndarray:
@@ -74,7 +99,10 @@ def read_folds(goods: Goods, p: Params) -> pd.DataFrame:
     """
     run, train = Run.of(p), goods.train
     if not run.folds_table.is_file():
-        folds = make_folds(train["id"], train["label"], product_groups(train), p.n_folds, p.seed)
+        if p.fold_column:
+            folds = given_folds(train, p)
+        else:
+            folds = make_folds(train["id"], train["label"], product_groups(train, p), p.n_folds, p.seed)
         write_frame(run.folds_table, train[["id", "label"]].assign(fold=folds))
     again = "remove it, and the folds are drawn anew, the same for the same tables and seed"
     folds = read_frame(run.folds_table, ["id", "label", "fold"], again)

@@ -49,7 +49,8 @@ def read_goods(p: Params) -> Goods:
     Raises GoodsError with every problem of both tables at once.
     """
     problems: list[str] = []
-    train = read_table(resolve(p.train_csv), p, [p.label_column], problems)
+    apart = [name for name in (p.fold_column, p.group_column, *p.group_by) if name and name not in ("photo", "text")]
+    train = read_table(resolve(p.train_csv), p, list(dict.fromkeys([p.label_column, *apart])), problems)
     test = read_table(resolve(p.test_csv), p, [], problems)
     named = _class_names(resolve(p.train_csv).parent / "labels.json", problems)
     labels: list[int | str] = []
@@ -106,7 +107,7 @@ def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> p
     missing = [name for name in (p.id_column, *p.text_columns, *more) if name not in table]
     if missing:
         problems.append(f"{path} lacks {listing(missing)}; it has {listing(table.columns)} "
-                        "(see id_column, text_columns, label_column)")  # fmt: skip
+                        "(see id_column, text_columns, label_column, fold_column, group_column, group_by)")  # fmt: skip
     if table.empty:
         problems.append(f"{path} has no rows")
     if missing or table.empty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import string
 import unicodedata
 
 import pandas as pd
@@ -13,6 +14,7 @@ _URL = re.compile(r"(?:https?://|www\.)\S+")
 _NO_CODE = re.compile(r"&#[0-9]{20,};?")  # beyond Unicode, and int() refuses thousands of digits
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd]")
 _INVISIBLE = re.compile(r"[\xad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")  # not the joiner that emoji need
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean_text(text: str) -> str:
@@ -28,3 +30,8 @@ def join_texts(columns: pd.DataFrame) -> list[str]:
     """The cleaned text of each row: its columns' texts, the empty ones left out, joined by ". "."""
     cleaned = [[clean_text(text) for text in columns[name]] for name in columns]
     return [". ".join(text for text in row if text) for row in zip(*cleaned, strict=True)]
+
+
+def canonical(text: str) -> str:
+    """A text as SigLIP 1 reads it: lower case, without punctuation and stray spaces."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())

@@ -35,7 +35,7 @@ def make_pseudo_labels(p: Params, goods: Goods) -> pd.DataFrame:
     if missing := [k for k in range(p.n_folds) if k not in trained]:
         raise GoodsError(f"run '{p.run}' has no trained fold {missing[0]} yet; train all folds, then label")
     read = read_folds_parts(run, folds, goods)
-    groups = product_groups(all_products(goods))
+    groups = product_groups(all_products(goods), p)
     own, others = groups[: len(goods.train)], groups[len(goods.train) :]
     tables = []
     for k, (_, test) in read.items():

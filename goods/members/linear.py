@@ -73,7 +73,7 @@ def _fit_fold(number: int, p: Params, goods: Goods, code: str) -> None:
             x = csr_matrix(features.fit_transform(texts.iloc[part.rows]))
         except ValueError as error:  # scikit-learn's "empty vocabulary"
             raise GoodsError("no word occurs in two training texts; kind linear needs texts to learn from") from error
-        groups = product_groups(part.products)[part.rows]
+        groups = product_groups(part.products, p)[part.rows]
         inner = make_folds(part.learned["id"].to_numpy(), part.labels, groups, INNER_FOLDS, p.seed)
         cost, temperature = choose_cost(x, part.labels, inner, p)
         svm = make_svm(cost, p).fit(x, part.labels)

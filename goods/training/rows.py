@@ -72,7 +72,7 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
     Judged by linear classifiers on inner folds of the training part alone, so that no validation label takes part.
     """
     texts = tfidf_columns(table)
-    inner = make_folds(table["id"], labels, product_groups(table), INNER_FOLDS, p.seed)
+    inner = make_folds(table["id"], labels, product_groups(table, p), INNER_FOLDS, p.seed)
     logits = np.zeros((len(labels), p.num_classes))
     for k in range(INNER_FOLDS):
         features = make_vectorizer(texts[inner != k])

@@ -12,8 +12,17 @@ from competition import CLASSES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goods.data.folds import MAX_SHARED, duplicate_groups, make_folds, product_groups, rare_classes, read_folds
-from goods.errors import DamagedFileError, GoodsError, OtherRunError
+from goods.data.folds import (
+    MAX_SHARED,
+    duplicate_groups,
+    given_folds,
+    make_folds,
+    product_groups,
+    rare_classes,
+    read_folds,
+)
+from goods.errors import DamagedFileError, GoodsError, OtherRunError, ParameterError
+from goods.params import load_params
 from goods.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -46,10 +55,55 @@ def test_duplicate_groups_goes_by_position_not_by_index():
 
 def test_chosen_columns_do_not_move_a_products_fold():
     table = pd.DataFrame({"title": ["cup", "cup", "mug"], "description": ["red", "red", "red"], "sha": ["x", "y", "z"]})
-    short = table.assign(text=["drinking vessel"] * 3)
-    assert product_groups(short).tolist() == product_groups(table.assign(text=["a", "b", "c"])).tolist()
-    assert len(set(product_groups(short))) == 2
-    assert len(set(product_groups(short.drop(columns="description")))) == 1  # other tables: by what is read
+    short, p = table.assign(text=["drinking vessel"] * 3), load_params()
+    assert product_groups(short, p).tolist() == product_groups(table.assign(text=["a", "b", "c"]), p).tolist()
+    assert len(set(product_groups(short, p))) == 2
+    assert len(set(product_groups(short.drop(columns="description"), p))) == 1  # other tables: by what is read
+
+
+GOODS = pd.DataFrame({
+    "title": ["Cup", "cup!", "mug", "jar", "pot"], "description": ["red", "Red.", "red", "red", ""],
+    "sha": ["x", "y", "z", "x", ""], "text": "", "seller": ["a", "b", "a", "b", ""],
+})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "groups"),
+    [
+        ({}, [0, 0, 1, 0, 2]),  # texts are the same but for case and punctuation; one photo
+        ({"group_by": "photo"}, [0, 1, 2, 0, 3]),
+        ({"group_by": "text"}, [0, 0, 1, 2, 3]),
+        ({"group_by": "title"}, [0, 0, 1, 2, 3]),
+        ({"group_by": "description"}, [0, 0, 0, 0, 1]),
+        ({"group_by": "photo", "group_column": "seller"}, [0, 1, 0, 0, 2]),
+    ],
+)
+def test_what_counts_as_a_copy_is_a_parameter(given, groups):
+    table = GOODS if given.get("group_column") is None else GOODS.assign(sha=["x", "y", "z", "v", ""])
+    if given.get("group_column"):
+        groups = [0, 1, 0, 1, 2]
+    found = product_groups(table, load_params(**given))
+    assert pd.factorize(found)[0].tolist() == groups
+
+
+def test_a_seller_of_any_number_of_products_stays_in_one_fold():
+    many = pd.DataFrame({"title": [f"t{i}" for i in range(300)], "description": "", "sha": "", "text": ""})
+    groups = product_groups(many.assign(seller=["big"] * 200 + [""] * 100), load_params(group_column="seller"))
+    assert len(set(groups[:200])) == 1 and len(set(groups)) == 101
+
+
+@pytest.mark.parametrize(
+    ("values", "folds"), [(["2", "10", "2", "0"], [1, 2, 1, 0]), (["b", "a", "c", "a"], [1, 0, 2, 0])]
+)
+def test_folds_are_taken_as_given(values, folds):
+    train = pd.DataFrame({"split": values})
+    assert given_folds(train, load_params(fold_column="split", n_folds=3)).tolist() == folds
+
+
+@pytest.mark.parametrize("values", [["0", "1", "1"], ["0", "", "1"], ["0", "1", "2", "3"]])
+def test_given_folds_that_are_not_n_folds_are_refused(values):
+    with pytest.raises(ParameterError, match=r"fold_column split has \d different values \(.*\), and n_folds is 3"):
+        given_folds(pd.DataFrame({"split": values}), load_params(fold_column="split", n_folds=3))
 
 
 @st.composite

@@ -154,7 +154,7 @@ def test_stopped_in_time_and_gone_on_with_twice_it_ends_as_in_one_go(
 
 def seconds_trained(run_dir: Path) -> float:
     """What the epochs of fold 0 took."""
-    return sum(json.loads(line)["seconds"] for line in Run(run_dir).fold(0).log.read_text().splitlines())
+    return sum(json.loads(line)["seconds"] for line in Run(run_dir).fold(0).latest_log.read_text().splitlines())
 
 
 def comes_home(kaggle: Kaggle, kernel: Path, working: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
