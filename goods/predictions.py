@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import log_softmax
 
 from goods.errors import DamagedFileError
-from goods.files import write_frame
+from goods.files import read_frame, write_frame
 from goods.params import OUTPUTS
 
 if TYPE_CHECKING:
@@ -58,6 +58,18 @@ def prediction_table(frame: pd.DataFrame, goods: Goods, output: str | None = Non
     return table
 
 
-def write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:
-    """Writes a prediction table: the columns of `head`, then logits_frame's."""
-    write_frame(path, pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1))
+def write_predictions(
+    path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray], below: pd.DataFrame | None = None
+) -> None:
+    """Writes a prediction table: the columns of `head`, then logits_frame's; under the rows of another, if any."""
+    rows = pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1)
+    write_frame(path, rows if below is None or below.empty else pd.concat([below, rows], ignore_index=True))
+
+
+def read_begun(path: Path, ids: pd.Series) -> pd.DataFrame:
+    """The prediction table of the first of the products `ids`; empty where there is none, or one of other products."""
+    try:
+        begun = read_frame(path, ["id"])
+    except DamagedFileError:
+        return pd.DataFrame()
+    return begun if len(begun) < len(ids) and begun["id"].tolist() == ids.tolist()[: len(begun)] else pd.DataFrame()
