@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 
 from goods.errors import DamagedFileError
-from goods.files import atomic_path, write_frame
+from goods.files import atomic_path, read_frame, write_frame
 from goods.params import OUTPUTS
 
 if TYPE_CHECKING:
@@ -85,6 +85,18 @@ def read_choices(path: Path) -> dict[str, dict[str, np.ndarray]]:
         raise DamagedFileError(f"{path} is missing or damaged; {again}") from error
 
 
-def write_predictions(path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray]) -> None:
-    """Writes a prediction table: the columns of `head`, then logits_frame's."""
-    write_frame(path, pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1))
+def write_predictions(
+    path: Path, head: pd.DataFrame, logits: dict[str, np.ndarray], below: pd.DataFrame | None = None
+) -> None:
+    """Writes a prediction table: the columns of `head`, then logits_frame's; under the rows of another, if any."""
+    rows = pd.concat([head.reset_index(drop=True), logits_frame(logits)], axis=1)
+    write_frame(path, rows if below is None or below.empty else pd.concat([below, rows], ignore_index=True))
+
+
+def read_begun(path: Path, ids: pd.Series) -> pd.DataFrame:
+    """The prediction table of the first of the products `ids`; empty where there is none, or one of other products."""
+    try:
+        begun = read_frame(path, ["id"])
+    except DamagedFileError:
+        return pd.DataFrame()
+    return begun if len(begun) < len(ids) and begun["id"].tolist() == ids.tolist()[: len(begun)] else pd.DataFrame()

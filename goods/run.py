@@ -47,6 +47,7 @@ class Fold:
         self.run, self.number, self.folder = run, number, run.folder / f"fold{number}"
         self.weights, self.details = self.folder / "weights.safetensors", self.folder / "model.json"
         self.oof, self.test = self.folder / "oof.parquet", self.folder / "test.parquet"
+        self.begun_test = self.folder / "test.begun.parquet"  # its first rows, while the others aren't predicted yet
         self.metrics, self.log, self.words = (self.folder / n for n in ("metrics.json", "log.jsonl", "words.parquet"))
         self.checkpoint = self.folder / "checkpoint"
         self.state, self.previous_state = (self.checkpoint / f"{name}.safetensors" for name in ("state", "previous"))
@@ -114,7 +115,8 @@ class Fold:
 
     def finish(self, metrics: Mapping[str, Any], made_from: Mapping[str, str]) -> None:
         """Writes metrics.json, which makes the fold trained, and removes its saved state."""
-        self.test.unlink(missing_ok=True)  # it would be from weights that are no more
+        for path in (self.test, self.begun_test):  # they would be from weights that are no more
+            path.unlink(missing_ok=True)
         if self.live_log.is_file():
             os.replace(self.live_log, self.log)
         write_json(self.metrics, {**metrics, "made_from": dict(made_from)})
@@ -328,7 +330,7 @@ class Run:
                     continue
                 copy = self.folder / f".{own.folder.name}.adopted"
                 shutil.rmtree(copy, ignore_errors=True)  # of a call that was killed
-                left = (".*",) if with_test else (".*", theirs.test.name)
+                left = (".*",) if with_test else (".*", theirs.test.name, theirs.begun_test.name)
                 shutil.copytree(theirs.folder, copy, ignore=shutil.ignore_patterns(*left))
                 shutil.rmtree(own.folder, ignore_errors=True)
                 os.replace(copy, own.folder)

@@ -39,6 +39,11 @@ def autocast(mixed_precision: str) -> AbstractContextManager:
     return torch.autocast(pick_device().type, dtype=dtype) if dtype else nullcontext()
 
 
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Inside, autocast is off on that device: what is given in fp32 is computed in fp32."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def tensors_hash(tensors: dict[str, Tensor]) -> str:
     """SHA-256 over names and bytes."""
     digest = hashlib.sha256()

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from goods.code_version import PLUMBING, code_version
 from goods.data.datasets import PhotoDataset, TokensDataset
 from goods.data.tables import Goods
+from goods.errors import GoodsError
 from goods.files import atomic_path, clear_temporaries, folder_hash, resolve
 from goods.models.backbone import DualEncoder, TextEncoder, check_model_dir, load_backbone, load_processor
 from goods.models.device import autocast, pick_device, pick_precision, tensors_hash
@@ -31,6 +32,7 @@ from goods.run import Run
 EXTRA_MAX_LENGTH = 256  # tokens of a text that extra_embeddings reads, as sentence-transformers models were trained
 GIVEN = frozenset(("goods.data.tables", "goods.data.texts"))  # the cache knows photos and texts as they are given
 CACHE_CHUNK = 1024  # products per file of the embeddings cache; what an interrupted run loses at most
+SHOWN = 5  # products that an error names
 
 
 class Embedder:
@@ -42,18 +44,21 @@ class Embedder:
     """
 
     def __init__(self, p: Params) -> None:
-        self.p = p
-        self.folder = _cache_folder(p, p.model_name)
+        self.p, self.model_name = p, p.model_name
+        self.folder = _cache_folder(p, self.model_name)
 
     @cached_property
     def encoder(self) -> DualEncoder:
         """The frozen encoder, on the device that is there."""
-        encoder = DualEncoder(load_backbone(self.p.model_name), load_processor(self.p.model_name), self.p)
+        encoder = DualEncoder(load_backbone(self.model_name), load_processor(self.model_name), self.p)
         halve_frozen(encoder.requires_grad_(False), pick_precision(self.p.mixed_precision))
         return encoder.to(pick_device()).eval()
 
-    def photos(self, images: Sequence[str], shas: Sequence[str]) -> Tensor:
-        """(n, image_dim) embeddings of photos, given their paths and the hashes of their bytes ("" and "" for none)."""
+    def photos(self, images: Sequence[str], shas: Sequence[str], ids: Sequence[str] = ()) -> Tensor:
+        """(n, image_dim) embeddings of photos, given their paths and the hashes of their bytes ("" and "" for none).
+
+        An error names the products by their `ids`, where they are given.
+        """
         path_of = dict(zip(shas, images, strict=True))
 
         def compute(some: list[str]) -> Iterator[Tensor]:
@@ -61,10 +66,10 @@ class Embedder:
             for batch in DataLoader(dataset, self.p.eval_batch_size, num_workers=self.p.num_workers):
                 yield self.encoder.embed_images(batch["pixels"].to(pick_device()))
 
-        return self._cached(list(shas), f"image-{self.p.image_size or 'own'}", compute)
+        return self._cached(list(shas), f"image-{self.p.image_size or 'own'}", compute, ids or images)
 
-    def texts(self, texts: Sequence[str], titles: Sequence[str]) -> Tensor:
-        """(n, text_dim) embeddings of texts; the titles head their further windows."""
+    def texts(self, texts: Sequence[str], titles: Sequence[str], ids: Sequence[str] = ()) -> Tensor:
+        """(n, text_dim) embeddings of texts; the titles head their further windows. `ids` as in photos."""
         p = self.p
         # Only windows make the title matter beside the text that begins with it.
         keys = [f"{title}\0{text}" if p.text_windows > 1 else text for title, text in zip(titles, texts, strict=True)]
@@ -77,54 +82,74 @@ class Embedder:
                 yield self.encoder.embed_texts(ids.to(pick_device()))
 
         kind = f"text-{p.max_text_length}" + (f"x{p.text_windows}" if p.text_windows > 1 else "")
-        return self._cached(keys, kind, compute)
+        return self._cached(keys, kind, compute, ids or texts)
 
-    def _cached(self, keys: list[str], kind: str, compute: Callable[[list[str]], Iterator[Tensor]]) -> Tensor:
-        """One row per key, (n, dim); what the cache lacks is computed once per key, and saved chunk by chunk."""
+    def _cached(
+        self,
+        keys: list[str],
+        kind: str,
+        compute: Callable[[list[str]], Iterator[Tensor]],
+        names: Sequence[str],
+    ) -> Tensor:
+        """One row per key, (n, dim); what the cache lacks is computed once per key, and saved chunk by chunk.
+
+        names: (n,) what each key is called in an error.
+        """
         precision = pick_precision(self.p.mixed_precision)
         kind += "" if precision == "fp32" else f"-{precision}"  # else a run would depend on which ones went before it
-        folder, unique = self.folder / kind, list(dict.fromkeys(keys))
+        folder, name_of = self.folder / kind, dict(zip(keys, names, strict=True))
         row_of, table = _read_cache(folder)
-        if any(_hash(key) not in row_of for key in unique):
+        if any(_hash(key) not in row_of for key in name_of):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "lock"):  # folds side by side: one computes, the others wait
                 clear_temporaries(folder)
                 row_of, _ = _read_cache(folder, mend=True)
-                missing = [key for key in unique if _hash(key) not in row_of]
+                missing = [key for key in name_of if _hash(key) not in row_of]
                 with progress_bar(total=len(missing), desc=f"embedding {kind}", unit=" products", leave=False) as bar:
                     for start in range(0, len(missing), CACHE_CHUNK):
                         chunk = missing[start : start + CACHE_CHUNK]
-                        self._write(folder, [_hash(key) for key in chunk], compute(chunk), bar)
+                        embeddings = self._computed(compute(chunk), bar)
+                        self._refuse_what_is_no_number(embeddings, chunk, name_of)
+                        _write_cache(folder, [_hash(key) for key in chunk], embeddings)
             row_of, table = _read_cache(folder)
         return table[[row_of[_hash(key)] for key in keys]]
 
     @torch.inference_mode()
-    def _write(self, folder: Path, names: list[str], batches: Iterator[Tensor], bar: tqdm) -> None:
+    def _computed(self, batches: Iterator[Tensor], bar: tqdm) -> Tensor:
         parts = []
         with autocast(self.p.mixed_precision):
             for batch in batches:
                 parts.append(batch.float().cpu())
                 bar.update(len(batch))
-        with atomic_path(folder / f"{_hash(' '.join(names))}.safetensors") as temporary:
-            tensors = {"embeddings": torch.cat(parts)}
-            metadata = {"names": " ".join(names), "sha256": tensors_hash(tensors)}
-            save_file(tensors, temporary, metadata=metadata)
+        return torch.cat(parts)
+
+    def _refuse_what_is_no_number(self, embeddings: Tensor, keys: list[str], name_of: dict[str, str]) -> None:
+        """Raises GoodsError where an embedding is infinite or nan: cached, it would spoil whatever learns from it."""
+        finite = embeddings.isfinite().all(1).tolist()
+        if bad := [key for key, well in zip(keys, finite, strict=True) if not well]:
+            precision = pick_precision(self.p.mixed_precision)
+            advice = "look at them and at its weights" if precision == "fp32" else "take mixed_precision fp32"
+            some = ", ".join(name_of[key][:60] or "none" for key in bad[:SHOWN])
+            more = " ..." if len(bad) > SHOWN else ""
+            raise GoodsError(f"the encoder {resolve(self.model_name)} gives, in {precision}, embeddings that are not "
+                             f"numbers, and are not kept, for {len(bad)} of {len(keys)} products ({some}{more}); "
+                             f"{advice}")  # fmt: skip
 
 
 class TextEmbedder(Embedder):
     """Embeddings of texts from the encoder in p.extra_embeddings: mean pooled, of length 1; kept by content, too."""
 
     def __init__(self, p: Params) -> None:
-        self.p = p
-        self.folder = _cache_folder(p, p.extra_embeddings, photos=False)
+        self.p, self.model_name = p, str(p.extra_embeddings)
+        self.folder = _cache_folder(p, self.model_name, photos=False)
 
     @cached_property
     def encoder(self) -> TextEncoder:
         """The frozen text encoder, on the device that is there."""
-        return TextEncoder(self.p.extra_embeddings, EXTRA_MAX_LENGTH).requires_grad_(False).to(pick_device()).eval()
+        return TextEncoder(self.model_name, EXTRA_MAX_LENGTH).requires_grad_(False).to(pick_device()).eval()
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """(n, dim) embeddings of texts."""
+    def texts(self, texts: Sequence[str], ids: Sequence[str] = ()) -> Tensor:
+        """(n, dim) embeddings of texts; an error names the products by their `ids`, where they are given."""
 
         def compute(some: list[str]) -> Iterator[Tensor]:
             tokens = self.encoder.tokenize(some)
@@ -136,7 +161,14 @@ class TextEmbedder(Embedder):
             ]
             yield nn.functional.normalize(torch.cat(parts).float(), dim=-1)[order.argsort().to(pick_device())]
 
-        return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", compute)
+        return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", compute, ids or list(texts))
+
+
+def _write_cache(folder: Path, names: list[str], embeddings: Tensor) -> None:
+    with atomic_path(folder / f"{_hash(' '.join(names))}.safetensors") as temporary:
+        tensors = {"embeddings": embeddings}
+        metadata = {"names": " ".join(names), "sha256": tensors_hash(tensors)}
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def _read_cache(folder: Path, mend: bool = False) -> tuple[dict[str, int], Tensor]:
@@ -177,17 +209,19 @@ def _hash(key: str) -> str:
 
 def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
     """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone."""
-    embedder = Embedder(p)
+    embedder, ids = Embedder(p), table["id"].tolist()
     embeddings = {
-        "image": embedder.photos(table["image"], table["sha"]),
-        "text": embedder.texts(table["text"], table["title"].tolist()),
+        "image": embedder.photos(table["image"].tolist(), table["sha"].tolist(), ids),
+        "text": embedder.texts(table["text"].tolist(), table["title"].tolist(), ids),
     }
     return embeddings | extra_embeddings(p, table)
 
 
 def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
     """{"extra": (n, extra_dim)} of a table's texts from the encoder in p.extra_embeddings; {} where there is none."""
-    return {"extra": TextEmbedder(p).texts(table["text"])} if p.extra_embeddings else {}
+    if not p.extra_embeddings:
+        return {}
+    return {"extra": TextEmbedder(p).texts(table["text"].tolist(), table["id"].tolist())}
 
 
 def save_embeddings(p: Params, goods: Goods) -> dict[str, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from goods.errors import DamagedFileError
 from goods.models.backbone import DualEncoder, TextEncoder, first_line
+from goods.models.device import full_precision
 from goods.params import Params
 
 
@@ -53,11 +54,15 @@ class GoodsHeads(nn.Module):
             getattr(self, f"{name}_std").copy_(torch.where(std < 0.01 * std.max(), usual, std).clamp_min(1e-6))
 
     def forward(self, image: Tensor, text: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
-        """(batch, image_dim), (batch, text_dim), (batch, extra_dim) to {"fused", "image", "text"}: (batch, classes)."""
-        image, text = self._scaled("image", image), self._scaled("text", text)
-        parts = [image, text] if extra is None else [image, text, self._scaled("extra", extra)]
-        both = torch.cat(self._drop_modality(*parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
-        return {"fused": self.fused(both), "image": self.image(image), "text": self.text(text)}
+        """(batch, image_dim), (batch, text_dim), (batch, extra_dim) to {"fused", "image", "text"}: (batch, classes).
+
+        In fp32 whatever the encoders compute in: 16 bits would move logits by hundredths and tie some.
+        """
+        with full_precision(image.device):
+            image, text = self._scaled("image", image), self._scaled("text", text)
+            parts = [image, text] if extra is None else [image, text, self._scaled("extra", extra)]
+            both = torch.cat(self._drop_modality(*parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
+            return {"fused": self.fused(both), "image": self.image(image), "text": self.text(text)}
 
     def _scaled(self, name: str, embeddings: Tensor) -> Tensor:
         return (embeddings.float() - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_std")
@@ -92,8 +97,10 @@ class TextClassifier(nn.Module):
         self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.backbone.config.hidden_size, p.num_classes))
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """(batch, length) ids to {"text": (batch, num_classes)}."""
-        return {"text": self.head(self.encoder(input_ids))}
+        """(batch, length) ids to {"text": (batch, num_classes)}, the head in fp32 as GoodsHeads."""
+        embeddings = self.encoder(input_ids)  # (batch, dim)
+        with full_precision(embeddings.device):
+            return {"text": self.head(embeddings.float())}
 
 
 def make_heads(embeddings: dict[str, Tensor], p: Params) -> GoodsHeads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,9 @@ def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
     backbone.requires_grad_(p.tune == "full")
     if p.tune == "lora":
         _add_adapters(backbone, p)
-    never = (*NEVER_TRAINED, *p.frozen)
+    never, before_end = (*NEVER_TRAINED, *p.frozen), _blocks_from_end(backbone)
     for name, parameter in backbone.named_parameters():
-        if p.tune == "last" and _blocks_from_end(backbone, name) < p.last_blocks:
+        if p.tune == "last" and before_end[name] < p.last_blocks:
             parameter.requires_grad_(True)
         if name.startswith(never):
             parameter.requires_grad_(False)
@@ -64,22 +65,36 @@ def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
 _BLOCK = re.compile(r"(?:(vision|text)_model\.)?(?:encoder\.|transformer\.)?layers?\.(\d+)\.")
 
 
-def _blocks_from_end(backbone: PreTrainedModel, name: str) -> int:
-    """How far before the tower's end a parameter stands: 0 in the last block and after it, blocks + 1 in embeddings."""
-    config = backbone.config
-    if tower := re.match("vision|text", name):
-        config = getattr(config, f"{tower[0]}_config", config)
-    blocks = getattr(config, "num_hidden_layers", 0)
-    if "embeddings." in name:
-        return blocks
-    match = _BLOCK.match(name)
-    return blocks - 1 - int(match[2]) if match else 0
+# What follows a tower's blocks: the norm of their output, the pooling head, the projection into the shared space.
+_AFTER = re.compile(r"(?:(?:vision|text)_model\.)?(?:post_layernorm|final_layer_norm|final_norm|norm|head|pooler)\."
+                    r"|(?:visual|text)_projection\.")  # fmt: skip
+
+
+def _blocks_from_end(backbone: PreTrainedModel) -> dict[str, int]:
+    """How far before its tower's end each parameter stands: 0 in the last block and after it, at most all blocks.
+
+    All of them lie between the end and what stands before or beside them: embeddings, CLIP's pre_layrnorm, the relative
+    positions that DeBERTa's blocks share. Its gradient would run back through every block.
+    """
+    block_of = {name: _BLOCK.match(name) for name, _ in backbone.named_parameters()}
+    blocks: Counter[str | None] = Counter()  # of each tower; None is a text encoder by itself
+    for block in filter(None, block_of.values()):
+        blocks[block[1]] = max(blocks[block[1]], int(block[2]) + 1)
+    found = {}
+    for name, block in block_of.items():
+        if block:
+            found[name] = blocks[block[1]] - 1 - int(block[2])
+        else:
+            tower = re.match("vision|text", name)
+            found[name] = 0 if _AFTER.match(name) else blocks[tower[0] if tower else None]
+    return found
 
 
 def block_rates(backbone: PreTrainedModel, p: Params) -> dict[str, float]:
     """Learning rate of each trained parameter: learning_rate times layer_decay for each block after its own."""
+    before_end = _blocks_from_end(backbone)
     return {
-        name: p.learning_rate * p.layer_decay ** _blocks_from_end(backbone, name)
+        name: p.learning_rate * p.layer_decay ** before_end[name]
         for name, parameter in backbone.named_parameters()
         if parameter.requires_grad
     }

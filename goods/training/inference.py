@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from goods.data.datasets import PhotoDataset, TensorsDataset, TokensDataset, collate
@@ -72,7 +72,20 @@ def decoded_chunks(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]
     for start in range(0, len(rows), most):
         part = rows[start : start + most]
         batches = [part[at : at + p.eval_batch_size] for at in range(0, len(part), p.eval_batch_size)]
-        read = list(
-            progress_bar(make_loader(dataset, p, batch_sampler=batches), desc="reading the test set", leave=False)
-        )
-        yield TensorsDataset(**{name: torch.cat([batch[name] for batch in read]) for name in read[0]})
+        loader = make_loader(dataset, p, batch_sampler=batches)
+        yield TensorsDataset(**gathered(progress_bar(loader, desc="reading the test set", leave=False), len(part)))
+
+
+def gathered(batches: Iterable[dict[str, Tensor]], count: int) -> dict[str, Tensor]:
+    """The columns of batches that have `count` rows in all, each as one tensor.
+
+    Each batch is copied as it comes: as long as one is kept, so is the open file in which its worker handed it over.
+    """
+    whole: dict[str, Tensor] = {}
+    start = 0
+    for batch in batches:
+        end = start + len(next(iter(batch.values())))
+        for name, values in batch.items():
+            whole.setdefault(name, values.new_empty((count, *values.shape[1:])))[start:end] = values
+        start = end
+    return whole

@@ -143,7 +143,8 @@ def remaining_batches(training: Training) -> Iterator[tuple[dict[str, Tensor], T
     if isinstance(task.train, TokensDataset):
         order = bucketed(order, task.train.lengths, p.batch_size, generator)
     batches = order.split(p.batch_size)[at.step :]
-    shares = [rows[rank::world].tolist() or rows[:1].tolist() for rows in batches]  # all processes take each step
+    # All processes take each step: one without a row takes the first, which weighs nothing in its loss.
+    shares = [rows[rank::world].tolist() or rows[:1].tolist() for rows in batches]
     if isinstance(task.train, PhotoDataset):
         task.train.epoch = at.epoch
     yield from zip(make_loader(task.train, p, batch_sampler=shares), batches, strict=True)
@@ -188,8 +189,12 @@ def step(training: Training, batch: dict[str, Tensor], rows: Tensor) -> float:
 
 
 def backward(training: Training, batch: dict[str, Tensor], count: int) -> float:
-    """Gradients of the mean loss over `count` products, of which `batch` is this process's share."""
+    """Gradients of the mean loss over `count` products, of which `batch` is this process's share.
+
+    A process of a higher rank than there are products has another's, which weighs nothing.
+    """
     accelerator, smoothing = training.accelerator, training.p.label_smoothing
+    weight = training.class_weight * (accelerator.process_index < count)
     total = torch.zeros((), device=accelerator.device)
     size, n = training.at.micro_batch_size, len(batch["label"])
     for start in range(0, n, size):
@@ -197,7 +202,7 @@ def backward(training: Training, batch: dict[str, Tensor], count: int) -> float:
         labels = part.pop("label")
         last = start + size >= n  # processes exchange gradients once per step
         with nullcontext() if last else accelerator.no_sync(training.model):
-            losses = output_losses(training.model(**part), labels, training.class_weight, smoothing, count)
+            losses = output_losses(training.model(**part), labels, weight, smoothing, count)
             accelerator.backward(sum(losses.values()) * accelerator.num_processes)  # which DDP averages
         total += main_of(losses).detach()
     return accelerator.reduce(total, reduction="sum").item()

@@ -21,9 +21,11 @@ from safetensors import safe_open
 
 from goods.data.photos import load_photo
 from goods.data.tables import read_goods
+from goods.errors import GoodsError
 from goods.files import ROOT
 from goods.members import predict_test
-from goods.models.embeddings import Embedder, TextEmbedder, save_embeddings
+from goods.models.backbone import DualEncoder, TextEncoder
+from goods.models.embeddings import Embedder, TextEmbedder, extra_embeddings, save_embeddings
 from goods.models.heads import heads_like
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import Params
@@ -151,6 +153,46 @@ def test_embeddings_belong_to_the_code_that_made_them(p: Params, monkeypatch) ->
     before = Embedder(p).folder
     monkeypatch.setattr("goods.models.embeddings.code_version", lambda *_: "another")
     assert Embedder(p).folder == before.with_name(f"{before.name.partition('-')[0]}-another") != before
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, encoder: type, method: str, rows: slice) -> None:
+    """From now on these rows of each batch come out of the encoder as inf."""
+    original = getattr(encoder, method)
+
+    def spoilt(self: Any, given: torch.Tensor) -> torch.Tensor:
+        found = original(self, given)
+        found[rows] = torch.inf
+        return found
+
+    monkeypatch.setattr(encoder, method, spoilt)
+
+
+@pytest.mark.parametrize("precision, advice", [("fp32", "look at them and at its weights"),
+                                               ("bf16", "take mixed_precision fp32")])  # fmt: skip
+def test_embeddings_that_are_not_numbers_are_refused_by_product_and_not_kept(
+    p: Params, products: Products, monkeypatch, precision, advice
+) -> None:
+    p = p.model_copy(update={"mixed_precision": precision})
+    ids = [f"B0{k:02}" for k in range(12)]
+    with monkeypatch.context() as patched:
+        spoil(patched, DualEncoder, "embed_texts", slice(0, 1))  # the first of each batch of four
+        sentence = (rf"the encoder .*siglip-tiny gives, in {precision}, embeddings that are not numbers, and are not "
+                    rf"kept, for 3 of 10 products \(B011, B005, B009\); {advice}$")  # fmt: skip
+        with pytest.raises(GoodsError, match=sentence):
+            Embedder(p).texts(products.texts, products.texts, ids)
+        spoil(patched, DualEncoder, "embed_images", slice(None))
+        with pytest.raises(GoodsError, match=r"for 10 of 10 products \(B000, B005, B002, B003, B011 \.\.\.\)"):
+            Embedder(p).photos(products.images, products.shas, ids)
+    assert not list(Embedder(p).folder.rglob("*.safetensors"))
+    assert Embedder(p).texts(products.texts, products.texts, ids).isfinite().all()
+
+
+def test_those_of_another_text_encoder_are_refused_by_the_product_too(make, encoder_dir, sample, monkeypatch) -> None:
+    p = make(extra_embeddings=str(encoder_dir), model_name=str(sample.model))
+    table = pd.DataFrame({"id": ["a1", "b2"], "text": ["a red cup", "a guitar"]})
+    spoil(monkeypatch, TextEncoder, "forward", slice(0, 1))
+    with pytest.raises(GoodsError, match=r"bert-mini gives, in fp32, .* for 1 of 2 products \((a1|b2)\)"):
+        extra_embeddings(p, table)
 
 
 @pytest.mark.parametrize("name", ["merges.txt", "vocab.json", "vocab.txt"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from types import SimpleNamespace
 
-from goods.models.heads import GoodsHeads, make_heads
+import torch
+from torch import Tensor, nn
+
+from goods.models.heads import GoodsHeads, TextClassifier, make_heads
 from goods.params import Params
 
 
@@ -46,3 +49,38 @@ def test_a_dead_dimension_does_not_swamp_the_others_when_it_moves():
     live = [k for k in range(8) if k != 3]
     torch.testing.assert_close(heads.image_std[live], embeddings[:, live].std(0, correction=0))
     assert 0.5 < heads.image_std[3] < 2
+
+
+def bf16() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def test_heads_compute_in_fp32_whatever_the_encoders_do(p: Params) -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, text, extra = (torch.randn(50, width, generator=generator) for width in (6, 5, 4))
+    heads = make_heads({"image": image, "text": text, "extra": extra}, p).eval()
+    with bf16():
+        rough = heads(image, text, extra)
+    for name, values in heads(image, text, extra).items():
+        assert rough[name].dtype == torch.float32 and torch.equal(rough[name], values)
+
+
+class Rough(nn.Module):
+    """A text encoder whose embeddings come out of an autocast layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = SimpleNamespace(config=SimpleNamespace(hidden_size=32))
+        self.layer = nn.Linear(8, 32)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.layer(input_ids)
+
+
+def test_the_head_of_a_text_encoder_computes_in_fp32_too(p: Params) -> None:
+    torch.manual_seed(0)
+    model, given = TextClassifier(Rough(), p).eval(), torch.randn(50, 8)
+    with bf16():
+        embeddings, logits = model.encoder(given), model(given)["text"]
+    assert embeddings.dtype == torch.bfloat16 and logits.dtype == torch.float32
+    assert torch.equal(logits, model.head(embeddings.float()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from backbones import classifier, cut
 from conftest import Trained
 from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import DebertaV2Config, DebertaV2Model
 
 from goods.errors import GoodsError
 from goods.models.backbone import load_backbone
@@ -93,6 +96,65 @@ def test_last_trains_the_end_of_each_tower(make):
     assert {name.split(".")[3] for name in names if ".encoder.layers." in name} == {"1"}
     assert any(name.startswith("vision_model.head.") for name in names) and "text_model.head.weight" in names
     assert not any(".embeddings." in name for name in names)
+
+
+def deberta() -> DebertaV2Model:
+    """A miniature DeBERTa-v3, whose blocks share relative positions, their norm and a convolution."""
+    return DebertaV2Model(DebertaV2Config(
+        vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=16, relative_attention=True, position_buckets=4, norm_rel_ebd="layer_norm",
+        pos_att_type=["p2c", "c2p"], conv_kernel_size=3, conv_act="gelu",
+    ))  # fmt: skip
+
+
+def backward_reaches(blocks: nn.ModuleList, run: Callable[[], object]) -> list[bool]:
+    """Of each block whether a backward pass would run through it."""
+    found: dict[nn.Module, bool] = {}
+
+    def note(block: nn.Module, _: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        found[block] = (output if isinstance(output, Tensor) else output[0]).requires_grad
+
+    for block in blocks:
+        block.register_forward_hook(note)
+    run()
+    return [found[block] for block in blocks]
+
+
+LAST = Params(tune="last", last_blocks=1)
+FULL = Params(tune="full", learning_rate=1.0, layer_decay=0.5)
+
+
+def test_last_leaves_out_what_all_blocks_of_deberta_share() -> None:
+    backbone = deberta()
+    set_trainable(backbone, LAST)
+    names = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert names == {name for name, _ in backbone.named_parameters() if name.startswith("encoder.layer.1.")}
+    ids = torch.arange(8).view(1, 8)
+    assert backward_reaches(backbone.encoder.layer, lambda: backbone(input_ids=ids)) == [False, True]
+    set_trainable(backbone, FULL)
+    rates = block_rates(backbone, FULL)
+    shared = ("encoder.rel_embeddings.weight", "encoder.LayerNorm.weight", "encoder.conv.conv.weight")
+    assert {rates[name] for name in (*shared, "embeddings.LayerNorm.weight")} == {0.25}
+    assert rates["encoder.layer.0.output.dense.weight"] == 0.5 and rates["encoder.layer.1.output.dense.weight"] == 1
+
+
+def test_last_leaves_out_clips_norm_before_the_blocks(clip: Path) -> None:
+    backbone = load_backbone(str(clip))
+    set_trainable(backbone, LAST)
+    names = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert {name for name in names if ".layers." not in name} == {
+        "visual_projection.weight", "text_projection.weight",
+        "vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias",
+        "text_model.final_layer_norm.weight", "text_model.final_layer_norm.bias",
+    }  # fmt: skip
+    assert {name.split(".")[3] for name in names if ".layers." in name} == {"1"}
+    pixels = torch.zeros(1, 3, 32, 32)
+    blocks = backbone.vision_model.encoder.layers
+    assert backward_reaches(blocks, lambda: backbone.get_image_features(pixel_values=pixels)) == [False, True]
+    set_trainable(backbone, FULL)
+    rates = block_rates(backbone, FULL)
+    assert rates["vision_model.pre_layrnorm.weight"] == rates["vision_model.embeddings.class_embedding"] == 0.25
+    assert rates["vision_model.post_layernorm.weight"] == rates["visual_projection.weight"] == 1
 
 
 def test_lora_trains_adapters_alone_in_the_blocks_alone(make):

@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import fit, fit_in_stretches
 
@@ -187,13 +190,32 @@ def launch_two(arguments: list[str]) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(make, command):
-    p = make(run="one", tune="full", dropout=0.0)
+@pytest.mark.parametrize("batch_size", [16, 83])  # of 84 rows: the last batch of 83 is one row for two processes
+def test_two_processes_train_as_one(make, command, batch_size):
+    p = make(run="one", tune="full", dropout=0.0, batch_size=batch_size)
     one = fit(p)
     launch_two(command(p, "two"))
-    two = pd.read_parquet(p.run_dir.parent / "two" / "fold1" / "oof.parquet")
+    run = Run(p.run_dir.parent / "two")
+    two = pd.read_parquet(run.fold(1).oof)
     assert two["id"].tolist() == one["id"].tolist()
     np.testing.assert_allclose(logits(two), logits(one), atol=1e-4)
+    losses = [read_logs(each)["train_loss"] for each in (Run.of(p), run)]
+    np.testing.assert_allclose(*losses, atol=1e-4)
+
+
+def test_a_process_without_a_product_of_its_own_adds_nothing():
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), process_index=1, num_processes=2, backward=torch.Tensor.backward,
+        reduce=lambda total, reduction: total, no_sync=nullcontext,
+    )  # fmt: skip
+    layer = torch.nn.Linear(5, 3)
+    training = SimpleNamespace(
+        accelerator=accelerator, model=lambda x: {"fused": layer(x)}, at=SimpleNamespace(micro_batch_size=4),
+        p=SimpleNamespace(label_smoothing=0.1), class_weight=torch.ones(3),
+    )  # fmt: skip
+    batch = {"x": torch.randn(1, 5), "label": torch.tensor([2])}
+    assert loop.backward(training, batch, count=1) == 0 and not layer.weight.grad.any()
+    assert loop.backward(training, batch, count=2) > 0 and layer.weight.grad.any()
 
 
 @pytest.mark.slow
