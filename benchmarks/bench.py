@@ -31,7 +31,7 @@ from goods.data.sample_model import make_model
 from goods.data.sample_photos import COLOURS, draw_photo
 from goods.data.tables import Goods, read_goods
 from goods.files import ROOT, write_json, write_text
-from goods.members import open_run, predict_test
+from goods.members import kind_of, open_run
 from goods.params import Params, load_params
 from goods.run import environment
 from goods.training.fold import read_logs
@@ -119,7 +119,7 @@ def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
         read_folds(goods, p)
         for k in p.folds:
             fit_fold(p.model_copy(update={"fold": k}), goods)
-        logs = read_logs(p.run_dir)
+        logs = read_logs(Run.of(p))
         one, five = (predict_seconds(p, goods, folds) for folds in ([0], list(p.folds)))
         speed["training", tune] = len(goods.train) * 0.8 / logs["seconds"].min()
         speed["evaluation", tune] = len(goods.test) / one
@@ -133,13 +133,12 @@ def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
 def predict_seconds(p: Params, goods: Goods, folds: list[int]) -> float:
     """Seconds to predict the test set with these folds, embeddings and all."""
 
+    run, member = Run.of(p), kind_of(p).load()
+
     def call() -> None:
-        for k in p.folds:
-            for file in (p.run_dir / f"fold{k}").glob("test.parquet"):
-                file.unlink()
         for cached in (p.run_dir.parent / "cache" / "embeddings").rglob("*.safetensors"):
             cached.unlink()
-        predict_test(p, goods, folds)
+        member.predict(p, [run.fold(k) for k in folds], goods.test)
 
     return best_seconds(call, runs=3)
 

@@ -91,7 +91,7 @@ def whole(given: dict, **more) -> tuple[Params, float, pd.DataFrame]:
 def test_no_kind_no_blend_and_no_choice_scores_above_chance(chance):
     rows = len(pd.read_csv(chance["train_csv"]))
     limit = accuracy_at_chance(rows)
-    head = {"tune": "head", "num_epochs": 30, "head_learning_rate": 3e-3}
+    head = {"tune": "head", "num_epochs": 12, "head_learning_rate": 3e-3}
     _, own, chosen = whole(chance, run="best", keep="best", **head)
     found = {
         "keep best": own,

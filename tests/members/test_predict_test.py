@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
@@ -13,12 +10,10 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import yaml
 from conftest import Trained
 
 from goods import members
 from goods.errors import StoppedInTime, TimeOverError
-from goods.files import ROOT
 from goods.members import dual, predict_test
 from goods.params import Params
 from goods.run import Run
@@ -118,23 +113,3 @@ def test_a_fold_that_is_trained_again_begins_its_test_set_anew(copy: Trained) ->
     fold.begun_test.write_bytes(b"of weights that are no more")
     fold.finish(fold.scores(), fold.made_from())
     assert not fold.begun_test.exists()
-
-
-@pytest.mark.slow
-def test_the_pipelines_ensemble_stops_in_time_and_the_same_command_goes_on(copy: Trained) -> None:
-    config = Path(copy.p.outputs_dir) / "config.yaml"
-    config.write_text(yaml.safe_dump(copy.p.model_dump(mode="json", exclude_defaults=True, exclude={"fold"})))
-    command = [sys.executable, "pipeline.py", "--config", str(config), "--steps", "train", "ensemble", "--folds", "0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-
-    def call(**more: str) -> str:
-        options = {"cwd": ROOT, "env": environment | more, "capture_output": True, "text": True, "timeout": 240}
-        done = subprocess.run(command, **options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    late = call(GOODS_STARTED="0")  # fold 0 is trained, and the hour long over
-    assert "\nensemble      stopped after" in late and "the same command goes on from there" in late
-    assert tables(copy.p) == {} and not Run.of(copy.p).metrics.is_file()
-    assert "\nensemble      done in" in call()
-    assert list(tables(copy.p)) == [0, 1, 2] and Run.of(copy.p).metrics.is_file()
