@@ -33,7 +33,7 @@ from goods.data.tables import Goods, read_goods
 from goods.files import ROOT, write_json, write_text
 from goods.members import kind_of, open_run
 from goods.params import Params, load_params
-from goods.run import environment
+from goods.run import Run, environment
 from goods.training.fold import read_logs
 from goods_utils import fit_fold
 
@@ -117,10 +117,10 @@ def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
         open_run(p)
         goods = read_goods(p)
         read_folds(goods, p)
-        for k in p.folds:
+        for k in p.chosen_folds:
             fit_fold(p.model_copy(update={"fold": k}), goods)
         logs = read_logs(Run.of(p))
-        one, five = (predict_seconds(p, goods, folds) for folds in ([0], list(p.folds)))
+        one, five = (predict_seconds(p, goods, folds) for folds in ([0], list(p.chosen_folds)))
         speed["training", tune] = len(goods.train) * 0.8 / logs["seconds"].min()
         speed["evaluation", tune] = len(goods.test) / one
         predicted.append(row(f"test prediction of 5 folds, tune {tune}", five, "s", "one fold", five / one))
