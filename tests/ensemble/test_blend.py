@@ -212,6 +212,14 @@ def test_what_each_member_adds():
     assert added.loc["c/image", "noise"] and added.loc["all but texts", "gain_low"] > 0
 
 
+@pytest.mark.slow
+def test_runs_that_share_one_fold_are_a_sentence(blend):
+    for run, numbers in (("mini", (0, 1)), ("words", (1, 2))):
+        change(blend.run_dir.parent / run / "ensemble" / "oof.parquet", lambda t, own=numbers: t[t["fold"].isin(own)])
+    with pytest.raises(GoodsError, match=r"only fold 1 is predicted .* \(mini has 0, 1; words has 1, 2\)"):
+        put_together(blend.model_copy(update={"allow_missing_folds": True}), read_goods(blend))
+
+
 def test_two_folds_leave_nothing_to_choose_on():
     labels, members = problem()
     made = blend_members(members, labels, np.arange(len(labels)) % 2)
