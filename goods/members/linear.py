@@ -66,11 +66,10 @@ def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: s
             return  # whoever held it has trained it meanwhile
         began, part = time.perf_counter(), part_of(p, goods, number)
         tfidf = fit_tfidf(counts, part.rows)
-        x = tfidf.features(counts, part.rows)
         groups = product_groups(part.products)[part.rows]
         inner = make_folds(part.learned["id"].to_numpy(), part.labels, groups, INNER_FOLDS, p.seed)
-        cost, temperature = choose_cost(x, part.labels, inner, p)
-        svm = make_svm(cost, p).fit(x, part.labels)
+        cost, temperature = choose_cost(lambda rows: tfidf.features(counts, part.rows[rows]), part.labels, inner, p)
+        svm = make_svm(cost, p).fit(tfidf.features(counts, part.rows), part.labels)
         held_back, test = (
             {"text": svm_logits(svm, tfidf.features(counts, rows), p.num_classes) / temperature}
             for rows in (part.valid, np.arange(len(goods.train), len(part.products)))

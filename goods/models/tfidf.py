@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,18 +47,22 @@ def full_margins(values: np.ndarray, classes: np.ndarray, num_classes: int) -> n
     return full
 
 
-def choose_cost(x: csr_matrix, labels: np.ndarray, inner: np.ndarray, p: Params) -> tuple[float, float]:
+def choose_cost(
+    features: Callable[[np.ndarray], csr_matrix], labels: np.ndarray, inner: np.ndarray, p: Params
+) -> tuple[float, float]:
     """The cost of the best macro-F1, and the temperature of the least log-loss, both on inner held-out folds.
 
-    inner: (n,) numbers of the INNER_FOLDS; of many rows the first of them are enough.
+    features: those of some of the n rows, so that no more of them are held than are learned from. inner: (n,) numbers
+    of the INNER_FOLDS; of many rows the first of them are enough.
     """
     sizes = np.cumsum(np.bincount(inner, minlength=INNER_FOLDS))
     used = range(1 + int(np.searchsorted(sizes, min(HELD_OUT, len(labels)))))
     held_out = np.zeros((len(COSTS), len(labels), p.num_classes))
     for k in used:
-        x_train, y_train, x_valid = x[inner != k], labels[inner != k], x[inner == k]
-        for i, cost in enumerate(COSTS):
-            held_out[i, inner == k] = svm_logits(make_svm(cost, p).fit(x_train, y_train), x_valid, p.num_classes)
+        learned, x = labels[inner != k], features(np.flatnonzero(inner != k))
+        svms = [make_svm(cost, p).fit(x, learned) for cost in COSTS]
+        x = features(np.flatnonzero(inner == k))
+        held_out[:, inner == k] = [svm_logits(svm, x, p.num_classes) for svm in svms]
     rows = np.isin(inner, used)
     best = int(np.argmax([macro_f1(labels[rows], logits[rows].argmax(1)) for logits in held_out]))
     return COSTS[best], fit_temperature(held_out[best, rows], labels[rows])

@@ -50,5 +50,5 @@ def test_the_cost_is_chosen_on_no_more_inner_folds_than_are_needed(enough, folds
 
     monkeypatch.setattr("goods.models.tfidf.HELD_OUT", enough)
     monkeypatch.setattr("goods.models.tfidf.make_svm", counted)
-    cost, temperature = choose_cost(x, labels, inner, make(num_classes=4))
+    cost, temperature = choose_cost(lambda rows: x[rows], labels, inner, make(num_classes=4))
     assert fits == list(COSTS) * folds and cost in COSTS and 0.1 < temperature < 10
