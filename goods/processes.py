@@ -7,9 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 POLL_SECONDS = 0.5
+R = TypeVar("R")
 
 
 @functools.cache  # once per process
@@ -31,6 +32,20 @@ def in_parallel(call: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], 
     from joblib import Parallel, delayed
 
     return Parallel(n_jobs=jobs)(delayed(_called)(os.getpid(), call, *each) for each in arguments)
+
+
+def on_one_thread(call: Callable[..., R]) -> Callable[..., R]:
+    """The function, with linear algebra on one thread: where matrices are small, more only wait for one another, and
+    beside other work a hundred times as long as the sum takes."""
+
+    @functools.wraps(call)
+    def limited(*arguments: Any, **named: Any) -> R:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):
+            return call(*arguments, **named)
+
+    return limited
 
 
 def _called(parent: int, call: Callable[..., Any], *arguments: Any) -> Any:

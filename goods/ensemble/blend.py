@@ -16,11 +16,12 @@ from scipy.special import log_softmax, logsumexp
 from sklearn.linear_model import LogisticRegression
 
 from goods.metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
-from goods.processes import in_parallel
+from goods.processes import in_parallel, on_one_thread
 
 GREEDY_PICKS = 20
 BIASES = np.linspace(-1, 1, 9)  # tried for each class, in turn
-COSTS = (1e-4, 1e-3, 1e-2)  # of the stacked regression: scikit-learn's C, one over the strength of L2
+COSTS = (1e-4, 1e-3, 1e-2)  # of the stacked regression: scikit-learn's C, one over the strength of L2; rising
+REGRESSION_STEPS = 20  # of L-BFGS for each cost
 INNER_PARTS = 3
 PARALLEL_SIZE = 100_000  # log-probabilities from which on it pays to start processes
 
@@ -90,18 +91,16 @@ def weights_by_macro_f1(members: np.ndarray, labels: np.ndarray) -> Combiner:
 def stacking(members: np.ndarray, labels: np.ndarray) -> Combiner:
     """Multinomial logistic regression on all members' log-probabilities, its L2 chosen by cross-validation."""
     warnings.filterwarnings("ignore", module="sklearn")  # few steps on purpose, and few rows of a class
-    x = _side_by_side(members)
+    x, num_classes = _side_by_side(members), members.shape[2]
     part = np.arange(len(labels)) % INNER_PARTS
-    losses = []
-    for cost in COSTS:
-        held_out = np.zeros_like(members[0])
-        for i in range(INNER_PARTS):
-            classifier = _regression(cost).fit(x[part != i], labels[part != i])
-            held_out[part == i] = _regressed(classifier, members.shape[2], members[:, part == i])
-        losses.append(score(labels, held_out)["log_loss"])
-    classifier = _regression(COSTS[int(np.argmin(losses))]).fit(x, labels)
+    held_out = np.zeros((len(COSTS), *members[0].shape))
+    for i in range(INNER_PARTS):
+        for number, classifier in enumerate(_regressions(x[part != i], labels[part != i], COSTS)):
+            held_out[number, part == i] = _regressed(classifier, num_classes, members[:, part == i])
+    best = int(np.argmin([score(labels, logits)["log_loss"] for logits in held_out]))
+    *_, classifier = _regressions(x, labels, COSTS[: best + 1])
     size = np.abs(classifier.coef_).reshape(len(classifier.coef_), len(members), -1).mean((0, 2))
-    return Combiner(size / size.sum(), partial(_regressed, classifier, members.shape[2]))
+    return Combiner(size / size.sum(), partial(_regressed, classifier, num_classes))
 
 
 def class_bias(members: np.ndarray, labels: np.ndarray) -> Combiner:
@@ -173,8 +172,11 @@ def _side_by_side(members: np.ndarray) -> np.ndarray:
     return np.moveaxis(members, 0, 1).reshape(members.shape[1], -1)  # (n, members x num_classes)
 
 
-def _regression(cost: float) -> LogisticRegression:
-    return LogisticRegression(C=cost, max_iter=60)
+def _regressions(x: np.ndarray, labels: np.ndarray, costs: Sequence[float]) -> Iterator[LogisticRegression]:
+    """One classifier after the other of rising costs, each from where the one before ended: fewer steps do."""
+    classifier = LogisticRegression(max_iter=REGRESSION_STEPS, warm_start=True)
+    for cost in costs:
+        yield classifier.set_params(C=cost).fit(x, labels)
 
 
 def _regressed(classifier: LogisticRegression, num_classes: int, members: np.ndarray) -> np.ndarray:
@@ -205,6 +207,7 @@ class Blend:
         return self.combiner.predict(members) / self.temperature
 
 
+@on_one_thread
 def blend_members(
     members: np.ndarray, labels: np.ndarray, folds: np.ndarray, methods: Sequence[str] = tuple(METHODS)
 ) -> Blend:
@@ -248,6 +251,7 @@ def blend_members(
     return Blend(method, fitted[method, ()], temperature, oof, calibrated, uncalibrated, picked)
 
 
+@on_one_thread
 def _fitted(name: str, members: np.ndarray, labels: np.ndarray) -> Combiner:
     return METHODS[name](members, labels)
 
@@ -256,6 +260,7 @@ def _best(scores: dict[str, float]) -> str:
     return max(scores, key=lambda name: scores[name])  # the first of equals
 
 
+@on_one_thread
 def method_table(made: Blend, labels: np.ndarray, folds: np.ndarray, best_member: np.ndarray) -> pd.DataFrame:
     """accuracy, macro_f1, its spread over the folds, log_loss and calibration_error of each method and of the choice.
 
@@ -281,6 +286,7 @@ def row_of(labels: np.ndarray, folds: np.ndarray, logits: np.ndarray, against: n
     }  # fmt: skip
 
 
+@on_one_thread
 def added_by(members: dict[str, np.ndarray], labels: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
     """What each member adds: macro-F1 and log-loss of the blend without it, and the gain by it with its interval.
 

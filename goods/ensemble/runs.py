@@ -40,6 +40,7 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
     known = np.isfinite(stacked).all((0, 2))
     if not known.any():
         raise GoodsError("no product is predicted out of fold by all runs; train the same folds in each")
+    _check_folds(members, folds, known)
     stacked, folds = stacked[:, known], folds[known].reset_index(drop=True)
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
     made = blend_members(stacked, labels, fold, tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,))
@@ -99,6 +100,19 @@ def _read_run(run: Run, folds: pd.DataFrame, goods: Goods, incomplete: bool) -> 
     if test["id"].tolist() != goods.test["id"].tolist():
         raise GoodsError(f"run '{name}' has predicted another test.csv; {made_with}")
     return oof, test
+
+
+def _check_folds(members: dict[str, np.ndarray], folds: pd.DataFrame, known: np.ndarray) -> None:
+    """Raises GoodsError where all members together have but one fold: each is scored by fits on the others."""
+    if folds["fold"][known].nunique() > 1:
+        return
+    of_run = {}
+    for name, logits in members.items():
+        found = np.unique(folds["fold"][np.isfinite(logits).all(1)])
+        of_run[name.split("/")[0]] = f"{name.split('/')[0]} has {', '.join(map(str, found))}"
+    raise GoodsError(f"only fold {folds['fold'][known].iloc[0]} is predicted out of fold by all runs, and a blend is "
+                     f"scored on folds that it wasn't fitted on: train two or more folds that all runs share "
+                     f"({'; '.join(of_run.values())})")  # fmt: skip
 
 
 def member_table(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from goods.code_version import code_version
 from goods.errors import ParameterError, StoppedInTime, TimeOverError
 from goods.files import folder_hash, resolve
+from goods.members.idle import refuse_idle
 from goods.params import OUTPUTS, Params
 from goods.run import Fold, Run, deadline
 
@@ -103,9 +104,11 @@ def kind_of(p: Params) -> Kind:
 def open_run(p: Params) -> Path:
     """The run's folder, made on first use; see Run.open. With p.resume_from, the folds of that run are taken over.
 
-    Raises OtherRunError when something was trained under this name with other parameters, models or folds.
+    Raises OtherRunError when something was trained under this name with other parameters, models or folds, and
+    ParameterError where a parameter would have no effect.
     """
     run = Run.of(p)
+    refuse_idle(p)
     run.open(p, kind_of(p).model_hashes(p))
     if p.resume_from and (adopted := run.adopt(p, Run(resolve(p.resume_from)))):
         print(f"taken over from {p.resume_from}: folds {', '.join(map(str, adopted))}", flush=True)

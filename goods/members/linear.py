@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 
 from goods.data.folds import make_folds, product_groups
-from goods.data.tables import Goods
+from goods.data.tables import Goods, all_products
 from goods.ensemble.folds import ensemble_folds as ensemble
-from goods.errors import GoodsError
 from goods.files import write_frame
 from goods.members import KINDS
 from goods.members.base import due_folds, finish_fold, made_from, part_of, side_by_side
@@ -22,12 +20,11 @@ from goods.models.tfidf import (
     choose_cost,
     load_linear,
     make_svm,
-    make_vectorizer,
     save_linear,
     svm_logits,
-    tfidf_columns,
     word_weights,
 )
+from goods.models.token_counts import TokenCounts, count_tokens, fit_tfidf, tfidf_columns
 from goods.params import Params
 from goods.predictions import write_predictions
 from goods.run import Fold, Run
@@ -42,7 +39,8 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     Raises GoodsError where there are no words to learn from.
     """
     code = KINDS["linear"].code()
-    side_by_side(_fit_fold, due_folds(p, goods, list(numbers), code), p, goods, code)
+    if due := due_folds(p, goods, list(numbers), code):
+        side_by_side(_fit_fold, due, p, goods, count_tokens(tfidf_columns(all_products(goods))), code)
 
 
 def save(model: LinearModel, fold: Fold) -> None:
@@ -61,29 +59,25 @@ def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[in
     return {fold.number: {"text": load(p, fold).logits(texts)} for fold in folds}
 
 
-def _fit_fold(number: int, p: Params, goods: Goods, code: str) -> None:
+def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: str) -> None:
     fold = Run.of(p).fold(number)
     with fold.held():
         if not to_train(fold, p, made_from(p, goods, number, code), say=False):
             return  # whoever held it has trained it meanwhile
         began, part = time.perf_counter(), part_of(p, goods, number)
-        texts = tfidf_columns(part.products)
-        features = make_vectorizer(texts.iloc[part.rows])
-        try:
-            x = csr_matrix(features.fit_transform(texts.iloc[part.rows]))
-        except ValueError as error:  # scikit-learn's "empty vocabulary"
-            raise GoodsError("no word occurs in two training texts; kind linear needs texts to learn from") from error
+        tfidf = fit_tfidf(counts, part.rows)
         groups = product_groups(part.products, p)[part.rows]
         inner = make_folds(part.learned["id"].to_numpy(), part.labels, groups, INNER_FOLDS, p.seed)
-        cost, temperature = choose_cost(x, part.labels, inner, p)
-        svm = make_svm(cost, p).fit(x, part.labels)
+        cost, temperature = choose_cost(lambda rows: tfidf.features(counts, part.rows[rows]), part.labels, inner, p)
+        svm = make_svm(cost, p).fit(tfidf.features(counts, part.rows), part.labels)
         held_back, test = (
-            {"text": svm_logits(svm, csr_matrix(features.transform(table)), p.num_classes) / temperature}
-            for table in (texts.iloc[part.valid], texts.iloc[len(goods.train) :])
+            {"text": svm_logits(svm, tfidf.features(counts, rows), p.num_classes) / temperature}
+            for rows in (part.valid, np.arange(len(goods.train), len(part.products)))
         )
         fold.begin_writing()
-        save(LinearModel.of(svm, features, temperature, p.num_classes), fold)
-        write_frame(fold.words, word_weights(svm, features))
+        vectorizers = tfidf.vectorizers(counts)
+        save(LinearModel(vectorizers, svm.coef_, svm.intercept_, svm.classes_, temperature, p.num_classes), fold)
+        write_frame(fold.words, word_weights(svm, vectorizers["words"].get_feature_names_out()))
         facts = {"rows": len(part.rows), "cost": cost, "temperature": round(temperature, 4)}
         facts |= {"resources": {"seconds": round(time.perf_counter() - began, 1)}}
         finish_fold(p, goods, number, code, held_back, **facts)

@@ -51,12 +51,14 @@ def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # three seconds that only this mode pays
 
     # Blocks alone: the pooling head's attention has an out_proj, too, but never calls it.
-    pattern = rf"{_BLOCK.pattern}(.*\.)?({'|'.join(map(re.escape, p.lora_targets))})"
+    within = rf"{_BLOCK.pattern}(.*\.)?"
     layers = [n for n, module in backbone.named_modules() if isinstance(module, nn.Linear) and _BLOCK.match(n)]
-    if not any(re.fullmatch(pattern, name) for name in layers):
+    unknown = [t for t in p.lora_targets if not any(re.fullmatch(within + re.escape(t), name) for name in layers)]
+    if unknown:
         own = sorted({name.rsplit(".", 1)[-1] for name in layers})
-        raise GoodsError(f"lora_targets {', '.join(p.lora_targets)} match no layer of the backbone; "
+        raise GoodsError(f"lora_targets {', '.join(unknown)} match no layer of the backbone; "
                          f"its blocks have {', '.join(own)}")  # fmt: skip
+    pattern = f"{within}({'|'.join(map(re.escape, p.lora_targets))})"
     config = LoraConfig(r=p.lora_rank, lora_alpha=p.lora_alpha, lora_dropout=p.lora_dropout, target_modules=pattern)
     inject_adapter_in_model(config, backbone)
 

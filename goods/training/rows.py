@@ -9,7 +9,6 @@ import hashlib
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
 from goods.data.folds import make_folds, product_groups
@@ -17,7 +16,8 @@ from goods.data.tables import Goods
 from goods.errors import GoodsError
 from goods.files import read_frame
 from goods.metrics import fit_temperature
-from goods.models.tfidf import INNER_FOLDS, make_svm, make_vectorizer, svm_logits, tfidf_columns
+from goods.models.tfidf import INNER_FOLDS, make_svm, svm_logits
+from goods.models.token_counts import count_tokens, fit_tfidf, tfidf_columns
 from goods.params import Params
 from goods.run import Run
 
@@ -71,17 +71,14 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
 
     Judged by linear classifiers on inner folds of the training part alone, so that no validation label takes part.
     """
-    texts = tfidf_columns(table)
+    counts = count_tokens(tfidf_columns(table))
     inner = make_folds(table["id"], labels, product_groups(table, p), INNER_FOLDS, p.seed)
     logits = np.zeros((len(labels), p.num_classes))
     for k in range(INNER_FOLDS):
-        features = make_vectorizer(texts[inner != k])
-        try:
-            x = csr_matrix(features.fit_transform(texts[inner != k]))
-        except ValueError as error:  # scikit-learn's "empty vocabulary"
-            raise GoodsError("no word occurs in two training texts; drop_noisy needs texts to judge by") from error
-        svm = make_svm(1.0, p).fit(x, labels[inner != k])
-        logits[inner == k] = svm_logits(svm, csr_matrix(features.transform(texts[inner == k])), p.num_classes)
+        learned, judged = np.flatnonzero(inner != k), np.flatnonzero(inner == k)
+        tfidf = fit_tfidf(counts, learned)
+        svm = make_svm(1.0, p).fit(tfidf.features(counts, learned), labels[learned])
+        logits[judged] = svm_logits(svm, tfidf.features(counts, judged), p.num_classes)
     issues = find_label_issues(labels, logits / fit_temperature(logits, labels))
     dropped, left = np.zeros(len(labels), dtype=bool), np.bincount(labels, minlength=p.num_classes)
     fewest = KEPT_OF_CLASS * left

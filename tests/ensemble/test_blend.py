@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from conftest import put_together
 from scipy.special import log_softmax
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
@@ -210,6 +212,43 @@ def test_what_each_member_adds():
     assert set(added.index) == {*members, "all but texts"}
     assert added.loc["b/image", "gain_low"] > 0 and not added.loc["b/image", "noise"]
     assert added.loc["c/image", "noise"] and added.loc["all but texts", "gain_low"] > 0
+
+
+def test_small_matrices_take_one_thread(monkeypatch):
+    seen = []
+
+    def method(members, labels):
+        seen.extend(pool["num_threads"] for pool in threadpool_info())
+        return METHODS["mean"](members, labels)
+
+    monkeypatch.setitem(METHODS, "watched", method)
+    labels, members = problem()
+    with threadpool_limits(2):
+        blend_members(members, labels, np.arange(len(labels)) % 2, ("watched",))
+    assert seen and set(seen) == {1}
+
+
+def test_stacking_takes_few_steps(monkeypatch):
+    steps = []
+
+    class Counted(LogisticRegression):
+        def fit(self, x, labels):
+            fitted = super().fit(x, labels)
+            steps.append(int(self.n_iter_.max()))
+            return fitted
+
+    monkeypatch.setattr("goods.ensemble.blend.LogisticRegression", Counted)
+    labels, members = problem(n=300, classes=12)
+    METHODS["stacking"](members, labels)
+    assert sum(steps) <= 20 * (3 * 3 + 3)  # costs of each part, and of all rows up to the chosen one
+
+
+@pytest.mark.slow
+def test_runs_that_share_one_fold_are_a_sentence(blend):
+    for run, numbers in (("mini", (0, 1)), ("words", (1, 2))):
+        change(blend.run_dir.parent / run / "ensemble" / "oof.parquet", lambda t, own=numbers: t[t["fold"].isin(own)])
+    with pytest.raises(GoodsError, match=r"only fold 1 is predicted .* \(mini has 0, 1; words has 1, 2\)"):
+        put_together(blend.model_copy(update={"allow_missing_folds": True}), read_goods(blend))
 
 
 def test_two_folds_leave_nothing_to_choose_on():

@@ -7,7 +7,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from goods.data.tables import read_goods
-from goods.models.tfidf import heaviest_words, make_svm, svm_logits
+from goods.models.tfidf import COSTS, choose_cost, heaviest_words, make_svm, svm_logits
 from goods.run import Run
 from goods_utils import fit_all
 
@@ -35,3 +35,20 @@ def test_a_class_that_is_absent_from_a_fold_comes_last(seen, make):
     assert values.shape == (len(labels), 4) and (values.argmax(1) == labels).all()
     absent = [k for k in range(4) if k not in seen]
     assert values[:, absent].max(1).tolist() < values[:, seen].min(1).tolist()
+
+
+@pytest.mark.parametrize(("enough", "folds"), [(10_000, 3), (100, 1), (101, 2), (300, 3)])
+def test_the_cost_is_chosen_on_no_more_inner_folds_than_are_needed(enough, folds, make, monkeypatch):
+    fits = []
+    rng = np.random.default_rng(0)
+    labels, inner = rng.integers(4, size=300), np.arange(300) % 3
+    x = csr_matrix(np.eye(4)[labels] + rng.normal(size=(300, 4)))
+
+    def counted(cost, p):
+        fits.append(cost)
+        return make_svm(cost, p)
+
+    monkeypatch.setattr("goods.models.tfidf.HELD_OUT", enough)
+    monkeypatch.setattr("goods.models.tfidf.make_svm", counted)
+    cost, temperature = choose_cost(lambda rows: x[rows], labels, inner, make(num_classes=4))
+    assert fits == list(COSTS) * folds and cost in COSTS and 0.1 < temperature < 10

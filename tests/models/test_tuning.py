@@ -175,6 +175,11 @@ def test_lora_targets_that_match_nothing_are_told_what_there_is(make):
         trainable(make(tune="lora", lora_targets=["query"]))
 
 
+def test_each_lora_target_matches_a_layer(make):
+    with pytest.raises(GoodsError, match=r"lora_targets query, gate match no layer .* fc1, fc2, k_proj, out_proj"):
+        trainable(make(tune="lora", lora_targets=["fc1", "query", "gate"]))
+
+
 def test_rates_fall_block_by_block(make):
     p = make(tune="full", learning_rate=1.0, layer_decay=0.5)
     backbone = load_backbone(p.model_name)

@@ -91,7 +91,7 @@ def test_a_state_holds_the_heads_scales_and_the_start_so_nothing_is_embedded_aga
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["choose_weights", "write_predictions", "prediction_table"])
 def test_killed_between_the_last_epoch_and_the_last_file_it_ends_with_the_same_bytes(make, monkeypatch, part):
-    recipe = {"tune": "head", "wise_ft": True, "num_epochs": 4, "head_learning_rate": 3e-3}
+    recipe = {"tune": "last", "last_blocks": 1, "wise_ft": True, "warm_start_epochs": 2, "num_epochs": 2}
     whole, p = make(run="whole", **recipe), make(run="stopped", **recipe, checkpoint_minutes=0.0)
     fit(whole)
 
