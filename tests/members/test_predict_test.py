@@ -18,6 +18,8 @@ from goods.members import dual, predict_test
 from goods.params import Params
 from goods.run import Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copy(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:

@@ -63,6 +63,7 @@ def test_earlier_blocks_learn_more_slowly(make):
     assert rates["embeddings.position_embeddings.weight"] == pytest.approx(2.5e-4)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_predictions(make):
     pd.testing.assert_frame_equal(fit(make(**TEXT, run="a")), fit(make(**TEXT, run="b")))
 
