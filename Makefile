@@ -79,8 +79,8 @@ kaggle-weights: .venv/installed ## the trained folds of that run as a private da
 kaggle-backbone: .venv/installed ## the weights of the kernel's backbone as a private dataset, once
 	@$(PY) -m kaggle_kernel.push backbone
 
-test-kaggle: .venv-kaggle/installed sample ## the whole road on the sample with the versions of Kaggle's image
-	@rm -rf outputs/demo-kaggle && .venv-kaggle/bin/python pipeline.py --config params/demo.yaml --run demo-kaggle --jobs 2
+test-kaggle: .venv-kaggle/installed sample ## the road on the sample, two folds, with the versions of Kaggle's image
+	@rm -rf outputs/demo-kaggle && .venv-kaggle/bin/python pipeline.py --config params/demo.yaml --run demo-kaggle --folds 0 1 --jobs 2
 
 clean: ## removes .venv, caches and what the demo made; other data, models and runs stay
 	rm -rf .venv .venv-kaggle build *.egg-info $(DEMO) .pytest_cache .ruff_cache .hypothesis
