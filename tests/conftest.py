@@ -165,6 +165,15 @@ def fit_in_stretches(p: Params) -> int:
     return stops
 
 
+def touch(base: Path, *names: str) -> Path:
+    """Makes empty files, and folders where a name ends in a slash."""
+    for name in names:
+        path = base / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True) if name.endswith("/") else path.touch()
+    return base
+
+
 # Files that take minutes; begun last, one worker would finish them alone while the other has nothing left.
 SLOW = ("test_docs", "test_real", "test_notebooks", "test_kernel", "test_pipeline", "test_resume")
 

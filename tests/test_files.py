@@ -7,19 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import touch
 
 from goods.errors import GoodsError
 from goods.files import ROOT, atomic_path, file_stamp, resolve, write_json, write_text
 from goods.params import load_params
-
-
-def touch(base: Path, *names: str) -> Path:
-    """Makes empty files, and folders where a name ends in a slash."""
-    for name in names:
-        path = base / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(exist_ok=True) if name.endswith("/") else path.touch()
-    return base
 
 
 def test_a_relative_path_means_the_project_root(monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from members_drawn import problem
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
@@ -17,19 +18,6 @@ def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
     labels = np.array([rng.choice(5, p=row) for row in np.exp(log_softmax(logits, axis=1))])
     assert fit_temperature(logits * 7, labels) == pytest.approx(7, rel=0.25)
     assert fit_temperature(logits / 7, labels) == pytest.approx(1 / 7, rel=0.25)
-
-
-def problem(seed: int = 0, n: int = 600, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,), and log-probabilities (3, n, classes): good, other, and noise that knows nothing."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(classes, size=n)
-    truth = np.eye(classes)[labels]
-    raw = [
-        2 * truth + rng.normal(size=truth.shape),
-        2 * truth + rng.normal(size=truth.shape),
-        rng.normal(size=truth.shape),
-    ]
-    return labels, np.stack([log_softmax(values, axis=1) for values in raw])
 
 
 def test_a_gain_has_its_noise():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import touch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -313,15 +314,6 @@ def test_parse_setting_raises_nothing_but_sentences(text):
     except GoodsError:
         return
     assert name.isidentifier()
-
-
-def touch(base: Path, *names: str) -> Path:
-    """Makes empty files, and folders where a name ends in a slash."""
-    for name in names:
-        path = base / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(exist_ok=True) if name.endswith("/") else path.touch()
-    return base
 
 
 LAYOUTS = [

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import put_together
+from members_drawn import problem
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -54,19 +55,6 @@ def test_members_of_all_runs_become_one_prediction(blend):
     assert result.tables["methods"].loc["weights", "log_loss"] < result.table["log_loss"].drop("blend").min()
     assert result.scores.loc["oof", ("fused", "macro_f1")] == pytest.approx(result.table.loc["blend", "macro_f1"])
     assert write_submission(blend, goods)["id"].tolist() == goods.test["id"].tolist()
-
-
-def problem(seed: int = 0, n: int = 600, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (n,), and log-probabilities (3, n, classes): good, other, and noise that knows nothing."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(classes, size=n)
-    truth = np.eye(classes)[labels]
-    raw = [
-        2 * truth + rng.normal(size=truth.shape),
-        2 * truth + rng.normal(size=truth.shape),
-        rng.normal(size=truth.shape),
-    ]
-    return labels, np.stack([log_softmax(values, axis=1) for values in raw])
 
 
 def test_weights_take_what_adds_and_drop_what_does_not():
