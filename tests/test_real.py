@@ -49,7 +49,7 @@ def test_image_and_text_of_real_products_add_up(tables: Path) -> None:
     settings = {
         "train_csv": tables / "train.csv", "test_csv": tables / "test.csv", "train_images_dir": p.train_images_dir,
         "test_images_dir": p.test_images_dir, "model_name": MODEL, "outputs_dir": tables / "outputs",
-        "n_folds": FOLDS, "batch_size": 64, "num_workers": 0,
+        "n_folds": FOLDS, "num_workers": 0,
     }  # fmt: skip
     command = [sys.executable, "pipeline.py", "--config", "params/head.yaml", "--run", "real", "--set"]
     command += [f"{name}={value}" for name, value in settings.items()]
@@ -64,10 +64,10 @@ def test_image_and_text_of_real_products_add_up(tables: Path) -> None:
     assert metrics["missing_folds"] == []
     train, test = read(tables / "train.csv"), read(tables / "test.csv")
     majority = train["categories"].value_counts(normalize=True).max()
-    # About half of what was measured at the last epoch: fused .53, image .45, text .39, majority .16.
-    assert accuracy["fused"] > majority + 0.18
-    assert accuracy["fused"] > accuracy["image"] + 0.04
-    assert accuracy["fused"] > accuracy["text"] + 0.07
+    # Measured: fused .52, image .42, text .27, majority .16.
+    assert accuracy["fused"] > majority + 0.25
+    assert accuracy["fused"] > accuracy["image"] + 0.08
+    assert accuracy["fused"] > accuracy["text"] + 0.13
 
     submission, probabilities = read(run / "submission.csv"), read(run / "submission_probs.csv")
     assert submission["id"].tolist() == probabilities["id"].tolist() == test["id"].tolist()
