@@ -49,6 +49,7 @@ __all__ = [
     "explain",
     "fit_all",
     "fit_fold",
+    "fold_scores",
     "frame_logits",
     "heaviest_words",
     "joined",
@@ -68,6 +69,7 @@ __all__ = [
     "read_oof",
     "read_params",
     "read_pseudo",
+    "refit",
     "report_table",
     "save_embeddings",
     "saved_files",
@@ -94,7 +96,18 @@ def fit_fold(p: Params, goods: Goods) -> dict:
 def fit_all(p: Params, goods: Goods) -> pd.DataFrame:
     """Trains all folds that p chooses and that aren't trained yet; returns a row of scores per fold."""
     members.fit(p, goods)
+    return fold_scores(p)
+
+
+def fold_scores(p: Params) -> pd.DataFrame:
+    """The main scores of the trained folds, and what was chosen for each; one row per fold."""
     return members.fold_scores_of(p)
+
+
+def refit(p: Params, goods: Goods) -> dict:
+    """Trains the model that learns from all rows where it isn't trained yet; returns its metrics.json."""
+    members.refit(p, goods)
+    return Run.of(p).refit.scores()
 
 
 def read_oof(p: Params, folds: Sequence[int] | None = None) -> pd.DataFrame:
@@ -157,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
     fit.add_argument("--fold", type=int, default=0, help="the fold to hold back")
+    fit.add_argument("--refit", action="store_true", help="hold back none: the model of all rows, after the folds")
     cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
     cost.add_argument("--gpu", help="T4, L4, A100 ...; the default is the GPU there is, else T4")
     report = commands.add_parser("report", help="report.html of a run, whatever it has so far")
@@ -175,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(write_report(p))
             return
         open_run(p)
-        metrics = fit_fold(p, read_goods(p))
+        metrics = refit(p, read_goods(p)) if options.refit else fit_fold(p, read_goods(p))
     except GoodsError as error:
         sys.exit(f"goods_utils.py: {error}")
     if os.environ.get("RANK", "0") == "0":

@@ -28,12 +28,12 @@ import yaml
 
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import ROOT, file_hash, file_stamp, held, read_json, read_json_if_whole, write_json, write_text
-from goods.members import kind_of, open_run, result_files, step_inputs
-from goods.params import DEFAULT_CONFIG, OUTPUTS, RUNTIME_FIELDS, Params, load_run, parse_setting
+from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_files, step_inputs
+from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run, parse_setting
 from goods.run import Run
 from goods.step import STATUS
 
-STEPS = ("eda", "train", "baseline", "ensemble", "submission")
+STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission")
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
@@ -220,12 +220,12 @@ class Pipeline:
 
     def begun(self) -> bool:
         """Whether a fold is trained or has stopped in time: a later one that finds the time over is no error."""
-        return bool(self.stopped) or any(step.name == "train" for step in self.took)
+        return bool(self.stopped) or any(step.name in TRAINING for step in self.took)
 
     def over(self, step: Step) -> bool:
         """Whether max_hours are over for a fold that has not started; the first one says so itself, as an error."""
         hours = (time.time() - float(os.environ.get("GOODS_STARTED") or STARTED)) / 3600
-        return step.name == "train" and self.begun() and self.p.max_hours is not None and hours > self.p.max_hours
+        return step.name in TRAINING and self.begun() and self.p.max_hours is not None and hours > self.p.max_hours
 
     def due(self, steps: list[Step]) -> list[tuple[Step, str]]:
         """The steps to run, each with its key; the others are unchanged."""
@@ -234,7 +234,7 @@ class Pipeline:
             key = step_key(step, self.p)
             done = read_json_if_whole(self.file(step, ".done.json"))
             there = all(path.is_file() for path in (self.file(step, ".ipynb"), *self.written(step)))
-            again = self.force or (self.p.retrain and step.name in ("train", "baseline"))
+            again = self.force or (self.p.retrain and step.name in TRAINING)
             whole = done.get("key") == key and isinstance(done.get("seconds"), int | float)
             if whole and there and not again:
                 self.took[step] = f"{duration(done['seconds'])}, earlier"
@@ -324,9 +324,12 @@ def number(value: Any) -> str:
 
 def epoch_lines(step: Step, run: Run) -> list[str]:
     """The whole lines of the log of a fold's training, under way or ended."""
-    if step.fold is None or not run.fold(step.fold).latest_log.is_file():
+    if (number := REFIT if step.name == "refit" else step.fold) is None:
         return []
-    text = run.fold(step.fold).latest_log.read_text(encoding="utf-8", errors="replace")
+    log = run.fold(number).latest_log
+    if not log.is_file():
+        return []
+    text = log.read_text(encoding="utf-8", errors="replace")
     return text[: text.rfind("\n") + 1].splitlines()
 
 
@@ -340,7 +343,8 @@ def show_epochs(job: Running, run: Run) -> None:
             epoch = dict(json.loads(line))
         except (ValueError, TypeError):
             continue
-        parts = [f"  fold {job.step.fold}", f"epoch {epoch.get('epoch', '?')}/{epoch.get('epochs', '?')}"]
+        what = "refit" if job.step.fold is None else f"fold {job.step.fold}"
+        parts = [f"  {what}", f"epoch {epoch.get('epoch', '?')}/{epoch.get('epochs', '?')}"]
         for key, label in (("train_loss", "loss"), ("macro_f1", "macro-F1")):
             parts += [f"{label} {number(epoch[key])}"] if key in epoch else []
         parts += [duration(epoch["seconds"])] if isinstance(epoch.get("seconds"), (int, float)) else []
@@ -410,9 +414,11 @@ def prepare(args: argparse.Namespace) -> Pipeline:
     given = read_settings(args.set) | ({"run": args.run} if args.run else {})
     given |= {"folds": args.folds} if args.folds is not None else {}
     p = load_run(args.config, **given)
-    names = read_steps(args.steps or list(kind_of(p).notebooks))
+    names = read_steps(args.steps or notebooks_of(p))
     if args.folds and not {"train", "baseline"} & set(names):
         raise GoodsError("--folds says which folds to train, but none of the steps trains any; drop one of the two")
+    if "refit" in names and not p.refit:
+        raise GoodsError("--steps refit: set refit=true with it, so that the later steps predict with that model")
     for name in names:
         notebook_source(name)
     stages = [[Step(name, fold) for fold in p.chosen_folds] if name == "train" else [Step(name)] for name in names]

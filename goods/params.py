@@ -22,6 +22,7 @@ from goods.step import tell_ends
 
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
 DEFAULT_CONFIG = "params/demo.yaml"
+REFIT = -1  # in place of a fold's number: the model that learns from all rows
 
 
 # A field that may differ between two calls of one run: where things are, how fast they go, which part is done now.
@@ -112,6 +113,9 @@ class FoldParams(_Group):
     )
     folds: Numbers | None = RuntimeField(None, description="the folds to train; null: all but the first skip_folds")
     skip_folds: Int = RuntimeField(0, ge=0, description="number of folds to leave out, from the first; or name folds")
+    refit: bool = RuntimeField(
+        False, description="train one more model on all rows, as long as the folds suggest, and predict with it alone"
+    )
     retrain: bool = RuntimeField(False, description="train again what is trained; the old one stays until then")
 
 
@@ -260,6 +264,11 @@ class Params(
     def chosen_folds(self) -> list[int]:
         """The folds to train: those in `folds`, or all but the first `skip_folds`."""
         return list(range(self.skip_folds, self.n_folds)) if self.folds is None else list(self.folds)
+
+    @property
+    def seed_offset(self) -> int:
+        """What sets the fold's random numbers apart: its number, or for the refit that of one fold more."""
+        return self.n_folds if self.fold == REFIT else self.fold
 
 
 RUNTIME_FIELDS = frozenset(name for name, field in Params.model_fields.items() if field.json_schema_extra == RUNTIME)

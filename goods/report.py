@@ -34,6 +34,7 @@ TABLES = {
     "added": "What each member adds",
     "teacher": "Gain over the run that made the pseudo-labels",
 }
+REFITTED = "; the test set is predicted by one model of all rows (refit), for which the folds' score stands"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ run }}</title>
@@ -49,7 +50,7 @@ td:first-child, th:first-child, .words td, .words th { text-align: left; overflo
 @media (max-width: 560px) { .figures { grid-template-columns: 1fr; } }
 </style></head><body>
 <h1>{{ run }}</h1>
-<p>{{ made_by }}; {{ done }} of {{ n_folds }} folds</p>
+<p>{{ made_by }}; {{ done }} of {{ n_folds }} folds{{ refit }}</p>
 {% for sentence in missing %}<p class="missing">{{ sentence }}</p>{% endfor %}
 {% if headline %}<p class="score">{{ headline }}</p>{% endif %}
 {% for title, table in tables %}<h2>{{ title }}</h2><div class="wide">{{ table }}</div>{% endfor %}
@@ -86,6 +87,7 @@ def write_report(p: Params) -> Path:
         made_by=_made_by(p),
         done=len(run.trained()) or (p.n_folds - len(metrics.get("missing_folds", [])) if metrics else 0),
         n_folds=p.n_folds,
+        refit=REFITTED if metrics.get("refit") else "",
         missing=_missing(p, metrics) + left_out,
         headline=_headline(run),
         tables=_tables(metrics),

@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goods.errors import DamagedFileError, OtherRunError, ParameterError
+from goods.errors import DamagedFileError, GoodsError, OtherRunError, ParameterError
 from goods.files import (
     HOLDER_SECONDS,
     atomic_path,
@@ -29,7 +29,7 @@ from goods.files import (
     resolve,
     write_json,
 )
-from goods.params import OUTPUTS, RUNTIME_FIELDS, Params
+from goods.params import OUTPUTS, REFIT, RUNTIME_FIELDS, Params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +41,15 @@ PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn 
 
 
 class Fold:
-    """One fold's folder: weights.safetensors, oof.parquet, test.parquet, metrics.json, log.jsonl, checkpoint/."""
+    """One fold's folder: weights.safetensors, oof.parquet, test.parquet, metrics.json, log.jsonl, checkpoint/.
+
+    Number REFIT is the model that learns from all rows, in refit/: it holds none back, so it has no oof.parquet.
+    """
 
     def __init__(self, run: Run, number: int) -> None:
-        self.run, self.number, self.folder = run, number, run.folder / f"fold{number}"
+        self.run, self.number, self.refit = run, number, number == REFIT
+        self.title = "the refit" if self.refit else f"fold {number}"
+        self.folder = run.folder / ("refit" if self.refit else f"fold{number}")
         self.weights, self.details = self.folder / "weights.safetensors", self.folder / "model.json"
         self.oof, self.test = self.folder / "oof.parquet", self.folder / "test.parquet"
         self.begun_test = self.folder / "test.begun.parquet"  # its first rows, while the others aren't predicted yet
@@ -60,7 +65,7 @@ class Fold:
     @property
     def trained(self) -> bool:
         """Whether the fold is trained to its end: metrics.json is written last, and must be whole."""
-        return bool(self.scores()) and self.oof.is_file() and self.weights.is_file()
+        return bool(self.scores()) and (self.refit or self.oof.is_file()) and self.weights.is_file()
 
     @property
     def predicted(self) -> bool:
@@ -84,11 +89,13 @@ class Fold:
     def scores(self) -> dict[str, Any]:
         """metrics.json; empty when the fold isn't finished or the file isn't whole."""
         found = read_json_if_whole(self.metrics)
-        whole = found.get("fold") == self.number and any(isinstance(found.get(name), dict) for name in OUTPUTS)
+        scored = self.refit or any(isinstance(found.get(name), dict) for name in OUTPUTS)
+        whole = found.get("fold") == self.number and scored
         return found if whole else {}
 
-    def read(self, part: str, ids: Sequence[str]) -> pd.DataFrame:
-        """The fold's predictions, `part` oof or test, of exactly the products `ids`, in their order.
+    def read(self, part: str, ids: Sequence[str] | None = None) -> pd.DataFrame:
+        """The fold's predictions, `part` oof or test, of exactly the products `ids`, in their order, where they are
+        given.
 
         Raises DamagedFileError, with what to do, when they aren't that.
         """
@@ -98,7 +105,7 @@ class Fold:
         again = {"oof": f"train the fold again: retrain=true, --folds {self.number}",
                  "test": "remove the file, and the fold predicts the test set again"}[part]  # fmt: skip
         frame = read_frame(path, ["id"], again)
-        if frame["id"].tolist() != list(ids):
+        if ids is not None and frame["id"].tolist() != list(ids):
             raise DamagedFileError(f"the ids in {path} are not those of the run's folds and tables; {again}")
         if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
             raise DamagedFileError(f"{path} holds values that are not numbers; {again}")
@@ -125,9 +132,9 @@ class Fold:
 
     def held(self) -> AbstractContextManager[None]:
         """Inside, this process alone trains the fold; raises HeldError with who does so already."""
-        lock = self.run.locks / f"fold{self.number}.lock"
+        lock = self.run.locks / f"{self.folder.name}.lock"
         folders = (self.folder, self.checkpoint)
-        return held(lock, f"fold {self.number} of run '{self.run.name}'", folders, HOLDER_SECONDS)
+        return held(lock, f"{self.title} of run '{self.run.name}'", folders, HOLDER_SECONDS)
 
 
 class Run:
@@ -162,13 +169,30 @@ class Run:
         return Fold(self, number)
 
     def folds(self) -> list[Fold]:
-        """The folds that have a folder."""
+        """The folds that have a folder, the refit apart."""
         numbers = [path.name.removeprefix("fold") for path in self.folder.glob("fold*") if path.is_dir()]
         return [self.fold(number) for number in sorted(int(n) for n in numbers if n.isdecimal())]
 
     def trained(self) -> list[int]:
         """The numbers of the folds that are trained to their end."""
         return [fold.number for fold in self.folds() if fold.trained]
+
+    @property
+    def refit(self) -> Fold:
+        """The model that learns from all rows, whether it is there or not."""
+        return self.fold(REFIT)
+
+    def predictors(self, p: Params) -> list[Fold]:
+        """The trained folds that predict products which none of them saw: with p.refit the refit alone.
+
+        Raises GoodsError when that isn't trained yet.
+        """
+        if not p.refit:
+            return [fold for fold in self.folds() if fold.trained]
+        if not self.refit.trained:
+            raise GoodsError(f"the refit of run '{self.name}' isn't trained yet; run notebooks/refit.ipynb, or leave "
+                             "out refit to predict with the folds")  # fmt: skip
+        return [self.refit]
 
     def pseudo(self, fold: int) -> Path:
         """The test products that the run has labelled for a fold of the next one."""
@@ -196,7 +220,7 @@ class Run:
     def weight_files(self) -> list[Path]:
         """The files that predict other products with the trained folds, and say what made them."""
         shared = [self.record_file, self.folds_table, self.labels, self.neighbours]
-        folds = [self.fold(number) for number in self.trained()]
+        folds = [fold for fold in (*self.folds(), self.refit) if fold.trained]
         found = [path for f in folds for path in (f.weights, f.details, f.oof, f.choices, f.metrics, f.log, f.words)]
         return [path for path in shared + found if path.is_file()]
 
@@ -204,7 +228,7 @@ class Run:
         """Removes what nobody will read once no process is at work: locks, unfinished writings, the last state but one
         where the last is there."""
         shutil.rmtree(self.locks, ignore_errors=True)
-        for fold in self.folds():
+        for fold in (*self.folds(), self.refit):
             if fold.state.is_file():
                 fold.previous_state.unlink(missing_ok=True)
         for litter in self.folder.rglob(".*.tmp"):
@@ -324,7 +348,7 @@ class Run:
             if other.neighbours.is_file() and not self.neighbours.is_file():
                 with atomic_path(self.neighbours) as temporary:
                     shutil.copyfile(other.neighbours, temporary)
-            for theirs in other.folds():
+            for theirs in (*other.folds(), other.refit):
                 own = self.fold(theirs.number)
                 if not (theirs.trained or theirs.resumable) or own.trained or own.resumable:
                     continue

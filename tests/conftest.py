@@ -181,3 +181,22 @@ SLOW = ("test_docs", "test_real", "test_notebooks", "test_kernel", "test_pipelin
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files first."""
     items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+
+
+class Stopped(Exception):
+    """What ends a training in these tests, as a kill would."""
+
+
+def stopped_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings end before this step, with the state after each one saved."""
+    from goods.training import loop
+
+    taken = iter(range(steps))
+
+    def step(*arguments) -> float:
+        if next(taken, None) is None:
+            raise Stopped
+        return original(*arguments)
+
+    original = loop.step
+    monkeypatch.setattr(loop, "step", step)

@@ -319,7 +319,7 @@ def estimate_hours(
     peak = _peak(gpu, precision)
     if peak is None:
         return {}
-    (train, test), folds = rows, len(p.chosen_folds)
+    (train, test), folds, predicting = rows, len(p.chosen_folds), 1 if p.refit else len(p.chosen_folds)
     forward = sum(n for name, n in flops.items() if name.startswith("forward"))
     if p.tune == "head":
         work = {"embeddings, once": (train + test) * forward}
@@ -329,9 +329,9 @@ def estimate_hours(
         twice = 2 if p.test_time_flip else 1
         work = {"embeddings, once": train * forward} if p.warm_start_epochs else {}
         work |= {
-            "training": folds * p.num_epochs * train * (1 - 1 / p.n_folds) * step,
+            "training": (folds * (1 - 1 / p.n_folds) + p.refit) * p.num_epochs * train * step,
             "validation": folds * validations * train / p.n_folds * forward * twice,
-            "test prediction": folds * test * forward * twice,
+            "test prediction": predicting * test * forward * twice,
         }
     return {name: n / (peak * 1e12 * gpu.utilisation) / 3600 for name, n in work.items()}
 
@@ -351,7 +351,7 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
     train, test = rows
     embedded = train + test if p.tune == "head" else train if p.warm_start_epochs else 0
     sizes = {
-        "weights of all folds": len(p.chosen_folds) * (2 * backbone + 4 * heads + scale),
+        "weights of all folds": (len(p.chosen_folds) + p.refit) * (2 * backbone + 4 * heads + scale),
         "states of a fold in training": 2 * state,
         "embeddings": embedded * footprint.embedding,
     }

@@ -6,42 +6,43 @@ predictions trusts that member too much.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from goods.data.tables import Goods
 from goods.errors import DamagedFileError, GoodsError
-from goods.metrics import macro_f1
 from goods.predictions import frame_logits, logits_frame, main_of, read_choices
 from goods.run import Fold, Run
+from goods.training.refit import Choices, best_on_average, choice_scores
 
-Choices = dict[str, dict[str, np.ndarray]]  # {"epoch 3": {output: (n, num_classes) logits}}
 
+def read_oofs(run: Run, folds: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """{fold: oof} of the trained folds, checked; at the choice that the other folds make, if there is one.
 
-def read_folds_parts(run: Run, folds: pd.DataFrame, goods: Goods) -> dict[int, tuple[pd.DataFrame, pd.DataFrame]]:
-    """{fold: (oof, test)} of the trained folds, checked; oof at the choice that the other folds make, if there is one.
-
-    Raises GoodsError when no fold is trained or one has not predicted the test set, DamagedFileError when a fold's
-    predictions don't fit the run's folds or the test set.
+    Raises GoodsError when no fold is trained, DamagedFileError when a fold's predictions don't fit the run's folds.
     """
     done = run.trained()
     if not done:
         raise GoodsError(f"run '{run.name}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
-    parts = {k: read_fold(run.fold(k), folds, goods) for k in done}
-    choices = {k: read_fold_choices(run.fold(k), parts[k][0]) for k in done}
-    for k, choice in chosen_by_others(choices, {k: oof["label"].to_numpy() for k, (oof, _) in parts.items()}).items():
-        oof, test = parts[k]
-        parts[k] = pd.concat([oof[["id", "label", "fold"]], logits_frame(choices[k][choice])], axis=1), test
-    return parts
+    oofs = {k: run.fold(k).read("oof", folds.loc[folds["fold"] == k, "id"]) for k in done}
+    choices = {k: read_fold_choices(run.fold(k), oofs[k]) for k in done}
+    for k, choice in chosen_by_others(choices, {k: oof["label"].to_numpy() for k, oof in oofs.items()}).items():
+        oofs[k] = pd.concat([oofs[k][["id", "label", "fold"]], logits_frame(choices[k][choice])], axis=1)
+    return oofs
 
 
-def read_fold(fold: Fold, folds: pd.DataFrame, goods: Goods) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A fold's oof and test tables as it left them, checked against the rows that they must hold."""
-    if not fold.predicted:
-        raise GoodsError(f"fold {fold.number} of run '{fold.run.name}' has not predicted the test set yet: "
-                         "gu.predict_test(p, goods), as notebooks/ensemble.ipynb does")  # fmt: skip
-    held_back = folds.loc[folds["fold"] == fold.number, "id"]
-    return fold.read("oof", held_back), fold.read("test", goods.test["id"])
+def read_tests(folds: Sequence[Fold], goods: Goods) -> dict[int, pd.DataFrame]:
+    """{fold: its predictions of the test set}, checked.
+
+    Raises GoodsError when one has not predicted the test set, DamagedFileError when its predictions don't fit it.
+    """
+    for fold in folds:
+        if not fold.predicted:
+            raise GoodsError(f"{fold.title} of run '{fold.run.name}' has not predicted the test set yet: "
+                             "gu.predict_test(p, goods), as notebooks/ensemble.ipynb does")  # fmt: skip
+    return {fold.number: fold.read("test", goods.test["id"]) for fold in folds}
 
 
 def read_fold_choices(fold: Fold, oof: pd.DataFrame) -> Choices:
@@ -59,22 +60,20 @@ def chosen_by_others(choices: dict[int, Choices], labels: dict[int, np.ndarray])
 
     With no other fold nothing is chosen: the last epoch, or the tuned weights as they are.
     """
-    scores = {k: {name: macro_f1(labels[k], main_of(made).argmax(1)) for name, made in of.items()}
-              for k, of in choices.items()}  # fmt: skip
+    scores = {k: choice_scores(of, labels[k]) for k, of in choices.items()}
     found = {}
     for k, own in scores.items():
-        others = [scores[j] for j in scores if j != k and scores[j]]
-        shared = [name for name in own if all(name in other for other in others)]
-        if others and shared:
-            found[k] = max(shared, key=lambda name: np.mean([other[name] for other in others]))
+        others = [{n: v for n, v in scores[j].items() if n in own} for j in scores if j != k and scores[j]]
+        if others and (best := best_on_average(others)):
+            found[k] = best
         elif own:
             found[k] = next(iter(own)) if "alpha 1" in own else list(own)[-1]
     return found
 
 
-def as_each_chose(run: Run, parts: dict[int, tuple[pd.DataFrame, pd.DataFrame]]) -> np.ndarray | None:
+def as_each_chose(run: Run, oofs: dict[int, pd.DataFrame]) -> np.ndarray | None:
     """(n, num_classes) main logits of the oof rows, fold after fold, at the choice that each fold made on them itself;
     None where no fold had a choice."""
-    if not any(run.fold(k).choices.is_file() for k in parts):
+    if not any(run.fold(k).choices.is_file() for k in oofs):
         return None
-    return np.concatenate([frame_logits(run.fold(k).read("oof", oof["id"])) for k, (oof, _) in parts.items()])
+    return np.concatenate([frame_logits(run.fold(k).read("oof", oof["id"])) for k, oof in oofs.items()])

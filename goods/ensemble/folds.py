@@ -13,7 +13,7 @@ from scipy.special import log_softmax, logsumexp
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.ensemble.blend import row_of
-from goods.ensemble.choices import as_each_chose, read_folds_parts
+from goods.ensemble.choices import as_each_chose, read_oofs, read_tests
 from goods.files import read_frame, write_frame, write_json
 from goods.metrics import calibrated, score
 from goods.params import Params
@@ -48,14 +48,16 @@ class Ensemble:
 def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     """Mean of the probabilities of all trained folds; writes oof, test, weights and metrics to the run's ensemble/.
 
+    With p.refit the test set is predicted by the model of all rows, at the temperature of the folds.
+
     Raises GoodsError when no fold is trained, or has predicted the test set; DamagedFileError when a fold's predictions
     don't fit the run's folds or the test set.
     """
     run, folds = Run.of(p), read_folds(goods, p)
-    parts = read_folds_parts(run, folds, goods)
-    done = list(parts)
-    oof = pd.concat([oof for oof, _ in parts.values()])
-    tables = _against_own_choice(run, parts)
+    oofs, tests = read_oofs(run, folds), read_tests(run.predictors(p), goods)
+    done = list(oofs)
+    oof = pd.concat(list(oofs.values()))
+    tables = _against_own_choice(run, oofs)
     oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
     labels, fold, outputs = oof["label"].to_numpy(), oof["fold"].to_numpy(), outputs_of(oof)
     logits = {name: frame_logits(oof, name) for name in outputs}
@@ -63,7 +65,7 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     for name in outputs:
         values, temperature = calibrated(logits[name], labels, fold)
         scaled[name] = log_softmax(values, axis=1)
-        each = [log_softmax(frame_logits(table, name) / temperature, axis=1) for _, table in parts.values()]
+        each = [log_softmax(frame_logits(table, name) / temperature, axis=1) for table in tests.values()]
         test[name] = logsumexp(each, axis=0) - np.log(len(each))
     oof = pd.concat([oof[["id", "label", "fold"]], logits_frame(scaled)], axis=1)
     result = Ensemble(
@@ -74,7 +76,7 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
         uncalibrated=logits[outputs[0]],
         tables=tables | _against_teacher(p, oof),
     )
-    write_ensemble(run, result, {"weights": {run.fold(k).folder.name: 1 / len(done) for k in done}})
+    write_ensemble(run, result, {"weights": {run.fold(k).folder.name: 1 / len(tests) for k in tests}}, refit=p.refit)
     return result
 
 
@@ -92,12 +94,12 @@ def _against_teacher(p: Params, oof: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"teacher": pd.DataFrame([before, row], index=pd.Index([p.pseudo_from, p.run], name="run"))}
 
 
-def _against_own_choice(run: Run, parts: dict[int, tuple[pd.DataFrame, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+def _against_own_choice(run: Run, oofs: dict[int, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """{"chosen": what the score gains where each fold chooses on the rows that are scored}, for runs that choose."""
-    own = as_each_chose(run, parts)
+    own = as_each_chose(run, oofs)
     if own is None:
         return {}
-    oof = pd.concat([oof for oof, _ in parts.values()])
+    oof = pd.concat(list(oofs.values()))
     labels, fold, honest = oof["label"].to_numpy(), oof["fold"].to_numpy(), frame_logits(oof)
     rows = [score(labels, honest), row_of(labels, fold, own, honest)]
     return {"chosen": pd.DataFrame(rows, index=pd.Index(["by the other folds", "on the scored rows"], name="choice"))}

@@ -8,7 +8,7 @@ from scipy.special import softmax
 
 from goods.data.folds import product_groups, read_folds
 from goods.data.tables import Goods, all_products
-from goods.ensemble.choices import read_folds_parts
+from goods.ensemble.choices import read_oofs, read_tests
 from goods.errors import GoodsError, ParameterError
 from goods.files import write_frame
 from goods.params import Params
@@ -34,12 +34,12 @@ def make_pseudo_labels(p: Params, goods: Goods) -> pd.DataFrame:
                              f"{', '.join(p.runs)}")  # fmt: skip
     if missing := [k for k in range(p.n_folds) if k not in trained]:
         raise GoodsError(f"run '{p.run}' has no trained fold {missing[0]} yet; train all folds, then label")
-    read = read_folds_parts(run, folds, goods)
+    oofs, tests = read_oofs(run, folds), read_tests([run.fold(k) for k in trained], goods)
     groups = product_groups(all_products(goods), p)
     own, others = groups[: len(goods.train)], groups[len(goods.train) :]
     tables = []
-    for k, (_, test) in read.items():
-        seen = pd.concat([oof for j, (oof, _) in read.items() if j != k])
+    for k, test in tests.items():
+        seen = pd.concat([oof for j, oof in oofs.items() if j != k])
         thresholds = class_thresholds(seen["label"].to_numpy(), softmax(frame_logits(seen), axis=1), p.pseudo_precision)
         counts = np.bincount(seen["label"], minlength=p.num_classes)
         free = ~np.isin(others, own[(folds["fold"] == k).to_numpy()])

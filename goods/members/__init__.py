@@ -25,7 +25,7 @@ from goods.code_version import code_version
 from goods.errors import ParameterError, StoppedInTime, TimeOverError
 from goods.files import folder_hash, resolve
 from goods.members.idle import refuse_idle
-from goods.params import OUTPUTS, Params
+from goods.params import OUTPUTS, REFIT, Params
 from goods.run import Fold, Run, deadline
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from goods.data.tables import Goods
     from goods.ensemble.folds import Ensemble
 
+TRAINING = ("train", "baseline", "refit")  # the notebooks that train
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
 SUBMISSION_CODE = ("goods.ensemble.submission",)
@@ -92,6 +93,14 @@ KINDS = {
 }  # fmt: skip
 
 
+def notebooks_of(p: Params) -> list[str]:
+    """The notebooks of the run that the parameters describe, in sequence."""
+    names = list(kind_of(p).notebooks)
+    if p.refit:
+        names.insert(names.index("ensemble"), "refit")
+    return names
+
+
 def kind_of(p: Params) -> Kind:
     """The kind of the run that the parameters describe; raises ParameterError when there is none of that name."""
     if p.kind not in KINDS:
@@ -111,7 +120,8 @@ def open_run(p: Params) -> Path:
     refuse_idle(p)
     run.open(p, kind_of(p).model_hashes(p))
     if p.resume_from and (adopted := run.adopt(p, Run(resolve(p.resume_from)))):
-        print(f"taken over from {p.resume_from}: folds {', '.join(map(str, adopted))}", flush=True)
+        names = ["the refit" if number == REFIT else str(number) for number in adopted]
+        print(f"taken over from {p.resume_from}: folds {', '.join(names)}", flush=True)
     return run.folder
 
 
@@ -120,14 +130,22 @@ def fit(p: Params, goods: Goods, numbers: list[int] | None = None) -> None:
     kind_of(p).load().fit(p, goods, list(p.chosen_folds if numbers is None else numbers))
 
 
-def predict_test(p: Params, goods: Goods) -> list[int]:
-    """Writes test.parquet of every trained fold that lacks one; returns those folds.
+def refit(p: Params, goods: Goods) -> None:
+    """Trains the model that learns from all rows, once the folds have said how long; one that is trained stays."""
+    fit(p, goods, [REFIT])
+
+
+def predict_test(p: Params, goods: Goods, by_folds: bool = False) -> list[int]:
+    """Writes test.parquet of every trained fold that lacks one, or of the refit where p.refit is set; returns which.
+
+    `by_folds`: of the folds all the same, as pseudo-labels need it.
 
     All of them together, so that photos are decoded and texts tokenised once, and stretch by stretch: what is predicted
     is kept, and the next call goes on from there. Raises StoppedInTime when p.max_hours are over between two
     stretches, and TimeOverError when they are before the first one.
     """
-    due = [fold for fold in Run.of(p).folds() if fold.trained and not fold.predicted]
+    p = p.model_copy(update={"refit": p.refit and not by_folds})
+    due = [fold for fold in Run.of(p).predictors(p) if not fold.predicted]
     stop_at, begun = deadline(p), False
     while left := [fold for fold in due if not fold.predicted]:
         if stop_at and time.time() > stop_at:
@@ -199,11 +217,12 @@ def step_inputs(step: str, p: Params) -> Inputs:
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
     if step == "eda":
         return Inputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.backbone")))
-    if step in ("train", "baseline"):
+    folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
+    if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
-        return Inputs(data, learned, models, kind.code())
+        return Inputs(data, (*learned, *(folds if step == "refit" else ())), models, kind.code())
     if step == "ensemble":
-        read = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
+        read = [*folds, *([run.refit.metrics] if p.refit else [])]
         others = [*(Run.named(p, name) for name in p.runs), *([teacher] if teacher else [])]
         read += [path for other in others for path in (other.oof, other.test)]
         return Inputs(data, tuple(read), models, code_version((kind.module, *ENSEMBLE_CODE)))
@@ -213,7 +232,9 @@ def step_inputs(step: str, p: Params) -> Inputs:
 def result_files(step: str, fold: int | None, p: Params) -> list[Path]:
     """The files that a finished step has left."""
     run = Run.of(p)
-    if step in ("train", "baseline"):
+    if step == "refit":
+        return [run.refit.weights, run.refit.metrics]
+    if step in TRAINING:
         numbers = p.chosen_folds if fold is None else [fold]
         return [path for k in numbers for path in (run.fold(k).weights, run.fold(k).oof, run.fold(k).metrics)]
     ensemble, submission = [run.oof, run.test, run.metrics], [run.submission, run.submission_probs]

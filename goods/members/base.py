@@ -13,13 +13,11 @@ import pandas as pd
 from goods.data.folds import read_folds
 from goods.data.tables import Goods, all_products
 from goods.members import kind_of
-from goods.metrics import score
 from goods.params import Params
-from goods.predictions import write_predictions
 from goods.processes import in_parallel
-from goods.run import Run
-from goods.training.fold import to_train
-from goods.training.rows import rows_hash, training_rows
+from goods.run import Fold, Run
+from goods.training.fold import finish_fold, to_train, what_makes
+from goods.training.rows import training_rows
 
 
 @dataclass(frozen=True)
@@ -50,27 +48,15 @@ def part_of(p: Params, goods: Goods, number: int) -> Part:
     return Part(all_products(goods), rows, labels, np.flatnonzero(folds["fold"] == number), folds)
 
 
-def made_from(p: Params, goods: Goods, number: int, code: str) -> dict[str, str]:
-    """What a fold that is trained now comes from."""
-    return {"rows": rows_hash(p, goods, read_folds(goods, p), number), "code": code}
-
-
 def due_folds(p: Params, goods: Goods, numbers: list[int], code: str) -> list[int]:
     """Those of the folds that are to be trained; says why where a trained one is, or isn't though it might."""
-    run = Run.of(p)
-    return [k for k in numbers if to_train(run.fold(k), p, made_from(p, goods, k, code))]
+    each = [Run.of(p).fold(number) for number in numbers]
+    return [fold.number for fold in each if to_train(fold, p, what_makes(fold, p, goods, code))]
 
 
-def finish_fold(p: Params, goods: Goods, number: int, code: str, logits: dict[str, np.ndarray], **facts: Any) -> None:
-    """Writes a fold's oof.parquet and, last, metrics.json; its weights are there already.
-
-    logits: {output: (rows held back, num_classes)}; facts go into metrics.json beside the scores.
-    """
-    fold, folds = Run.of(p).fold(number), read_folds(goods, p)
-    held_back = folds[folds["fold"] == number]
-    write_predictions(fold.oof, held_back, logits)
-    metrics = {name: score(held_back["label"].to_numpy(), values) for name, values in logits.items()}
-    fold.finish(metrics | {"fold": number} | facts, made_from(p, goods, number, code))
+def finish(p: Params, goods: Goods, fold: Fold, code: str, logits: dict[str, np.ndarray], **facts: Any) -> None:
+    """Writes a fold's oof.parquet and, last, metrics.json; see goods.training.fold.finish_fold."""
+    finish_fold(fold, read_folds(goods, p), logits, facts, what_makes(fold, p, goods, code))
 
 
 def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Part], Any]) -> None:
@@ -85,7 +71,8 @@ def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Pa
             if due_folds(p, goods, [number], kind.code()):
                 part, member = part_of(p, goods, number), kind.load()
                 member.save(learn(part), fold)
-                finish_fold(p, goods, number, kind.code(), member.predict(p, [fold], part.held_back)[number])
+                logits = {} if fold.refit else member.predict(p, [fold], part.held_back)[number]
+                finish(p, goods, fold, kind.code(), logits)
 
 
 def side_by_side(fit_one: Callable[..., None], numbers: list[int], *arguments: Any) -> None:

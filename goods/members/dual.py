@@ -102,7 +102,7 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Ten
         heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"])
         model = make_classifier(p, heads)
         of_train = photo_dataset(p, model.encoder, part.learned, targets["train"], train=True)
-        of_valid = photo_dataset(p, model.encoder, part.held_back, targets["valid"])
+        of_valid = photo_dataset(p, model.encoder, part.held_back, targets["valid"]) if len(part.valid) else None
     return Task(model, of_train, of_valid, part.learned["id"].to_numpy(), labels, planned=True)
 
 
@@ -121,7 +121,7 @@ def first_heads(p: Params, part: Part, labels: Tensor) -> GoodsHeads:
 def make_classifier(p: Params, heads: GoodsHeads) -> GoodsClassifier:
     """The classifier before tuning: pretrained backbone under these heads."""
     backbone = load_backbone(p.model_name)
-    torch.manual_seed(p.seed + p.fold)  # of the adapters
+    torch.manual_seed(p.seed + p.seed_offset)  # of the adapters
     set_trainable(backbone, p)
     if p.gradient_checkpointing:
         checkpoint_activations(backbone)
@@ -141,7 +141,7 @@ def photo_dataset(
         columns["label"] = labels
     augment = Augment(p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg)
     changes = augment if train and any(augment) else None
-    return PhotoDataset(table["image"], encoder.image_size, changes, p.seed + p.fold, **columns)
+    return PhotoDataset(table["image"], encoder.image_size, changes, p.seed + p.seed_offset, **columns)
 
 
 def occlusion(p: Params, fold: Fold, texts: list[str], product: pd.Series, grid: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Params], bool], str], ...] = (
      "it mixes the weights before and after training, and the head of kind text is random before"),
     (("warm_start_epochs",), lambda p: p.kind == "dual" and p.tune == "head",
      "with tune head the heads alone are trained; raise num_epochs"),
+    (("refit",), lambda p: p.kind == "blend", "a blend predicts as its runs do; set refit where they are made"),
     (("n_folds",), lambda p: p.kind == "knn" and p.n_folds < 3,
      "kind knn chooses for each fold how neighbours vote on the other folds, each by neighbours in neither, of which "
      "two folds leave none; take 3 or more"),

@@ -20,7 +20,7 @@ from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import DamagedFileError, ParameterError
 from goods.files import atomic_path
 from goods.members import KINDS
-from goods.members.base import due_folds, finish_fold
+from goods.members.base import due_folds, finish
 from goods.metrics import score
 from goods.models.embeddings import embed_products
 from goods.models.neighbours import joined, nearest
@@ -84,7 +84,7 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
         with fold.held():
             fold.begin_writing()
             save(model, fold)
-            finish_fold(p, goods, number, code, logits, **facts)
+            finish(p, goods, fold, code, logits, **facts)
             write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)
 
 

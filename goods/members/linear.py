@@ -13,7 +13,7 @@ from goods.data.tables import Goods, all_products
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.files import write_frame
 from goods.members import KINDS
-from goods.members.base import due_folds, finish_fold, made_from, part_of, side_by_side
+from goods.members.base import due_folds, finish, part_of, side_by_side
 from goods.models.tfidf import (
     INNER_FOLDS,
     LinearModel,
@@ -28,7 +28,7 @@ from goods.models.token_counts import TokenCounts, count_tokens, fit_tfidf, tfid
 from goods.params import Params
 from goods.predictions import write_predictions
 from goods.run import Fold, Run
-from goods.training.fold import to_train
+from goods.training.fold import to_train, what_makes
 
 __all__ = ["ensemble", "fit", "load", "predict", "save"]
 
@@ -62,7 +62,7 @@ def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[in
 def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: str) -> None:
     fold = Run.of(p).fold(number)
     with fold.held():
-        if not to_train(fold, p, made_from(p, goods, number, code), say=False):
+        if not to_train(fold, p, what_makes(fold, p, goods, code), say=False):
             return  # whoever held it has trained it meanwhile
         began, part = time.perf_counter(), part_of(p, goods, number)
         tfidf = fit_tfidf(counts, part.rows)
@@ -71,7 +71,7 @@ def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: s
         cost, temperature = choose_cost(lambda rows: tfidf.features(counts, part.rows[rows]), part.labels, inner, p)
         svm = make_svm(cost, p).fit(tfidf.features(counts, part.rows), part.labels)
         held_back, test = (
-            {"text": svm_logits(svm, tfidf.features(counts, rows), p.num_classes) / temperature}
+            {"text": svm_logits(svm, tfidf.features(counts, rows), p.num_classes) / temperature} if len(rows) else {}
             for rows in (part.valid, np.arange(len(goods.train), len(part.products)))
         )
         fold.begin_writing()
@@ -80,5 +80,5 @@ def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: s
         write_frame(fold.words, word_weights(svm, vectorizers["words"].get_feature_names_out()))
         facts = {"rows": len(part.rows), "cost": cost, "temperature": round(temperature, 4)}
         facts |= {"resources": {"seconds": round(time.perf_counter() - began, 1)}}
-        finish_fold(p, goods, number, code, held_back, **facts)
+        finish(p, goods, fold, code, held_back, **facts)
         write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)

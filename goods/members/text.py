@@ -67,7 +67,7 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Ten
     return Task(
         model,
         tokens_dataset(model.encoder, part.learned, label=targets["train"]),
-        tokens_dataset(model.encoder, part.held_back, label=targets["valid"]),
+        tokens_dataset(model.encoder, part.held_back, label=targets["valid"]) if len(part.valid) else None,
         part.learned["id"].to_numpy(),
         labels,
     )
@@ -81,7 +81,7 @@ def make_classifier(p: Params) -> TextClassifier:
     most = getattr(encoder.backbone.config, "max_position_embeddings", 0)
     if 0 < most < p.max_text_length:
         raise ParameterError(f"max_text_length {p.max_text_length} is more than the {most} tokens the encoder can read")
-    torch.manual_seed(p.seed + p.fold)  # of the head and the adapters
+    torch.manual_seed(p.seed + p.seed_offset)  # of the head and the adapters
     set_trainable(encoder.backbone, p)
     if p.gradient_checkpointing:
         checkpoint_activations(encoder.backbone)

@@ -105,7 +105,7 @@ class TextClassifier(nn.Module):
 
 def make_heads(embeddings: dict[str, Tensor], p: Params) -> GoodsHeads:
     """Fresh heads, scaled to the embeddings of training products: {"image": (n, image_dim), "text": ...}."""
-    torch.manual_seed(p.seed + p.fold)
+    torch.manual_seed(p.seed + p.seed_offset)
     dims = {name: values.shape[1] for name, values in embeddings.items()}
     heads = GoodsHeads(dims["image"], dims["text"], p, dims.get("extra", 0))
     heads.set_scale(**embeddings)
@@ -125,5 +125,5 @@ def heads_like(weights: Path, p: Params) -> GoodsHeads:
 def heads_of(saved: dict[str, Tensor], p: Params) -> GoodsHeads:
     """Heads of the size that the tensors of a saved classifier have, not loaded yet."""
     sizes = {name.rsplit(".", 1)[-1]: len(tensor) for name, tensor in saved.items() if name.endswith("_mean")}
-    torch.manual_seed(p.seed + p.fold)
+    torch.manual_seed(p.seed + p.seed_offset)
     return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p, sizes.get("extra_mean", 0))

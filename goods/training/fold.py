@@ -30,6 +30,7 @@ from goods.training.checkpoint import State, load_state, parts_of
 from goods.training.inference import make_accelerator, predict
 from goods.training.loop import LOGGED, Training, restore_training, train, training_facts
 from goods.training.optim import copied, set_weights, swapped
+from goods.training.refit import suggested_choice
 from goods.training.rows import rows_hash
 from goods.training.task import Task
 from goods.training.tracking import make_tracker
@@ -48,29 +49,36 @@ def fit_fold(p: Params, goods: Goods, make_task: TaskMaker, code: str) -> dict[s
     Raises StoppedInTime when p.max_hours are over, the state saved, and HeldError when another process trains the fold.
     """
     fold, folds = Run.of(p).fold(p.fold), read_folds(goods, p)
-    made_from = {"rows": rows_hash(p, goods, folds, p.fold), "code": code}
+    made_from = what_makes(fold, p, goods, code)
     if not to_train(fold, p, made_from):
         return fold.scores()
     accelerator = make_accelerator(p)
     with fold.held() if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
         if to_train(fold, p, made_from, say=False):  # whoever held it may have trained it meanwhile
-            metrics = _fit(p, goods, folds, fold, accelerator, make_task, made_from)
-        else:
-            metrics = fold.scores()
+            _fit(p, goods, folds, fold, accelerator, make_task, made_from)
         accelerator.wait_for_everyone()
-    return metrics
+    return fold.scores()
+
+
+def what_makes(fold: Fold, p: Params, goods: Goods, code: str) -> dict[str, str]:
+    """What a fold that is trained now comes from: its rows, the code; of the refit also what the folds suggest."""
+    found = {"rows": rows_hash(p, goods, read_folds(goods, p), fold.number), "code": code}
+    return found | ({"choice": suggested_choice(fold.run)} if fold.refit else {})
 
 
 def to_train(fold: Fold, p: Params, made_from: Mapping[str, str], say: bool = True) -> bool:
     """Whether a fold is to be trained: not yet, by p.retrain, or since it learned from other rows; says why."""
     if not fold.trained:
         return True
-    before, name = fold.made_from(), f"fold {fold.number} of run '{fold.run.name}'"
+    before, name = fold.made_from(), f"{fold.title} of run '{fold.run.name}'"
+    other = before.get("rows") != made_from["rows"] or before.get("choice") != made_from.get("choice")
     if p.retrain:
         why = f"{name} is trained again, since retrain is set; the trained one stays until then"
     elif before.get("rows") != made_from["rows"]:
         why = f"{name} learned from other rows than there are now (new pseudo-labels?): it is trained again"
+    elif other:
+        why = f"{name} stands at {before.get('choice') or 'the end'}, and the folds now suggest another: trained again"
     elif before.get("code") != made_from["code"]:
         why = (f"{name} is kept as it is, trained by another version of the code ({before.get('code')}, now "
                f"{made_from['code']}); retrain=true trains it again")  # fmt: skip
@@ -78,7 +86,7 @@ def to_train(fold: Fold, p: Params, made_from: Mapping[str, str], say: bool = Tr
         return False
     if say:
         print(why, flush=True)
-    return p.retrain or before.get("rows") != made_from["rows"]
+    return p.retrain or other
 
 
 def _fit(
@@ -89,62 +97,85 @@ def _fit(
     accelerator: Accelerator,
     make_task: TaskMaker,
     made_from: dict[str, str],
-) -> dict[str, Any]:
+) -> None:
     began = time.perf_counter()
     saved = state_of(fold, made_from["rows"])
     task = make_task(p, goods, folds, parts_of(saved[0], "model.") if saved else {})
     task.rows = made_from["rows"]
-    set_seed(p.seed + p.fold)  # only now: whether embeddings came from the cache must not matter
+    set_seed(p.seed + p.seed_offset)  # only now: whether embeddings came from the cache must not matter
     stop_at = deadline(p)
     training = Training(task, p, accelerator, fold)
+    if fold.refit and p.keep == "best":
+        training.last_epoch = int(made_from["choice"].removeprefix("epoch "))
     if saved:
         restore_training(training, saved)
-        print(f"fold {p.fold} goes on after step {training.at.step} of epoch {training.at.epoch}", flush=True)
+        print(f"{fold.title} goes on after step {training.at.step} of epoch {training.at.epoch}", flush=True)
     if accelerator.is_main_process:
         training.tracker = make_tracker(p, training.at.tracked_as)
     train(training, stop_at)
-    weights, choices = choose_weights(training)
-    logits = predict(task.model, task.valid, p, accelerator)
-
-    metrics: dict[str, Any] = {name: score(task.labels["valid"], values) for name, values in logits.items()}
-    metrics |= {"fold": p.fold} | training_facts(training)
-    metrics |= {
+    weights, choices = choose_weights(training, made_from.get("choice", ""))
+    logits = predict(task.model, task.valid, p, accelerator) if training.held_back else {}
+    facts = training_facts(training)
+    facts |= {
         "choices": {name: score(task.labels["valid"], main_of(made))["macro_f1"] for name, made in choices.items()}
     }
-    metrics |= {"resources": resources(p, training) | {"seconds": round(time.perf_counter() - began, 1)}}
+    facts |= {"resources": resources(p, training) | {"seconds": round(time.perf_counter() - began, 1)}}
     if accelerator.is_main_process:
         with atomic_path(fold.weights) as temporary:
             shutil.copyfile(weights, temporary)
             fold.begin_writing()
-        write_predictions(fold.oof, folds[folds["fold"] == p.fold], logits)
         if choices:
             write_choices(fold.choices, choices)
-        fold.finish(metrics, made_from)
-        table = prediction_table(pd.read_parquet(fold.oof), goods)
-        training.tracker.finish(
-            metrics=metrics, oof=str(fold.oof), classes=goods.classes, errors=worst(table, goods.classes)
-        )
+        metrics = finish_fold(fold, folds, logits, facts, made_from)
+        training.tracker.finish(metrics=metrics, **what_is_shown(fold, goods))
+
+
+def finish_fold(
+    fold: Fold, folds: pd.DataFrame, logits: dict[str, np.ndarray], facts: dict[str, Any], made_from: dict[str, str]
+) -> dict[str, Any]:
+    """Writes a fold's oof.parquet and, last, metrics.json, which it returns; its weights are there already.
+
+    logits: {output: (rows held back, num_classes)}; facts go into metrics.json beside the scores. The refit holds
+    nothing back and is scored on nothing.
+    """
+    held_back, metrics = folds[folds["fold"] == fold.number], {}
+    if not fold.refit:
+        write_predictions(fold.oof, held_back, logits)
+        metrics = {name: score(held_back["label"].to_numpy(), values) for name, values in logits.items()}
+    metrics |= {"fold": fold.number} | facts
+    fold.finish(metrics, made_from)
     return metrics
+
+
+def what_is_shown(fold: Fold, goods: Goods) -> dict[str, Any]:
+    """What a tracker gets of a fold's predictions; empty of the refit."""
+    if fold.refit:
+        return {}
+    table = prediction_table(pd.read_parquet(fold.oof), goods)
+    return {"oof": str(fold.oof), "classes": goods.classes, "errors": worst(table, goods.classes)}
 
 
 def state_of(fold: Fold, rows: str) -> State | None:
     """The fold's saved state, unless it is of other training rows than there are now."""
     saved = load_state(fold)
     if saved and saved[1]["rows"] != rows:
-        print(f"the saved state of fold {fold.number} learned from other rows than there are now (new pseudo-labels?): "
-              "the fold is trained from its start", flush=True)  # fmt: skip
+        print(f"the saved state of {fold.title} learned from other rows than there are now (new pseudo-labels?): "
+              "it is trained from its start", flush=True)  # fmt: skip
         return None
     return saved
 
 
-def choose_weights(training: Training) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
+def choose_weights(training: Training, suggested: str) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
     """Leaves in the model the weights to predict with; returns their file, and the predictions at each choice.
 
     Choices are the epochs (keep best) or the alphas of WiSE-FT (arXiv 2109.01903); the one that scores best on the
-    validation part is kept, and goods.ensemble.choices scores the fold at the one that the other folds make.
+    validation part is kept, and goods.ensemble.choices scores the fold at the one that the other folds make. The refit,
+    which has no such part, takes what the folds have `suggested`.
     """
     fold, p = training.fold, training.p
     load_trained(training.task.model, fold.kept_weights)  # what is predicted with is what is kept
+    if fold.refit:
+        return (mixed(training, float(suggested.removeprefix("alpha "))) if p.wise_ft else fold.kept_weights), {}
     if p.keep == "best":
         epochs = [fold.epoch(number) for number in range(1, training.at.epoch)]
         return fold.kept_weights, {name: made for path in epochs for name, made in read_choices(path).items()}
@@ -153,21 +184,26 @@ def choose_weights(training: Training) -> tuple[Path, dict[str, dict[str, np.nda
 
 def choose_alpha(training: Training) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
     """choose_weights of WiSE-FT: the best of alpha times the tuned plus 1 - alpha times the start's weights."""
-    task, p, accelerator, fold = training.task, training.p, training.accelerator, training.fold
+    task, p, accelerator = training.task, training.p, training.accelerator
     tuned, choices = copied(task.model), {}
     for alpha in WISE_FT_ALPHAS:
         with swapped(task.model, training.averages.interpolated(tuned, alpha)):
             choices[f"alpha {alpha}"] = predict(task.model, task.valid, p, accelerator)
     scores = [score(task.labels["valid"], main_of(made))["macro_f1"] for made in choices.values()]
-    alpha = WISE_FT_ALPHAS[int(np.argmax(scores))]
+    return mixed(training, WISE_FT_ALPHAS[int(np.argmax(scores))]), choices
+
+
+def mixed(training: Training, alpha: float) -> Path:
+    """Leaves alpha times the tuned plus 1 - alpha times the start's weights in the model; returns their file."""
+    model, accelerator, fold = training.task.model, training.accelerator, training.fold
     if alpha == 1:
-        return fold.kept_weights, choices
-    set_weights(task.model, training.averages.interpolated(tuned, alpha))
+        return fold.kept_weights
+    set_weights(model, training.averages.interpolated(copied(model), alpha))
     if accelerator.is_main_process:
-        save_trained(task.model, fold.mixed_weights)
+        save_trained(model, fold.mixed_weights)
     accelerator.wait_for_everyone()
-    load_trained(task.model, fold.mixed_weights)
-    return fold.mixed_weights, choices
+    load_trained(model, fold.mixed_weights)
+    return fold.mixed_weights
 
 
 def resources(p: Params, training: Training) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Training:
 
     def __init__(self, task: Task, p: Params, accelerator: Accelerator, fold: Fold) -> None:
         self.task, self.p, self.accelerator, self.fold = task, p, accelerator, fold
-        self.epochs = 1 if p.debug else p.num_epochs
+        self.epochs = self.last_epoch = 1 if p.debug else p.num_epochs  # the schedule's, and where to end
         self.steps = math.ceil(len(task.ids) / p.batch_size)  # per epoch
         self.model: nn.Module = accelerator.prepare_model(task.model)
         self.averages = Averages(task.model, p)  # on the device, where the model is by now
@@ -98,8 +98,13 @@ class Training:
     @property
     def ended(self) -> bool:
         """Whether all epochs are done, or early_stopping has run out of patience."""
-        impatient = 0 < self.p.early_stopping <= self.at.epoch - 1 - self.at.best_epoch
-        return self.at.epoch > self.epochs or impatient
+        patience = self.p.early_stopping if self.held_back else 0
+        return self.at.epoch > self.last_epoch or 0 < patience <= self.at.epoch - 1 - self.at.best_epoch
+
+    @property
+    def held_back(self) -> int:
+        """How many products the epochs are scored on; the refit has none."""
+        return len(self.task.labels["valid"])
 
 
 def train(training: Training, stop_at: float | None) -> None:
@@ -108,11 +113,11 @@ def train(training: Training, stop_at: float | None) -> None:
     `stop_at`: seconds since 1970. Raises TimeOverError when it is over before the first step, and StoppedInTime, the
     state saved, when it is over later.
     """
-    p, at = training.p, training.at
+    p, at, title = training.p, training.at, training.fold.title
     if stop_at and time.time() > stop_at:
-        raise TimeOverError(f"max_hours {p.max_hours} were over before the first step of fold {p.fold}; raise it")
-    shown, total = training.accelerator.is_main_process, training.epochs * training.steps
-    with progress_bar(total=total, initial=training.steps_done, desc=f"fold {p.fold}", shown=shown) as bar:
+        raise TimeOverError(f"max_hours {p.max_hours} were over before the first step of {title}; raise it")
+    shown, total = training.accelerator.is_main_process, training.last_epoch * training.steps
+    with progress_bar(total=total, initial=training.steps_done, desc=title, shown=shown) as bar:
         while not training.ended:
             began = time.perf_counter()
             training.model.train()
@@ -124,10 +129,11 @@ def train(training: Training, stop_at: float | None) -> None:
                 bar.update()
                 save_in_time(training, stop_at)
             end_epoch(training, time.perf_counter() - began)
-            said = {name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", "macro_f1")} | {"memory": memory_used()}
+            said = {name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", "macro_f1") if name in at.log[-1]}
+            said |= {"memory": memory_used()}
             bar.set_postfix(said)
             if bar.disable and shown:
-                print(f"fold {p.fold}, epoch {at.log[-1]['epoch']} of {training.epochs}: ", end="")
+                print(f"{title}, epoch {at.log[-1]['epoch']} of {training.epochs}: ", end="")
                 print(*(f"{name} {value}" for name, value in said.items()), sep=", ", flush=True)
 
 
@@ -138,7 +144,7 @@ def remaining_batches(training: Training) -> Iterator[tuple[dict[str, Tensor], T
     """
     task, p, at = training.task, training.p, training.at
     world, rank = training.accelerator.num_processes, training.accelerator.process_index
-    generator = torch.Generator().manual_seed((p.seed * 1009 + p.fold) * 1009 + at.epoch)
+    generator = torch.Generator().manual_seed((p.seed * 1009 + p.seed_offset) * 1009 + at.epoch)
     order = torch.randperm(len(task.ids), generator=generator)
     if isinstance(task.train, TokensDataset):
         order = bucketed(order, task.train.lengths, p.batch_size, generator)
@@ -175,7 +181,7 @@ def step(training: Training, batch: dict[str, Tensor], rows: Tensor) -> float:
             halve_micro_batch(training)
     if not math.isfinite(loss):
         raise GoodsError(
-            f"the loss of fold {training.p.fold} became {loss} at step {at.step + 1} of epoch {at.epoch} (ids "
+            f"the loss of {training.fold.title} became {loss} at step {at.step + 1} of epoch {at.epoch} (ids "
             f"{', '.join(training.task.ids[rows][:8])} ...); lower the learning rates, or try mixed_precision fp32 or "
             "bf16. The last saved state is kept"
         )
@@ -226,28 +232,35 @@ def halve_micro_batch(training: Training) -> None:
 
 def end_epoch(training: Training, seconds: float) -> None:
     """Scores the epoch on the validation part, logs it, keeps its weights when they are to be kept."""
-    at, task, accelerator, p = training.at, training.task, training.accelerator, training.p
+    at, task, accelerator = training.at, training.task, training.accelerator
     training.averages.end_epoch(task.model, at.epoch, training.epochs)
     with swapped(task.model, training.averages.kept()):
-        logits = predict(task.model, task.valid, p, accelerator)
-        scores = score(task.labels["valid"], main_of(logits))
-        better = scores["macro_f1"] > at.best_score
-        if better:
-            at.best_epoch, at.best_score = at.epoch, scores["macro_f1"]
-        if accelerator.is_main_process:
-            if p.keep == "best":
-                write_choices(training.fold.epoch(at.epoch), {f"epoch {at.epoch}": logits})
-            if at.epoch == training.epochs if p.keep == "last" else better:
-                save_trained(task.model, training.fold.kept_weights)
-    values = (at.epoch, training.epochs, at.loss_sum / training.steps, scores["log_loss"], scores["macro_f1"],
-              scores["accuracy"], training.schedule.get_last_lr()[0], round(at.norm_sum / training.steps, 4),
-              round(seconds, 2))  # fmt: skip
-    at.log.append(dict(zip(LOGGED, values, strict=True)))
+        scores = score_epoch(training) if training.held_back else {}
+        chosen = at.best_epoch if scores and training.p.keep == "best" else training.last_epoch
+        if accelerator.is_main_process and at.epoch == chosen:
+            save_trained(task.model, training.fold.kept_weights)
+    at.log.append({
+        "epoch": at.epoch, "epochs": training.epochs, "train_loss": at.loss_sum / training.steps, **scores,
+        "learning_rate": training.schedule.get_last_lr()[0], "gradient_norm": round(at.norm_sum / training.steps, 4),
+        "seconds": round(seconds, 2),
+    })  # fmt: skip
     training.tracker.log(at.log[-1])
     if accelerator.is_main_process:
         write_text(training.fold.live_log, "".join(json.dumps(line) + "\n" for line in at.log))
     accelerator.wait_for_everyone()
     at.epoch, at.step, at.loss_sum, at.norm_sum = at.epoch + 1, 0, 0.0, 0.0
+
+
+def score_epoch(training: Training) -> dict[str, float]:
+    """valid_loss, macro_f1 and accuracy of the weights in the model, on the rows held back; notes the best epoch."""
+    at, task, p, accelerator = training.at, training.task, training.p, training.accelerator
+    logits = predict(task.model, task.valid, p, accelerator)
+    scores = score(task.labels["valid"], main_of(logits))
+    if scores["macro_f1"] > at.best_score:
+        at.best_epoch, at.best_score = at.epoch, scores["macro_f1"]
+    if accelerator.is_main_process and p.keep == "best":
+        write_choices(training.fold.epoch(at.epoch), {f"epoch {at.epoch}": logits})
+    return {"valid_loss": scores["log_loss"], "macro_f1": scores["macro_f1"], "accuracy": scores["accuracy"]}
 
 
 # Stopping and going on -----------------------------------------------------------------------------------------------
@@ -263,8 +276,8 @@ def save_in_time(training: Training, stop_at: float | None) -> None:
         save_training(training)
         training.saved_at = time.monotonic()
     if over:
-        print(f"max_hours {p.max_hours} are over: the state of fold {p.fold} is saved at step {at.step} of epoch "
-              f"{at.epoch}; the same command goes on from there", flush=True)  # fmt: skip
+        print(f"max_hours {p.max_hours} are over: the state of {training.fold.title} is saved at step {at.step} of "
+              f"epoch {at.epoch}; the same command goes on from there", flush=True)  # fmt: skip
         training.tracker.finish()
         raise StoppedInTime
 
@@ -329,5 +342,8 @@ def memory_used() -> str:
 def training_facts(training: Training) -> dict[str, Any]:
     """What metrics.json says of a training beside its scores."""
     at = training.at
-    kept = at.best_epoch if training.p.keep == "best" else training.epochs
-    return {"epoch": kept, "best_epoch": at.best_epoch, "rows": len(training.task.ids)}
+    found = {"epoch": training.last_epoch, "rows": len(training.task.ids)}
+    if training.held_back:
+        found |= {"best_epoch": at.best_epoch}
+        found |= {"epoch": at.best_epoch} if training.p.keep == "best" else {}
+    return found

@@ -18,7 +18,7 @@ from goods.files import read_frame
 from goods.metrics import fit_temperature
 from goods.models.tfidf import INNER_FOLDS, make_svm, svm_logits
 from goods.models.token_counts import count_tokens, fit_tfidf, tfidf_columns
-from goods.params import Params
+from goods.params import REFIT, Params
 from goods.run import Run
 
 KEPT_OF_CLASS = 0.5  # at least so much of a class stays, however doubtful its labels look
@@ -92,11 +92,16 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
 
 
 def read_pseudo_labels(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> pd.DataFrame:
-    """id and label of the test rows that the run p.pseudo_from has labelled for a fold.
+    """id and label of the test rows that the run p.pseudo_from has labelled for a fold; for the refit, those that it
+    has labelled alike for more than half of the folds.
 
     Raises GoodsError when there are none, or when that run's folds or tables are others: its model of this fold may
     then have seen the rows that this fold is scored on.
     """
+    if fold == REFIT:
+        each = pd.concat([read_pseudo_labels(p, goods, folds, k) for k in range(p.n_folds)])
+        times = each.groupby(["id", "label"], sort=False).size()
+        return times[times > p.n_folds / 2].reset_index()[["id", "label"]]
     teacher = Run.named(p, str(p.pseudo_from))
     path = teacher.pseudo(fold)
     if not path.is_file():

@@ -24,7 +24,7 @@ class Task:
 
     model: nn.Module
     train: Dataset  # items hold the model's inputs and "label"
-    valid: Dataset
+    valid: Dataset | None  # the refit has none
     ids: np.ndarray  # (n,) of the training products
     labels: dict[str, np.ndarray]  # "train", "valid": (n,) class indices
     planned: bool = False  # whether goods.cost can tell beforehand what the training takes
@@ -33,7 +33,7 @@ class Task:
 
 def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, p: Params) -> None:
     """Fits the heads on frozen embeddings, so that tuning starts from there (LP-FT, arXiv 2202.10054)."""
-    generator = torch.Generator().manual_seed(p.seed + p.fold)
+    generator = torch.Generator().manual_seed(p.seed + p.seed_offset)
     steps = p.warm_start_epochs * math.ceil(len(labels) / WARM_START_BATCH)
     # Not at head_learning_rate: what moves fitted heads gently is far too slow to fit them.
     optimizer = make_optimizer(heads, p.model_copy(update={"head_learning_rate": p.warm_start_learning_rate}))

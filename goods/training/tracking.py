@@ -92,8 +92,9 @@ def make_tracker(p: Params, run_id: str) -> NoTracker:
     if mode == "disabled":
         return NoTracker()
     config = p.model_dump(mode="json", exclude=PLACES)  # where things lie on a machine is nobody's business
-    folder = Run.of(p).tracking
-    settings = {"project": p.wandb_project, "group": p.run, "name": f"{p.run}-fold{p.fold}", "id": run_id,
+    run = Run.of(p)
+    folder, name = run.tracking, f"{p.run}-{run.fold(p.fold).folder.name}"
+    settings = {"project": p.wandb_project, "group": p.run, "name": name, "id": run_id,
                 "resume": "allow", "mode": mode, "config": config, "dir": str(p.run_dir)}  # fmt: skip
     try:
         return Tracker(settings, folder)

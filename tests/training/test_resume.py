@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import fit, fit_in_stretches
+from conftest import Stopped, fit, fit_in_stretches, stopped_after
 
 from goods.errors import GoodsError
 from goods.files import ROOT
@@ -50,23 +50,6 @@ def test_stopping_in_time_again_and_again_changes_nothing(make):
         files = [p.run_dir / "fold1" / name for p in (whole, stopped)]
         assert files[0].read_bytes() == files[1].read_bytes()
     assert not (stopped.run_dir / "fold1" / "checkpoint").exists()
-
-
-class Stopped(Exception):
-    """What ends a training in these tests, as a kill would."""
-
-
-def stopped_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings end before this step, with the state after each one saved."""
-    taken = iter(range(steps))
-
-    def step(*arguments) -> float:
-        if next(taken, None) is None:
-            raise Stopped
-        return original(*arguments)
-
-    original = loop.step
-    monkeypatch.setattr(loop, "step", step)
 
 
 @pytest.mark.slow
