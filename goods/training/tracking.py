@@ -169,19 +169,20 @@ def _serve(settings: dict[str, Any]) -> None:
         if "log" in message:
             run.log(message["log"])
         else:
-            _conclude(wandb, run, **message["finish"])
+            run.summary.update(message["finish"].pop("metrics"))
+            if message["finish"]:  # the refit predicts nothing whose label is known
+                _show(wandb, run, **message["finish"])
     if hasattr(signal, "alarm"):
         signal.alarm(LINGER_SECONDS)
     run.finish()
 
 
-def _conclude(wandb: Any, run: Any, metrics: dict, oof: str, classes: list[str], errors: list[dict]) -> None:
-    """Scores, curves, the table of the worst errors with pictures, and the predictions as an artifact."""
+def _show(wandb: Any, run: Any, oof: str, classes: list[str], errors: list[dict]) -> None:
+    """Curves, the table of the worst errors with pictures, and the predictions as an artifact."""
     import numpy as np
     import pandas as pd
     from scipy.special import softmax
 
-    run.summary.update(metrics)
     table = pd.read_parquet(oof)
     some = table.sample(min(len(table), MAX_POINTS), random_state=0)
     main = next(name for name in OUTPUTS if f"{name}_0" in some)

@@ -21,7 +21,7 @@ from loopback import Handler, Server, serving
 from goods.members import open_run
 from goods.params import Params
 from goods.training.tracking import Tracker, make_tracker, pick_mode
-from goods_utils import fit_fold
+from goods_utils import fit_fold, refit
 
 BLOCK = 32768
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -137,7 +137,7 @@ def test_an_online_run_tells_the_server_all(trained: Trained, tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     from wandb.proto import wandb_internal_pb2
 
@@ -163,6 +163,9 @@ def test_an_offline_run_holds_metrics_curves_errors_and_predictions(
     media = {f.name.split("_table")[0].split("_")[0] for f in path.parent.glob("files/media/table/*.json")}
     assert {"confusion", "roc", "pr", "worst"} <= media
     assert list(path.parent.glob("files/media/images/worst_photos*"))
+    capsys.readouterr()
+    refit(p, trained.goods)  # nothing of it is scored, and nothing fails for that
+    assert "wandb" not in capsys.readouterr().out and len(list(p.run_dir.glob("wandb/offline-run-*"))) == 2
     assert not [f for f in p.run_dir.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
 
 
