@@ -143,6 +143,7 @@ class Run:
         self.ensemble, self.compressed = folder / "ensemble", folder / "compressed"
         self.oof, self.test = self.ensemble / "oof.parquet", self.ensemble / "test.parquet"
         self.metrics, self.method = self.ensemble / "metrics.json", self.ensemble / "method.json"
+        self.blend_weights = self.ensemble / "weights.safetensors"  # what a blend has learned beside method.json
         self.figures, self.label_issues = self.ensemble / "figures", self.ensemble / "label_issues.csv"
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
         self.report, self.goods_figures = folder / "report.html", folder / "figures"
