@@ -158,6 +158,11 @@ class Run:
         """Another run of the same outputs_dir."""
         return cls(resolve(p.outputs_dir) / name)
 
+    def member(self, name: str) -> Run:
+        """A run that this one is put together from: inside its folder where it was exported, else beside it."""
+        inside = Run(self.folder / "runs" / name)
+        return inside if inside.exists else Run(self.folder.parent / name)
+
     def fold(self, number: int) -> Fold:
         """A fold of the run, whether it is there or not."""
         return Fold(self, number)
