@@ -31,7 +31,7 @@ from goods.data.sample_model import make_model
 from goods.data.sample_photos import COLOURS, draw_photo
 from goods.data.tables import Goods, read_goods
 from goods.files import ROOT, write_json, write_text
-from goods.members import kind_of, open_run
+from goods.members import open_run, predict
 from goods.params import Params, load_params
 from goods.run import Run, environment
 from goods.training.fold import read_logs
@@ -133,12 +133,12 @@ def bench_modes(where: dict[str, Any]) -> list[dict[str, Any]]:
 def predict_seconds(p: Params, goods: Goods, folds: list[int]) -> float:
     """Seconds to predict the test set with these folds, embeddings and all."""
 
-    run, member = Run.of(p), kind_of(p).load()
+    run = Run.of(p)
 
     def call() -> None:
         for cached in (p.run_dir.parent / "cache" / "embeddings").rglob("*.safetensors"):
             cached.unlink()
-        member.predict(p, [run.fold(k) for k in folds], goods.test)
+        predict(p, [run.fold(k) for k in folds], goods.test)
 
     return best_seconds(call, runs=3)
 

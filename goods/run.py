@@ -150,6 +150,7 @@ class Run:
         self.ensemble, self.compressed = folder / "ensemble", folder / "compressed"
         self.oof, self.test = self.ensemble / "oof.parquet", self.ensemble / "test.parquet"
         self.metrics, self.method = self.ensemble / "metrics.json", self.ensemble / "method.json"
+        self.blend_weights = self.ensemble / "weights.safetensors"  # what a blend has learned beside method.json
         self.figures, self.label_issues = self.ensemble / "figures", self.ensemble / "label_issues.csv"
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
         self.report, self.goods_figures = folder / "report.html", folder / "figures"
@@ -163,6 +164,11 @@ class Run:
     def named(cls, p: Params, name: str) -> Run:
         """Another run of the same outputs_dir."""
         return cls(resolve(p.outputs_dir) / name)
+
+    def member(self, name: str) -> Run:
+        """A run that this one is put together from: inside its folder where it was exported, else beside it."""
+        inside = Run(self.folder / "runs" / name)
+        return inside if inside.exists else Run(self.folder.parent / name)
 
     def fold(self, number: int) -> Fold:
         """A fold of the run, whether it is there or not."""

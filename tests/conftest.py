@@ -92,6 +92,42 @@ def trained(mini: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> T
 
 
 @pytest.fixture(scope="session")
+def kinds(trained: Trained, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Params]:
+    """Finished runs of every kind in one folder, down to their submissions, and a blend of them all; to be read."""
+    import shutil
+
+    from goods.data.tables import read_goods
+    from goods.ensemble.submission import write_submission
+    from goods.members import fit, open_run
+    from goods.params import load_params
+
+    outputs = tmp_path_factory.mktemp("kinds")
+    shutil.copytree(trained.p.run_dir, outputs / "head")
+    small = trained.p.model_dump(exclude={"outputs_dir", "run", "model_name", "num_epochs"}) | {
+        "outputs_dir": str(outputs), "num_epochs": 1, "last_blocks": 1, "learning_rate": 1e-3, "max_text_length": 48,
+    }  # fmt: skip
+    given: dict[str, dict[str, Any]] = {
+        "head": trained.p.model_dump(exclude={"outputs_dir", "run"}) | {"outputs_dir": str(outputs)},
+        "last": small | {"tune": "last", "model_name": trained.p.model_name},
+        "bert": small | {"kind": "text", "tune": "full", "model_name": str(encoder_dir)},
+        "words": small | {"kind": "linear"},
+        "near": small | {"kind": "knn", "model_name": trained.p.model_name, "max_text_length": 64},
+        "blend": small | {"kind": "blend", "runs": "head, last, bert, words, near", "blend_method": "weights"},
+    }
+    params = {name: load_params(None, **values | {"run": name}) for name, values in given.items()}
+    record = outputs / "head" / "run.json"
+    record.write_text(record.read_text().replace('"run": "mini"', '"run": "head"'))
+    for name, p in params.items():
+        open_run(p)
+        goods = read_goods(p)
+        if name != "blend":
+            fit(p, goods)
+        put_together(p, goods)
+        write_submission(p, goods)
+    return params
+
+
+@pytest.fixture(scope="session")
 def encoder_dir(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A miniature BERT with a tokenizer of the sample's own words."""
     import torch

@@ -14,7 +14,7 @@ from goods.data.labels import known_classes
 from goods.data.tables import photo_cache, read_goods
 from goods.ensemble.submission import write_submission
 from goods.errors import DamagedFileError, GoodsError
-from goods.members import kind_of, open_run
+from goods.members import open_run, predict
 from goods.models.tfidf import heaviest_words
 from goods.params import Params
 from goods.report import write_report
@@ -141,7 +141,7 @@ def test_a_damaged_model_says_to_train_again(finished: Trained, name: str, harm:
     run = Run.of(p)
     path = damage({"weights": run.fold(0).weights, "neighbours": run.neighbours}[name], harm)
     with pytest.raises(DamagedFileError, match=rf"{path.name} is missing or damaged; train .*again: retrain=true"):
-        kind_of(p).load().predict(p, [run.fold(0)], finished.goods.test)
+        predict(p, [run.fold(0)], finished.goods.test)
 
 
 @HARM
@@ -149,7 +149,7 @@ def test_damaged_weights_of_a_network_are_a_sentence(finished: Trained, harm: Ha
     fold = Run.of(finished.p).fold(0)
     damage(fold.weights, harm)
     with pytest.raises(GoodsError, match=r"the weights .*fold0/weights\.safetensors can't be loaded"):
-        kind_of(finished.p).load().predict(finished.p, [fold], finished.goods.test)
+        predict(finished.p, [fold], finished.goods.test)
 
 
 @HARM

@@ -32,7 +32,7 @@ FLOORS = [
     {"training"},
     {"ensemble"},
     {"members"},
-    {"explain", "report"},
+    {"explain", "report", "predictor"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from goods.data.photos import Augment, load_photo
+from goods.data.photos import Augment, load_or_white, load_photo
 
 
 class PhotoDataset(Dataset):
@@ -30,6 +30,14 @@ class PhotoDataset(Dataset):
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         pixels = load_photo(self.images[row], self.size, self.augment, seed=(self.seed, self.epoch, row))
         return {"pixels": pixels} | {name: column[row] for name, column in self.columns.items()}
+
+
+class UncheckedPhotos(PhotoDataset):
+    """Photos that nobody has looked at yet: pixels, and status, "ok" or what is wrong, in which case they are white."""
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        pixels, status = load_or_white(self.images[row], self.size)
+        return {"pixels": pixels, "status": status}
 
 
 class TensorsDataset(Dataset):

@@ -129,6 +129,23 @@ def load_photo(path: str, size: int, augment: Augment | None = None, seed: Seque
     return _change(pixels, rng, augment) if augment else pixels
 
 
+def load_or_white(path: str | bytes, size: int) -> tuple[torch.Tensor, str]:
+    """load_photo's pixels and "ok"; white ones and "missing", or why it is unreadable, where there is no photo.
+
+    path: the photo's, or its bytes.
+    """
+    if not path:
+        return load_photo("", size), "missing"
+    try:
+        return load_photo(io.BytesIO(path) if isinstance(path, bytes) else path, size), "ok"
+    except FileNotFoundError:
+        return load_photo("", size), "missing"
+    except UnidentifiedImageError:
+        return load_photo("", size), "unreadable: not a photo"
+    except Exception as error:  # Pillow's plugins raise anything on damaged bytes; none of it may stop a run
+        return load_photo("", size), f"unreadable: {error or type(error).__name__}"
+
+
 def _whole_pixels(image: Image.Image, box: tuple[float, ...] | None) -> Image.Image:
     """An image decoded small without what was added at its right and lower edge to fill the last pixels up."""
     if not box or box[2:] == image.size:

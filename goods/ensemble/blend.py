@@ -5,16 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from os import cpu_count
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
+from goods.ensemble.combine import Combiner, side_by_side
 from goods.metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
 from goods.processes import in_parallel, on_one_thread
 
@@ -26,29 +26,20 @@ INNER_PARTS = 3
 PARALLEL_SIZE = 100_000  # log-probabilities from which on it pays to start processes
 
 
-@dataclass(frozen=True)
-class Combiner:
-    """What a method has learned: `predict` makes (members, n, num_classes) log-probabilities (n, num_classes) logits;
-    `weights` (members,) say how much each member counts."""
-
-    weights: np.ndarray
-    predict: Callable[[np.ndarray], np.ndarray]
-
-
 def mean_of_probabilities(members: np.ndarray, _: np.ndarray) -> Combiner:
     """Each counts alike."""
-    return Combiner(np.full(len(members), 1 / len(members)), partial(_mix, np.full(len(members), 1 / len(members))))
+    return Combiner("mean", np.full(len(members), 1 / len(members)))
 
 
 def mean_of_logits(members: np.ndarray, _: np.ndarray) -> Combiner:
     """Each counts alike, on the log scale: a member that is sure something is not so is heard."""
-    return _weighted(np.full(len(members), 1 / len(members)))
+    return Combiner("logits", np.full(len(members), 1 / len(members)))
 
 
 def mean_at_temperature(members: np.ndarray, labels: np.ndarray) -> Combiner:
     """Each is calibrated by a temperature of its own, then the mean of probabilities."""
-    cool = np.array([1 / fit_temperature(member, labels) for member in members])
-    return Combiner(cool / cool.sum(), partial(_mean_cooled, cool))
+    temperatures = np.array([fit_temperature(member, labels) for member in members])
+    return Combiner("temperatures", 1 / temperatures / (1 / temperatures).sum(), {"temperatures": temperatures})
 
 
 def greedy_selection(members: np.ndarray, labels: np.ndarray) -> Combiner:
@@ -62,12 +53,12 @@ def greedy_selection(members: np.ndarray, labels: np.ndarray) -> Combiner:
         total += probabilities[pick]
         if scores[pick] > best:
             best, kept = scores[pick], counts / counts.sum()
-    return Combiner(kept, partial(_mix, kept))
+    return Combiner("greedy", kept)
 
 
 def weights_by_log_loss(members: np.ndarray, labels: np.ndarray) -> Combiner:
     """A weighted sum of log-probabilities, as fit_weights finds it."""
-    return _weighted(fit_weights(members, labels))
+    return Combiner("weights", fit_weights(members, labels))
 
 
 def weights_by_macro_f1(members: np.ndarray, labels: np.ndarray) -> Combiner:
@@ -85,22 +76,21 @@ def weights_by_macro_f1(members: np.ndarray, labels: np.ndarray) -> Combiner:
                 weights[member] += change
                 logits = logits + change * members[member]
         step = step if better else step / 2
-    return _weighted(weights / fit_temperature(logits, labels))
+    return Combiner("f1_weights", weights / fit_temperature(logits, labels))
 
 
 def stacking(members: np.ndarray, labels: np.ndarray) -> Combiner:
     """Multinomial logistic regression on all members' log-probabilities, its L2 chosen by cross-validation."""
     warnings.filterwarnings("ignore", module="sklearn")  # few steps on purpose, and few rows of a class
-    x, num_classes = _side_by_side(members), members.shape[2]
+    x = side_by_side(members)
     part = np.arange(len(labels)) % INNER_PARTS
     held_out = np.zeros((len(COSTS), *members[0].shape))
     for i in range(INNER_PARTS):
         for number, classifier in enumerate(_regressions(x[part != i], labels[part != i], COSTS)):
-            held_out[number, part == i] = _regressed(classifier, num_classes, members[:, part == i])
+            held_out[number, part == i] = _stacked(classifier, members).predict(members[:, part == i])
     best = int(np.argmin([score(labels, logits)["log_loss"] for logits in held_out]))
     *_, classifier = _regressions(x, labels, COSTS[: best + 1])
-    size = np.abs(classifier.coef_).reshape(len(classifier.coef_), len(members), -1).mean((0, 2))
-    return Combiner(size / size.sum(), partial(_regressed, classifier, num_classes))
+    return _stacked(classifier, members)
 
 
 def class_bias(members: np.ndarray, labels: np.ndarray) -> Combiner:
@@ -113,7 +103,7 @@ def class_bias(members: np.ndarray, labels: np.ndarray) -> Combiner:
         scores = np.array([macro_f1(labels, each.argmax(1)) for each in tried])
         best = np.flatnonzero(scores == scores.max())
         bias[k] = BIASES[best[np.abs(BIASES[best]).argmin()]]
-    return Combiner(weights, partial(_biased, weights, bias))
+    return Combiner("bias", weights, {"bias": bias})
 
 
 # From the simplest on: of two that score alike, the first is taken.
@@ -146,32 +136,6 @@ def fit_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(members)).x
 
 
-def _weighted(weights: np.ndarray) -> Combiner:
-    return Combiner(weights, partial(_summed, weights))
-
-
-def _summed(weights: np.ndarray, members: np.ndarray) -> np.ndarray:
-    return np.tensordot(weights, members, 1)
-
-
-def _mix(weights: np.ndarray, members: np.ndarray) -> np.ndarray:
-    used = weights > 0
-    return logsumexp(members[used], axis=0, b=weights[used, None, None])
-
-
-def _mean_cooled(cool: np.ndarray, members: np.ndarray) -> np.ndarray:
-    each = log_softmax(members * cool[:, None, None], axis=2)
-    return logsumexp(each, axis=0) - np.log(len(each))
-
-
-def _biased(weights: np.ndarray, bias: np.ndarray, members: np.ndarray) -> np.ndarray:
-    return log_softmax(np.tensordot(weights, members, 1), axis=1) + bias
-
-
-def _side_by_side(members: np.ndarray) -> np.ndarray:
-    return np.moveaxis(members, 0, 1).reshape(members.shape[1], -1)  # (n, members x num_classes)
-
-
 def _regressions(x: np.ndarray, labels: np.ndarray, costs: Sequence[float]) -> Iterator[LogisticRegression]:
     """One classifier after the other of rising costs, each from where the one before ended: fewer steps do."""
     classifier = LogisticRegression(max_iter=REGRESSION_STEPS, warm_start=True)
@@ -179,11 +143,10 @@ def _regressions(x: np.ndarray, labels: np.ndarray, costs: Sequence[float]) -> I
         yield classifier.set_params(C=cost).fit(x, labels)
 
 
-def _regressed(classifier: LogisticRegression, num_classes: int, members: np.ndarray) -> np.ndarray:
-    known = classifier.predict_log_proba(_side_by_side(members))
-    full = np.full((len(known), num_classes), known.min(initial=-20) - 1)  # a class that it never saw is the last
-    full[:, classifier.classes_] = known
-    return full
+def _stacked(classifier: LogisticRegression, members: np.ndarray) -> Combiner:
+    size = np.abs(classifier.coef_).reshape(len(classifier.coef_), len(members), -1).mean((0, 2))
+    arrays = {"coefficients": classifier.coef_, "intercepts": classifier.intercept_, "classes": classifier.classes_}
+    return Combiner("stacking", size / size.sum(), arrays)
 
 
 @dataclass(frozen=True)
@@ -201,10 +164,6 @@ class Blend:
     methods: dict[str, np.ndarray]
     uncalibrated: np.ndarray  # oof before its temperature
     picked: dict[int, str]  # the method that scored each fold
-
-    def predict(self, members: np.ndarray) -> np.ndarray:
-        """(n, num_classes) calibrated logits of (members, n, num_classes) log-probabilities."""
-        return self.combiner.predict(members) / self.temperature
 
 
 @on_one_thread

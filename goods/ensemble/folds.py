@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_softmax
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.ensemble.blend import row_of
 from goods.ensemble.choices import as_each_chose, read_oofs, read_tests
+from goods.ensemble.learned import FoldMean, RunBlend, write_learned
 from goods.files import read_frame, write_frame, write_json
 from goods.metrics import calibrated, score
 from goods.params import Params
@@ -61,12 +62,12 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
     labels, fold, outputs = oof["label"].to_numpy(), oof["fold"].to_numpy(), outputs_of(oof)
     logits = {name: frame_logits(oof, name) for name in outputs}
-    scaled, test = {}, {}
+    scaled, temperatures = {}, {}
     for name in outputs:
-        values, temperature = calibrated(logits[name], labels, fold)
+        values, temperatures[name] = calibrated(logits[name], labels, fold)
         scaled[name] = log_softmax(values, axis=1)
-        each = [log_softmax(frame_logits(table, name) / temperature, axis=1) for table in tests.values()]
-        test[name] = logsumexp(each, axis=0) - np.log(len(each))
+    learned = FoldMean(tuple(tests), temperatures)
+    test = learned.combine({k: {name: frame_logits(on_test, name) for name in outputs} for k, on_test in tests.items()})
     oof = pd.concat([oof[["id", "label", "fold"]], logits_frame(scaled)], axis=1)
     result = Ensemble(
         oof=oof,
@@ -76,7 +77,7 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
         uncalibrated=logits[outputs[0]],
         tables=tables | _against_teacher(p, oof),
     )
-    write_ensemble(run, result, {"weights": {run.fold(k).folder.name: 1 / len(tests) for k in tests}}, refit=p.refit)
+    write_ensemble(run, result, learned, refit=p.refit)
     return result
 
 
@@ -119,11 +120,11 @@ def _score(part: pd.DataFrame, output: str) -> dict[str, float]:
     return score(part["label"].to_numpy(), frame_logits(part, output))
 
 
-def write_ensemble(run: Run, result: Ensemble, learned: dict[str, Any], **more: Any) -> None:
-    """Writes an ensemble's tables, what it has `learned` (method.json), and its metrics with `more`."""
+def write_ensemble(run: Run, result: Ensemble, learned: FoldMean | RunBlend, **more: Any) -> None:
+    """Writes an ensemble's tables, what it has `learned` (method.json and its arrays), and its metrics with `more`."""
     write_frame(run.oof, result.oof)
     write_frame(run.test, result.test)
-    write_json(run.method, learned)
+    write_learned(run, learned)
     outputs, folds = outputs_of(result.oof), result.scores.index.drop("oof")
     metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs}
     metrics["folds"] = {k: result.scores.loc[k, outputs[0]].to_dict() for k in folds}

@@ -10,6 +10,7 @@ from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.ensemble.blend import METHODS, added_by, blend_members, method_table
 from goods.ensemble.folds import Ensemble, fold_scores, write_ensemble
+from goods.ensemble.learned import RunBlend
 from goods.errors import DamagedFileError, GoodsError, ParameterError
 from goods.files import read_frame, read_json
 from goods.metrics import calibration_error, macro_f1, score
@@ -45,12 +46,13 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
     made = blend_members(stacked, labels, fold, tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,))
     oof = pd.concat([folds, logits_frame({"fused": log_softmax(made.oof, axis=1)})], axis=1)
-    on_test = log_softmax(made.predict(np.stack(list(tests.values()))), axis=1)
+    learned = RunBlend(tuple(members), made.combiner, made.temperature, made.picked)
+    on_test = learned.combine(tests)
     best = max(stacked, key=lambda values: macro_f1(labels, values.argmax(1)))
     named = dict(zip(members, stacked, strict=True))
     result = Ensemble(
         oof=oof,
-        test=pd.concat([goods.test[["id"]], logits_frame({"fused": on_test})], axis=1),
+        test=pd.concat([goods.test[["id"]], logits_frame(on_test)], axis=1),
         scores=fold_scores(oof),
         missing=[k for k in range(p.n_folds) if k not in fold],
         uncalibrated=made.uncalibrated,
@@ -60,9 +62,7 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
             "added": added_by(named, labels, fold),
         },
     )
-    weights = dict(zip(members, made.combiner.weights.round(4).tolist(), strict=True))
     picked = {str(k): name for k, name in made.picked.items()}
-    learned = {"method": made.method, "picked": picked, "weights": weights, "temperature": made.temperature}
     write_ensemble(Run.of(p), result, learned, method=made.method, picked=picked)
     return result
 

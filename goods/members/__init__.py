@@ -5,7 +5,7 @@ imported when something is fitted or predicted. It offers:
 
     fit(p, goods, numbers)              trains these folds, each to its files: weights, oof, metrics
     save(model, fold), load(p, fold)    a fold's model to its files and back
-    predict(p, folds, products)         {fold number: {output: (n, num_classes) logits}} of a table of products
+    predictor(p, folds, inputs)         holds these folds' models; from a table of products to Logits
     ensemble(p, goods)                  the run's folds, or its runs, as one prediction
 
 No other room asks which kind a run is. docs/CONTRIBUTING.md adds a kind in ten lines.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,12 +30,16 @@ from goods.params import OUTPUTS, REFIT, Params
 from goods.run import Fold, Run, deadline
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from goods.data.tables import Goods
     from goods.ensemble.folds import Ensemble
+    from goods.training.inputs import Inputs
 
 TRAINING = ("train", "baseline", "refit")  # the notebooks that train
+Logits = dict[int, dict[str, "np.ndarray"]]  # {fold number: {output: (n, num_classes)}}
+Predict = Callable[["pd.DataFrame"], Logits]  # of a table with id, title, text, image, and sha of a run's own
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
 SUBMISSION_CODE = ("goods.ensemble.submission",)
@@ -146,7 +151,7 @@ def predict_test(p: Params, goods: Goods, by_folds: bool = False) -> list[int]:
     """
     p = p.model_copy(update={"refit": p.refit and not by_folds})
     due = [fold for fold in Run.of(p).predictors(p) if not fold.predicted]
-    stop_at, begun = deadline(p), False
+    stop_at, begun, loaded = deadline(p), False, {}
     while left := [fold for fold in due if not fold.predicted]:
         if stop_at and time.time() > stop_at:
             if not begun:
@@ -154,26 +159,50 @@ def predict_test(p: Params, goods: Goods, by_folds: bool = False) -> list[int]:
             print(f"max_hours {p.max_hours} are over: what is predicted of the test set is saved, and the same command "
                   "goes on from there", flush=True)  # fmt: skip
             raise StoppedInTime
-        _predict_stretch(p, left, goods.test)
+        _predict_stretch(p, left, goods.test, loaded)
         begun = True
     return [fold.number for fold in due]
 
 
-def _predict_stretch(p: Params, folds: list[Fold], test: pd.DataFrame) -> None:
-    """The next TEST_ROWS or fewer test products, by those of the folds that have predicted the fewest."""
+def _predict_stretch(p: Params, folds: list[Fold], test: pd.DataFrame, loaded: dict[tuple[int, ...], Predict]) -> None:
+    """The next TEST_ROWS or fewer test products, by those of the folds that have predicted the fewest.
+
+    loaded: what holds the models of the last stretch, by its folds.
+    """
     from goods.predictions import read_begun, write_predictions
 
     begun = {fold.number: read_begun(fold.begun_test, test["id"]) for fold in folds}
     start = min(map(len, begun.values()))
     end = start + max(1, TEST_ROWS // p.eval_batch_size) * p.eval_batch_size  # whole batches: the same as all at once
     together, products = [fold for fold in folds if len(begun[fold.number]) == start], test.iloc[start:end]
-    logits = kind_of(p).load().predict(p, together, products)
+    key = tuple(fold.number for fold in together)
+    if key not in loaded:
+        loaded.clear()
+        loaded[key] = predictor_of(p, together)
+    logits = loaded[key](products)
     for fold in together:
         path = fold.test if end >= len(test) else fold.begun_test
         head = products[["id"]].assign(fold=fold.number)
         write_predictions(path, head, logits[fold.number], below=begun[fold.number])
         if fold.predicted:
             fold.begun_test.unlink(missing_ok=True)
+
+
+def predictor_of(p: Params, folds: Sequence[Fold], inputs: Inputs | None = None) -> Predict:
+    """The function that these trained folds are, of the run's own products, or of those that `inputs` are made for."""
+    from goods.training.inputs import Inputs
+
+    return kind_of(p).load().predictor(p, folds, inputs or Inputs())
+
+
+def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> Logits:
+    """The logits of a table of the run's own products, by each of these folds."""
+    return predictor_of(p, folds)(products)
+
+
+def predicting_folds(run: Run, folds: Sequence[int]) -> list[Fold]:
+    """The trained folds that predict other products, where the run's ensemble is of `folds`."""
+    return [run.fold(number) for number in folds]
 
 
 def ensemble_run(p: Params, goods: Goods) -> Ensemble:

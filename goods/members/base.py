@@ -12,7 +12,7 @@ import pandas as pd
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods, all_products
-from goods.members import kind_of
+from goods.members import kind_of, predict
 from goods.params import Params
 from goods.processes import in_parallel
 from goods.run import Fold, Run
@@ -62,16 +62,16 @@ def finish(p: Params, goods: Goods, fold: Fold, code: str, logits: dict[str, np.
 def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Part], Any]) -> None:
     """Trains those of the folds that are due, one after the other: learn(part) gives the model that the kind saves.
 
-    The kind's own predict scores it on the rows held back, from its files, so what is scored is what is kept.
+    The kind's own predictor scores it on the rows held back, from its files, so what is scored is what is kept.
     """
     kind = kind_of(p)
     for number in numbers:
         fold = Run.of(p).fold(number)
         with fold.held():
             if due_folds(p, goods, [number], kind.code()):
-                part, member = part_of(p, goods, number), kind.load()
-                member.save(learn(part), fold)
-                logits = {} if fold.refit else member.predict(p, [fold], part.held_back)[number]
+                part = part_of(p, goods, number)
+                kind.load().save(learn(part), fold)
+                logits = {} if fold.refit else predict(p, [fold], part.held_back)[number]
                 finish(p, goods, fold, kind.code(), logits)
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import numpy as np
-import pandas as pd
-
 from goods.data.tables import Goods
 from goods.ensemble.runs import blend_runs as ensemble
 from goods.errors import ParameterError
 from goods.params import Params
 from goods.run import Fold
+from goods.training.inputs import Inputs
 
-__all__ = ["ensemble", "fit", "load", "predict", "save"]
+__all__ = ["ensemble", "fit", "load", "predictor", "save"]
 
 
 def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> NoReturn:
@@ -32,8 +30,6 @@ def load(p: Params, fold: Fold) -> NoReturn:
     raise ParameterError(f"kind blend has no folds to load; name one of its runs: {', '.join(p.runs)}")
 
 
-def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-    """A blend predicts by its runs: raises ParameterError where a fold of its own is asked for."""
-    if not folds:
-        return {}
+def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> NoReturn:
+    """A blend predicts by its runs, as goods.predictor does: raises ParameterError."""
     raise ParameterError(f"kind blend predicts by its runs: {', '.join(p.runs)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,22 +14,31 @@ from goods.data.datasets import PhotoDataset, TensorsDataset
 from goods.data.photos import Augment, load_photo
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
-from goods.members import KINDS
+from goods.members import KINDS, Predict
 from goods.members.base import Part, part_of
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.device import pick_device, pick_precision
-from goods.models.embeddings import TextEmbedder, embed_products, extra_embeddings
+from goods.models.embeddings import TextEmbedder, embed_products
 from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, heads_of, make_heads
-from goods.models.tuning import checkpoint_activations, halve_frozen, load_trained, save_trained, set_trainable
+from goods.models.tuning import (
+    checkpoint_activations,
+    halve_frozen,
+    load_trained,
+    read_trained,
+    save_trained,
+    set_trainable,
+    set_trained,
+)
 from goods.params import Params
 from goods.predictions import probabilities_of
 from goods.run import Fold
 from goods.training.fold import fit_fold
-from goods.training.inference import decoded_chunks, make_accelerator
+from goods.training.inference import make_accelerator
 from goods.training.inference import predict as predict_dataset
+from goods.training.inputs import Inputs
 from goods.training.task import Task, fit_heads
 
-__all__ = ["ensemble", "fit", "load", "occlusion", "predict", "save"]
+__all__ = ["ensemble", "fit", "load", "occlusion", "predictor", "save"]
 
 SCALE_ROWS = 1024  # training products whose frozen embeddings scale the heads' inputs where the backbone is tuned
 
@@ -55,29 +64,42 @@ def load(p: Params, fold: Fold) -> GoodsClassifier:
     return model
 
 
-def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-    """{fold number: {"fused", "image", "text": (n, num_classes) logits}} of a table of products.
+def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
+    """Of a table, {fold number: {"fused", "image", "text": (n, num_classes) logits}}.
 
     The photos are decoded and the texts tokenised once for all folds (with tune: head, embedded once).
     """
-    accelerator = make_accelerator(p)
-    model, chunks = _frozen(p, folds[0], products) if p.tune == "head" else _tuned(p, folds[0], products)
-    parts: dict[int, list[dict[str, np.ndarray]]] = {fold.number: [] for fold in folds}
-    for chunk in chunks:
-        for fold in folds:
-            load_trained(model, fold.weights)
-            parts[fold.number].append(predict_dataset(model, chunk, p, accelerator))
-    return {k: {name: np.concatenate([part[name] for part in of]) for name in of[0]} for k, of in parts.items()}
+    model, chunks = (_frozen if p.tune == "head" else _tuned)(p, folds[0], inputs)
+    states = {fold: read_trained(fold.weights) for fold in folds}
+
+    def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
+        accelerator = make_accelerator(p)
+        parts: dict[int, list[dict[str, np.ndarray]]] = {fold.number: [] for fold in folds}
+        for chunk in chunks(products):
+            for fold, state in states.items():
+                set_trained(model, state, fold.weights)
+                parts[fold.number].append(predict_dataset(model, chunk, p, accelerator))
+        return {k: {name: np.concatenate([part[name] for part in of]) for name in of[0]} for k, of in parts.items()}
+
+    return predict
 
 
-def _frozen(p: Params, fold: Fold, products: pd.DataFrame) -> tuple[nn.Module, Iterator[Dataset]]:
-    # The backbone is needed only for embeddings that aren't cached yet.
-    return heads_like(fold.weights, p), iter([TensorsDataset(**embed_products(p, products))])
+Chunks = Callable[[pd.DataFrame], Iterator[Dataset]]  # of a table, as the model takes it
 
 
-def _tuned(p: Params, fold: Fold, products: pd.DataFrame) -> tuple[nn.Module, Iterator[Dataset]]:
+def _frozen(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
+    inputs.will_embed(p)
+    return heads_like(fold.weights, p), lambda products: iter([TensorsDataset(**inputs.embeddings(p, products))])
+
+
+def _tuned(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
     model = load(p, fold)
-    return model, decoded_chunks(photo_dataset(p, model.encoder, products), p)
+    inputs.will_decode(model.encoder.image_size)
+
+    def chunks(products: pd.DataFrame) -> Iterator[Dataset]:
+        return inputs.chunks(photo_dataset(p, model.encoder, products, inputs=inputs), p)
+
+    return model, chunks
 
 
 # What a fold trains --------------------------------------------------------------------------------------------------
@@ -131,12 +153,17 @@ def make_classifier(p: Params, heads: GoodsHeads) -> GoodsClassifier:
 
 
 def photo_dataset(
-    p: Params, encoder: DualEncoder, table: pd.DataFrame, labels: Tensor | None = None, train: bool = False
+    p: Params,
+    encoder: DualEncoder,
+    table: pd.DataFrame,
+    labels: Tensor | None = None,
+    train: bool = False,
+    inputs: Inputs | None = None,
 ) -> PhotoDataset:
     """Photos and token windows of a table's products as the classifier takes them, changed at random to train on."""
     tokenize = encoder.processor.tokenize
     columns = {"input_ids": tokenize(table["text"], table["title"], p.max_text_length, p.text_windows)}
-    columns |= extra_embeddings(p, table)
+    columns |= (inputs or Inputs()).extra(p, table)
     if labels is not None:
         columns["label"] = labels
     augment = Augment(p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg)

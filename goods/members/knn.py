@@ -19,7 +19,7 @@ from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import DamagedFileError, ParameterError
 from goods.files import atomic_path
-from goods.members import KINDS
+from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish
 from goods.metrics import score
 from goods.models.embeddings import embed_products
@@ -27,8 +27,9 @@ from goods.models.neighbours import joined, nearest
 from goods.params import Params
 from goods.predictions import write_predictions
 from goods.run import Fold, Run
+from goods.training.inputs import Inputs
 
-__all__ = ["ensemble", "fit", "load", "predict", "save"]
+__all__ = ["ensemble", "fit", "load", "predictor", "save"]
 
 MOST = 200  # neighbours looked at; those of the folds that may not be seen are left out of them
 COUNTS = (5, 10, 20, 40, 80)  # of neighbours that vote, chosen out of fold
@@ -140,13 +141,18 @@ def load(p: Params, fold: Fold) -> Voters:
         raise DamagedFileError(f"{fold.weights} is missing or damaged; train the fold again: retrain=true") from error
 
 
-def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-    """{fold number: {"fused", "image", "text": (n, num_classes) logits}} of a table of products."""
+def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
+    """Of a table, {fold number: {"fused", "image", "text": (n, num_classes) logits}}."""
     own = {output: joined(parts) for output, parts in by_output(read_neighbours(folds[0].run)).items()}
-    other = {output: joined(parts) for output, parts in by_output(embed_products(p, products)).items()}
-    near = {output: nearest(own[output], other[output], MOST) for output in own}
     models = {fold.number: load(p, fold) for fold in folds}
-    return {k: {output: model.logits(output, near[output]) for output in near} for k, model in models.items()}
+    inputs.will_embed(p)
+
+    def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
+        other = {output: joined(parts) for output, parts in by_output(inputs.embeddings(p, products)).items()}
+        near = {output: nearest(own[output], other[output], MOST) for output in own}
+        return {k: {output: model.logits(output, near[output]) for output in near} for k, model in models.items()}
+
+    return predict
 
 
 def vote(

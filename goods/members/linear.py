@@ -12,7 +12,7 @@ from goods.data.folds import make_folds, product_groups
 from goods.data.tables import Goods, all_products
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.files import write_frame
-from goods.members import KINDS
+from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish, part_of, side_by_side
 from goods.models.tfidf import (
     INNER_FOLDS,
@@ -29,8 +29,9 @@ from goods.params import Params
 from goods.predictions import write_predictions
 from goods.run import Fold, Run
 from goods.training.fold import to_train, what_makes
+from goods.training.inputs import Inputs
 
-__all__ = ["ensemble", "fit", "load", "predict", "save"]
+__all__ = ["ensemble", "fit", "load", "predictor", "save"]
 
 
 def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
@@ -53,10 +54,15 @@ def load(p: Params, fold: Fold) -> LinearModel:
     return load_linear(fold.weights, fold.details)
 
 
-def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-    """{fold number: {"text": (n, num_classes) logits}} of a table of products."""
-    texts = tfidf_columns(products)
-    return {fold.number: {"text": load(p, fold).logits(texts)} for fold in folds}
+def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
+    """Of a table, {fold number: {"text": (n, num_classes) logits}}."""
+    models = {fold.number: load(p, fold) for fold in folds}
+
+    def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
+        texts = tfidf_columns(products)
+        return {number: {"text": model.logits(texts)} for number, model in models.items()}
+
+    return predict
 
 
 def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: str) -> None:

@@ -13,21 +13,30 @@ from goods.data.datasets import TokensDataset, pad_tokens
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import ParameterError
-from goods.members import KINDS
+from goods.members import KINDS, Predict
 from goods.members.base import part_of
 from goods.models.backbone import TextEncoder
 from goods.models.device import pick_device, pick_precision
 from goods.models.heads import TextClassifier
-from goods.models.tuning import checkpoint_activations, halve_frozen, load_trained, save_trained, set_trainable
+from goods.models.tuning import (
+    checkpoint_activations,
+    halve_frozen,
+    load_trained,
+    read_trained,
+    save_trained,
+    set_trainable,
+    set_trained,
+)
 from goods.params import Params
 from goods.predictions import probabilities_of
 from goods.run import Fold
 from goods.training.fold import fit_fold
 from goods.training.inference import make_accelerator
 from goods.training.inference import predict as predict_dataset
+from goods.training.inputs import Inputs
 from goods.training.task import Task
 
-__all__ = ["ensemble", "fit", "load", "occlusion", "predict", "save"]
+__all__ = ["ensemble", "fit", "load", "occlusion", "predictor", "save"]
 
 
 def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
@@ -48,14 +57,18 @@ def load(p: Params, fold: Fold) -> TextClassifier:
     return model
 
 
-def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-    """{fold number: {"text": (n, num_classes) logits}} of a table of products, tokenised once."""
-    accelerator, model = make_accelerator(p), load(p, folds[0])
-    dataset, found = tokens_dataset(model.encoder, products), {}
-    for fold in folds:
-        load_trained(model, fold.weights)
-        found[fold.number] = predict_dataset(model, dataset, p, accelerator)
-    return found
+def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
+    """Of a table, {fold number: {"text": (n, num_classes) logits}}, tokenised once."""
+    model, states = load(p, folds[0]), {fold: read_trained(fold.weights) for fold in folds}
+
+    def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
+        accelerator, dataset, found = make_accelerator(p), tokens_dataset(model.encoder, products), {}
+        for fold, state in states.items():
+            set_trained(model, state, fold.weights)
+            found[fold.number] = predict_dataset(model, dataset, p, accelerator)
+        return found
+
+    return predict
 
 
 def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Tensor]) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -45,7 +45,11 @@ class Embedder:
 
     def __init__(self, p: Params) -> None:
         self.p, self.model_name = p, p.model_name
-        self.folder = _cache_folder(p, self.model_name)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its embeddings are kept."""
+        return _cache_folder(self.p, self.model_name)
 
     @cached_property
     def encoder(self) -> DualEncoder:
@@ -63,8 +67,8 @@ class Embedder:
 
         def compute(some: list[str]) -> Iterator[Tensor]:
             dataset = PhotoDataset([path_of[sha] for sha in some], self.encoder.image_size)
-            for batch in DataLoader(dataset, self.p.eval_batch_size, num_workers=self.p.num_workers):
-                yield self.encoder.embed_images(batch["pixels"].to(pick_device()))
+            loader = DataLoader(dataset, self.p.eval_batch_size, num_workers=self.p.num_workers)
+            return self._of_pixels(batch["pixels"] for batch in loader)
 
         return self._cached(list(shas), f"image-{self.p.image_size or 'own'}", compute, ids or images)
 
@@ -77,12 +81,34 @@ class Embedder:
 
         def compute(some: list[str]) -> Iterator[Tensor]:
             titles, texts = zip(*(pair_of[key] for key in some), strict=True)
-            input_ids = self.encoder.processor.tokenize(texts, titles, p.max_text_length, p.text_windows)
-            for ids in input_ids.split(p.eval_batch_size):
-                yield self.encoder.embed_texts(ids.to(pick_device()))
+            return self._of_texts(texts, titles)
 
         kind = f"text-{p.max_text_length}" + (f"x{p.text_windows}" if p.text_windows > 1 else "")
         return self._cached(keys, kind, compute, ids or texts)
+
+    def pass_photos(self, pixels: Iterable[Tensor], ids: Sequence[str]) -> Tensor:
+        """(n, image_dim) embeddings of batches of pixels, (batch, 3, size, size) uint8; the cache takes no part."""
+        return self._passed(self._of_pixels(pixels), ids)
+
+    def pass_texts(self, texts: Sequence[str], titles: Sequence[str], ids: Sequence[str]) -> Tensor:
+        """(n, text_dim) embeddings of texts; the cache takes no part."""
+        return self._passed(self._of_texts(texts, titles), ids)
+
+    def _of_pixels(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for pixels in batches:
+            yield self.encoder.embed_images(pixels.to(pick_device()))
+
+    def _of_texts(self, texts: Sequence[str], titles: Sequence[str]) -> Iterator[Tensor]:
+        p = self.p
+        input_ids = self.encoder.processor.tokenize(texts, titles, p.max_text_length, p.text_windows)
+        for ids in input_ids.split(p.eval_batch_size):
+            yield self.encoder.embed_texts(ids.to(pick_device()))
+
+    def _passed(self, batches: Iterator[Tensor], ids: Sequence[str]) -> Tensor:
+        embeddings = self._computed(batches)
+        rows = [str(row) for row in range(len(ids))]
+        self._refuse_what_is_no_number(embeddings, rows, dict(zip(rows, ids, strict=True)))
+        return embeddings
 
     def _cached(
         self,
@@ -115,12 +141,13 @@ class Embedder:
         return table[[row_of[_hash(key)] for key in keys]]
 
     @torch.inference_mode()
-    def _computed(self, batches: Iterator[Tensor], bar: tqdm) -> Tensor:
+    def _computed(self, batches: Iterator[Tensor], bar: tqdm | None = None) -> Tensor:
         parts = []
         with autocast(self.p.mixed_precision):
             for batch in batches:
                 parts.append(batch.float().cpu())
-                bar.update(len(batch))
+                if bar is not None:
+                    bar.update(len(batch))
         return torch.cat(parts)
 
     def _refuse_what_is_no_number(self, embeddings: Tensor, keys: list[str], name_of: dict[str, str]) -> None:
@@ -141,7 +168,11 @@ class TextEmbedder(Embedder):
 
     def __init__(self, p: Params) -> None:
         self.p, self.model_name = p, str(p.extra_embeddings)
-        self.folder = _cache_folder(p, self.model_name, photos=False)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its embeddings are kept."""
+        return _cache_folder(self.p, self.model_name, photos=False)
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -150,18 +181,20 @@ class TextEmbedder(Embedder):
 
     def texts(self, texts: Sequence[str], ids: Sequence[str] = ()) -> Tensor:
         """(n, dim) embeddings of texts; an error names the products by their `ids`, where they are given."""
+        return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", self._of_texts, ids or list(texts))
 
-        def compute(some: list[str]) -> Iterator[Tensor]:
-            tokens = self.encoder.tokenize(some)
-            dataset = TokensDataset(tokens, self.encoder.tokenizer.pad_token_id)
-            order = dataset.lengths.argsort(stable=True)  # like with like: less padding
-            parts = [
-                self.encoder(dataset.__getitems__(rows.tolist())["input_ids"].to(pick_device()))
-                for rows in order.split(self.p.eval_batch_size)
-            ]
-            yield nn.functional.normalize(torch.cat(parts).float(), dim=-1)[order.argsort().to(pick_device())]
+    def pass_texts(self, texts: Sequence[str], ids: Sequence[str]) -> Tensor:
+        """(n, dim) embeddings of texts; the cache takes no part."""
+        return self._passed(self._of_texts(texts), ids)
 
-        return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", compute, ids or list(texts))
+    def _of_texts(self, texts: Sequence[str]) -> Iterator[Tensor]:
+        dataset = TokensDataset(self.encoder.tokenize(texts), self.encoder.tokenizer.pad_token_id)
+        order = dataset.lengths.argsort(stable=True)  # like with like: less padding
+        parts = [
+            self.encoder(dataset.__getitems__(rows.tolist())["input_ids"].to(pick_device()))
+            for rows in order.split(self.p.eval_batch_size)
+        ]
+        yield nn.functional.normalize(torch.cat(parts).float(), dim=-1)[order.argsort().to(pick_device())]
 
 
 def _write_cache(folder: Path, names: list[str], embeddings: Tensor) -> None:
@@ -207,9 +240,12 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def embed_products(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
-    """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone."""
-    embedder, ids = Embedder(p), table["id"].tolist()
+def embed_products(p: Params, table: pd.DataFrame, embedder: Embedder | None = None) -> dict[str, Tensor]:
+    """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone.
+
+    `embedder`: that of p, where one is held whose backbone may be loaded already.
+    """
+    embedder, ids = embedder or Embedder(p), table["id"].tolist()
     embeddings = {
         "image": embedder.photos(table["image"].tolist(), table["sha"].tolist(), ids),
         "text": embedder.texts(table["text"].tolist(), table["title"].tolist(), ids),

@@ -135,10 +135,23 @@ def save_trained(model: nn.Module, path: Path) -> None:
 
 def load_trained(model: nn.Module, path: Path) -> None:
     """Loads what save_trained wrote into a model built the same way; raises GoodsError when it doesn't fit."""
+    set_trained(model, read_trained(path), path)
+
+
+def read_trained(path: Path) -> dict[str, Tensor]:
+    """What save_trained wrote, held in memory only as far as it is used; raises GoodsError when it isn't whole."""
+    try:
+        return load_file(path)
+    except Exception as error:  # a torn file
+        raise GoodsError(f"the weights {path} can't be loaded: {first_line(error)}") from error
+
+
+def set_trained(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Puts what read_trained gave into a model built the same way; raises GoodsError when it doesn't fit."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
-        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    except Exception as error:  # a torn file, or tensors of other shapes
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except Exception as error:  # tensors of other shapes
         raise GoodsError(f"the weights {path} can't be loaded: {first_line(error)}") from error
     if unexpected or trained & set(missing):
         raise GoodsError(f"the weights {path} belong to another model or to other parameters")

@@ -89,7 +89,9 @@ def test_what_the_ensemble_leaves(run: Trained) -> None:
     assert {f.name for f in folder.iterdir()} == {"metrics.json", "oof.parquet", "test.parquet", "method.json"}
     for name, frame in (("oof", result.oof), ("test", result.test)):
         pd.testing.assert_frame_equal(pd.read_parquet(folder / f"{name}.parquet"), frame, check_dtype=False)
-    assert json.loads((folder / "method.json").read_text()) == {"weights": {f"fold{k}": 1 / 3 for k in range(3)}}
+    method = json.loads((folder / "method.json").read_text())
+    assert method["weights"] == {f"fold{k}": 1 / 3 for k in range(3)} and method["folds"] == [0, 1, 2]
+    assert list(method["temperatures"]) == [*OUTPUTS] and min(method["temperatures"].values()) > 0
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["fused"] == result.scores.loc["oof", "fused"].to_dict()
     assert set(metrics) == {*OUTPUTS, "folds", "missing_folds"} and set(metrics["folds"]) == {"0", "1", "2"}

@@ -14,9 +14,10 @@ from conftest import Trained
 
 from goods import members
 from goods.errors import StoppedInTime, TimeOverError
-from goods.members import dual, predict_test
+from goods.members import Logits, Predict, dual, predict_test
 from goods.params import Params
 from goods.run import Run
+from goods.training.inputs import Inputs
 
 pytestmark = pytest.mark.slow
 
@@ -51,13 +52,18 @@ def over_after(looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
     """What has been predicted: the folds, and of how many products."""
-    calls, original = [], dual.predict
+    calls, original = [], dual.predictor
 
-    def predict(p: Params, folds: list, products: pd.DataFrame) -> dict:
-        calls.append(([fold.number for fold in folds], len(products)))
-        return original(p, folds, products)
+    def predictor(p: Params, folds: list, inputs: Inputs) -> Predict:
+        predict = original(p, folds, inputs)
 
-    monkeypatch.setattr(dual, "predict", predict)
+        def counted(products: pd.DataFrame) -> Logits:
+            calls.append(([fold.number for fold in folds], len(products)))
+            return predict(products)
+
+        return counted
+
+    monkeypatch.setattr(dual, "predictor", predictor)
     return calls
 
 

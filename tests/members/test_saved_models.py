@@ -12,7 +12,7 @@ from conftest import Sample
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
 from goods.errors import ParameterError
-from goods.members import kind_of, predict_test
+from goods.members import kind_of, predict, predict_test, predictor_of
 from goods.predictions import frame_logits, outputs_of
 from goods.run import Run
 from goods_utils import fit_fold
@@ -38,7 +38,7 @@ def test_test_csv_is_predicted_again_from_the_files_alone(make, kind: str) -> No
     fit_fold(p, goods)
     fold = Run.of(p).fold(1)
     at_once = predicted(pd.read_parquet(fold.test))  # by the model in memory
-    again = kind_of(p).load().predict(p, [fold], goods.test)
+    again = predict(p, [fold], goods.test)
     assert again.keys() == {1}
     assert_close(again[1], at_once, 1e-6)
     fold.test.unlink()
@@ -56,12 +56,12 @@ def test_what_was_held_back_is_predicted_again(make, sample: Sample, encoder_dir
     p = make(kind=kind, tune=tune, **of_text if kind == "text" else {})
     goods = read_goods(p)
     fit_fold(p, goods)
-    fold, module = Run.of(p).fold(1), kind_of(p).load()
+    fold = Run.of(p).fold(1)
     held_back = goods.train[(read_folds(goods, p)["fold"] == 1).to_numpy()]
-    assert_close(module.predict(p, [fold], held_back)[1], predicted(pd.read_parquet(fold.oof)), 1e-5)
+    assert_close(predict(p, [fold], held_back)[1], predicted(pd.read_parquet(fold.oof)), 1e-5)
     predict_test(p, goods)
-    assert_close(module.predict(p, [fold], goods.test)[1], predicted(pd.read_parquet(fold.test)), 1e-6)
-    one = module.predict(p, [fold], goods.test.iloc[[3]])[1]  # other products, whatever their number
+    assert_close(predict(p, [fold], goods.test)[1], predicted(pd.read_parquet(fold.test)), 1e-6)
+    one = predict(p, [fold], goods.test.iloc[[3]])[1]  # other products, whatever their number
     assert_close(one, {name: values[[3]] for name, values in predicted(pd.read_parquet(fold.test)).items()}, 1e-4)
 
 
@@ -71,18 +71,17 @@ def test_several_folds_predict_together_as_one_by_one(make) -> None:
     goods = read_goods(p)
     for number in (0, 2):
         fit_fold(p.model_copy(update={"fold": number}), goods)
-    run, module = Run.of(p), kind_of(p).load()
-    both = module.predict(p, [run.fold(0), run.fold(2)], goods.test)
+    run = Run.of(p)
+    both = predict(p, [run.fold(0), run.fold(2)], goods.test)
     assert list(both) == [0, 2]
     for number in (0, 2):
-        assert_close(module.predict(p, [run.fold(number)], goods.test)[number], both[number], 1e-6)
+        assert_close(predict(p, [run.fold(number)], goods.test)[number], both[number], 1e-6)
 
 
 def test_a_blend_keeps_no_model(make) -> None:
     p = make(kind="linear").model_copy(update={"kind": "blend", "runs": ("words", "head")})
     module, fold = kind_of(p).load(), Run.of(p).fold(0)
-    assert module.predict(p, [], pd.DataFrame()) == {}
-    for call in (lambda: module.load(p, fold), lambda: module.predict(p, [fold], pd.DataFrame())):
+    for call in (lambda: module.load(p, fold), lambda: predictor_of(p, [fold])):
         with pytest.raises(ParameterError, match="its runs: words, head"):
             call()
     with pytest.raises(ParameterError, match=r"no folds to train; notebooks/ensemble\.ipynb puts its runs together"):

@@ -1,0 +1,269 @@
+"""A trained run as a function of products: made from its files alone, it classifies any further goods.
+
+    predictor = load_predictor("outputs/blend")
+    probabilities = predictor.predict(products)  # (n, num_classes)
+
+Test set and catalogue go one way: the members' own predictors, the trained folds' probabilities averaged and calibrated
+as the run's ensemble was. Nothing is trained, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from goods.data.tables import listing
+from goods.data.texts import clean_text, join_texts
+from goods.ensemble.learned import FoldMean, RunBlend, read_learned
+from goods.errors import GoodsError, OtherRunError, ParameterError
+from goods.files import file_hash, folder_hash, read_json, resolve
+from goods.members import predicting_folds, predictor_of
+from goods.params import RUNTIME_FIELDS, Params
+from goods.predictions import main_of
+from goods.run import VERSION, Run
+from goods.training.inputs import SharedInputs
+
+SETTINGS = RUNTIME_FIELDS | {"mixed_precision"}  # what may differ from the run's own
+
+
+class Classified(NamedTuple):
+    """What became of a table of products.
+
+    probabilities: (n, num_classes), calibrated. photos: (n,) "ok", "missing", or why a photo is unreadable, where the
+    run looks at photos; else "".
+    """
+
+    probabilities: np.ndarray
+    photos: list[str]
+
+
+class Predictor:
+    """A finished run, ready to classify products.
+
+    labels[k] is class k's label as train.csv writes it, classes[k] its name for people. text_columns are the columns
+    that products must have, `rows` how many of them are best given at once, `fingerprint` a hash of all that the
+    probabilities depend on beside the products.
+    """
+
+    def __init__(self, run: Run, source: _Source, inputs: SharedInputs) -> None:
+        known = read_json(run.labels, "copy it back, or run eda.ipynb of the run again")
+        self.run, self.labels, self.classes = run, list(known["labels"]), list(known["classes"])
+        self._source, self._inputs = source, inputs
+        self.p, self.text_columns, self.fingerprint = source.p, source.columns, source.fingerprint
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.labels)
+
+    @property
+    def reads_photos(self) -> bool:
+        """Whether any of its models looks at photos."""
+        return self._inputs.reads_photos
+
+    @property
+    def rows(self) -> int:
+        """How many products are worked on at once: more of them take no more memory."""
+        return self._inputs.rows
+
+    def predict(self, products: pd.DataFrame) -> np.ndarray:
+        """(n, num_classes) calibrated probabilities of products, whatever their number, in their order.
+
+        products: the text columns as the run's tables have them; `image`, the path of a photo or its bytes, "" for
+        none; and the id column, by which errors name a product. What is not there is taken as empty, but for the text
+        columns: raises GoodsError without them.
+        """
+        return self.classify(products).probabilities
+
+    def classify(self, products: pd.DataFrame) -> Classified:
+        """`predict`, and what its photos were like."""
+        parts = [self._chunk(products.iloc[at : at + self.rows]) for at in range(0, len(products), self.rows)]
+        if not parts:
+            self._columns_of(products)
+            return Classified(np.zeros((0, self.num_classes)), [])
+        return Classified(np.concatenate([part.probabilities for part in parts]), [s for p in parts for s in p.photos])
+
+    def _chunk(self, products: pd.DataFrame) -> Classified:
+        tables = _Tables(self._columns_of(products), self.p.id_column)
+        probabilities = np.exp(main_of(self._source(tables)))
+        return Classified(probabilities, self._inputs.photo_status(tables.images) or [""] * len(products))
+
+    def _columns_of(self, products: pd.DataFrame) -> pd.DataFrame:
+        if missing := [name for name in self.text_columns if name not in products]:
+            raise GoodsError(f"the products lack {listing(missing)}, which run '{self.run.name}' was trained on; they "
+                             f"have {listing(products.columns)}")  # fmt: skip
+        return products
+
+
+class _Tables:
+    """Products as the runs' models take them: id, title, text, image; once for each choice of text columns."""
+
+    def __init__(self, products: pd.DataFrame, id_column: str) -> None:
+        self._products, self._made = products, dict[tuple[str, ...], pd.DataFrame]()
+        self.images = _filled(products, "image")
+        own = id_column in products
+        self._ids = [str(name) for name in products[id_column]] if own else [str(row) for row in products.index]
+
+    def of(self, columns: tuple[str, ...]) -> pd.DataFrame:
+        """id, title (cleaned), text (cleaned and joined) and image."""
+        if columns not in self._made:
+            raw = pd.DataFrame({name: [str(cell) for cell in _filled(self._products, name)] for name in columns})
+            titles = _filled(self._products, "title" if "title" in self._products else columns[0])
+            made = {"id": self._ids, "title": [clean_text(str(title)) for title in titles], "text": join_texts(raw)}
+            self._made[columns] = pd.DataFrame(made | {"image": pd.Series(self.images, dtype=object)})
+        return self._made[columns]
+
+
+def _filled(products: pd.DataFrame, column: str) -> list[Any]:
+    """The cells of a column, "" where they are empty or the column isn't there."""
+    if column not in products:
+        return [""] * len(products)
+    return products[column].astype(object).where(products[column].notna(), "").tolist()
+
+
+# From files ----------------------------------------------------------------------------------------------------------
+
+
+def load_predictor(folder: str | Path, models: Mapping[str, str | Path] | None = None, **settings: Any) -> Predictor:
+    """The finished run in `folder`, of any kind, as a function of products.
+
+    A blend's runs lie beside it, or inside an exported folder. models: where a model directory is that isn't at the
+    path the run was trained with, by its parameter (model_name, extra_embeddings) or, of one run of a blend, by
+    "run/parameter". settings: parameters that change no result, such as eval_batch_size and num_workers, and
+    mixed_precision.
+
+    Raises GoodsError for a folder that holds no run, an unfinished one, or one of another version, OtherRunError for a
+    model directory whose contents aren't those that the run was trained with.
+    """
+    if unknown := sorted(set(settings) - SETTINGS):
+        raise ParameterError(f"{listing(unknown)} can't be set for a trained run; settings are such as eval_batch_size")
+    run, inputs = Run(resolve(folder)), SharedInputs()
+    loader = _Loader(inputs, dict(models or {}), settings)
+    source = loader.load(run)
+    loader.check_all_used()
+    return Predictor(run, source, inputs)
+
+
+class _FoldsSource:
+    """The trained folds of one run."""
+
+    def __init__(self, run: Run, p: Params, learned: FoldMean, inputs: SharedInputs, models: dict[str, str]) -> None:
+        self.p, self._learned, self.columns = p, learned, tuple(p.text_columns)
+        folds = predicting_folds(run, learned.folds)
+        if untrained := [fold.number for fold in folds if not fold.trained]:
+            raise GoodsError(f"run '{run.name}' in {run.folder} is not whole: its ensemble is of fold {untrained[0]}, "
+                             "too, which has no weights there; train it, or copy it whole")  # fmt: skip
+        self._predict = predictor_of(p, folds, inputs)
+        made_from = {fold.folder.name: fold.made_from() for fold in folds}
+        self.fingerprint = _hash(file_hash(run.method), models, made_from, p.mixed_precision, p.text_columns)
+
+    def __call__(self, tables: _Tables) -> dict[str, np.ndarray]:
+        return self._learned.combine(self._predict(tables.of(self.columns)))
+
+
+class _BlendSource:
+    """Runs under what a blend has learned."""
+
+    def __init__(self, run: Run, p: Params, learned: RunBlend, runs: dict[str, _Source]) -> None:
+        self.p, self._learned, self._runs = p, learned, runs
+        self.columns = tuple(dict.fromkeys(column for each in runs.values() for column in each.columns))
+        prints = [each.fingerprint for each in runs.values()]
+        self.fingerprint = _hash(file_hash(run.method), file_hash(run.blend_weights), prints)
+
+    def __call__(self, tables: _Tables) -> dict[str, np.ndarray]:
+        made = {name: run(tables) for name, run in self._runs.items()}
+        outputs = {f"{name}/{output}": values for name, of in made.items() for output, values in of.items()}
+        if lacking := [name for name in self._learned.members if name not in outputs]:
+            raise OtherRunError(f"the blend was put together from {lacking[0]}, which that run no longer predicts; put "
+                                "it together again")  # fmt: skip
+        return self._learned.combine(outputs)
+
+
+_Source = _FoldsSource | _BlendSource
+
+
+class _Loader:
+    """What loading one predictor needs to remember: runs and model directories that are there already."""
+
+    def __init__(self, inputs: SharedInputs, models: dict[str, str | Path], settings: dict[str, Any]) -> None:
+        self.models, self.used, self.refused = models, set[str](), dict[str, str]()
+        self._inputs, self._settings, self._runs = inputs, settings, dict[Path, _Source]()
+
+    def load(self, run: Run) -> _Source:
+        """A run's folds, or its runs, as one."""
+        if run.folder not in self._runs:
+            learned, p = read_learned(check_run(run)), parameters_of(run, self._settings)
+            if isinstance(learned, RunBlend):
+                runs = {name: self.load(run.member(name)) for name in learned.runs}
+                self._runs[run.folder] = _BlendSource(run, p, learned, runs)
+            else:
+                hashes = run.record().get("models", {})
+                paths = {name: str(self._model_dir(run, p, name, contents)) for name, contents in hashes.items()}
+                p = p.model_copy(update=paths)
+                self._inputs.hashes |= {paths[name]: contents for name, contents in hashes.items()}
+                self._runs[run.folder] = _FoldsSource(run, p, learned, self._inputs, hashes)
+        return self._runs[run.folder]
+
+    def _model_dir(self, run: Run, p: Params, name: str, contents: str) -> Path:
+        """The directory that holds the model that the run was trained with; raises OtherRunError, with both hashes."""
+        for key in (f"{run.name}/{name}", name):
+            if key in self.models:
+                path = resolve(self.models[key])
+                self.refused[key] = _other_model(run, name, path, contents)
+                if not self.refused[key]:
+                    self.used.add(key)
+                    return path
+        path = resolve(getattr(p, name))
+        if why := _other_model(run, name, path, contents):
+            raise OtherRunError(next(filter(None, self.refused.values()), why))
+        return path
+
+    def check_all_used(self) -> None:
+        """Raises a GoodsError where a model directory was given that no run wants."""
+        for key in sorted(set(self.models) - self.used):
+            if self.refused.get(key):
+                raise OtherRunError(self.refused[key])
+            raise ParameterError(f"models names {key}, which none of the runs reads")
+
+
+def _other_model(run: Run, name: str, path: Path, contents: str) -> str:
+    """A sentence where `path` doesn't hold the model of hash `contents`; "" where it does."""
+    if not path.is_dir():
+        found = f"there is no directory {path}"
+    else:
+        memory = run.folder.parent / "cache" / "hashes.json"  # which a run has where it was trained
+        now = folder_hash(path, memory=memory if memory.is_file() else None)
+        found = "" if now == contents else f"those of {path} have hash {now}"
+    said = f"run '{run.name}' was trained with files of hash {contents} in {name}, and {found}. Put those there"
+    return found and f"{said}, or say where they are: models={{'{name}': path}}, --models {name}=PATH"
+
+
+def check_run(run: Run) -> Run:
+    """Raises GoodsError where the folder holds no run, or one of another version."""
+    if not run.exists:
+        raise GoodsError(f"there is no run in {run.folder}: it has no {run.record_file.name}; name the folder of one")
+    version = run.record().get("version")
+    if version != VERSION:
+        raise OtherRunError(f"run '{run.name}' in {run.folder} has files of version {version}, and this project reads "
+                            f"version {VERSION}: load it with what made it, or train it again")  # fmt: skip
+    return run
+
+
+def parameters_of(run: Run, settings: Mapping[str, Any]) -> Params:
+    """The parameters of a run that lies in any folder, with other `settings`."""
+    try:
+        known = {name: value for name, value in run.parameters().items() if name in Params.model_fields}
+        p = Params(**known | dict(settings))
+    except ValueError as error:
+        raise ParameterError(f"the parameters in {run.record_file} can't be used: {error}") from None
+    return p.model_copy(update={"outputs_dir": str(run.folder.parent), "run": run.folder.name, "debug": False})
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
