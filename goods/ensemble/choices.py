@@ -11,15 +11,18 @@ import pandas as pd
 
 from goods.data.tables import Goods
 from goods.errors import DamagedFileError, GoodsError
-from goods.metrics import macro_f1
+from goods.metrics import METRICS
 from goods.predictions import frame_logits, logits_frame, main_of, read_choices
 from goods.run import Fold, Run
 
 Choices = dict[str, dict[str, np.ndarray]]  # {"epoch 3": {output: (n, num_classes) logits}}
 
 
-def read_folds_parts(run: Run, folds: pd.DataFrame, goods: Goods) -> dict[int, tuple[pd.DataFrame, pd.DataFrame]]:
-    """{fold: (oof, test)} of the trained folds, checked; oof at the choice that the other folds make, if there is one.
+def read_folds_parts(
+    run: Run, folds: pd.DataFrame, goods: Goods, metric: str
+) -> dict[int, tuple[pd.DataFrame, pd.DataFrame]]:
+    """{fold: (oof, test)} of the trained folds, checked; oof at the choice that the other folds make by the metric, if
+    there is one.
 
     Raises GoodsError when no fold is trained or one has not predicted the test set, DamagedFileError when a fold's
     predictions don't fit the run's folds or the test set.
@@ -29,7 +32,8 @@ def read_folds_parts(run: Run, folds: pd.DataFrame, goods: Goods) -> dict[int, t
         raise GoodsError(f"run '{run.name}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
     parts = {k: read_fold(run.fold(k), folds, goods) for k in done}
     choices = {k: read_fold_choices(run.fold(k), parts[k][0]) for k in done}
-    for k, choice in chosen_by_others(choices, {k: oof["label"].to_numpy() for k, (oof, _) in parts.items()}).items():
+    labels = {k: oof["label"].to_numpy() for k, (oof, _) in parts.items()}
+    for k, choice in chosen_by_others(choices, labels, metric).items():
         oof, test = parts[k]
         parts[k] = pd.concat([oof[["id", "label", "fold"]], logits_frame(choices[k][choice])], axis=1), test
     return parts
@@ -54,16 +58,18 @@ def read_fold_choices(fold: Fold, oof: pd.DataFrame) -> Choices:
     return choices
 
 
-def chosen_by_others(choices: dict[int, Choices], labels: dict[int, np.ndarray]) -> dict[int, str]:
-    """For each fold that had choices, the one with the best mean macro-F1 over the other folds; of equals the first.
+def chosen_by_others(
+    choices: dict[int, Choices], labels: dict[int, np.ndarray], metric: str = "macro_f1"
+) -> dict[int, str]:
+    """For each fold that had choices, the one with the best mean metric over the other folds; of equals the first.
 
     With no other fold nothing is chosen: the last epoch, or the tuned weights as they are.
     """
-    scores = {k: {name: macro_f1(labels[k], main_of(made).argmax(1)) for name, made in of.items()}
-              for k, of in choices.items()}  # fmt: skip
+    worth = {k: {name: METRICS[metric].worth(labels[k], main_of(made)) for name, made in of.items()}
+             for k, of in choices.items()}  # fmt: skip
     found = {}
-    for k, own in scores.items():
-        others = [scores[j] for j in scores if j != k and scores[j]]
+    for k, own in worth.items():
+        others = [worth[j] for j in worth if j != k and worth[j]]
         shared = [name for name in own if all(name in other for other in others)]
         if others and shared:
             found[k] = max(shared, key=lambda name: np.mean([other[name] for other in others]))

@@ -34,7 +34,7 @@ def make_pseudo_labels(p: Params, goods: Goods) -> pd.DataFrame:
                              f"{', '.join(p.runs)}")  # fmt: skip
     if missing := [k for k in range(p.n_folds) if k not in trained]:
         raise GoodsError(f"run '{p.run}' has no trained fold {missing[0]} yet; train all folds, then label")
-    read = read_folds_parts(run, folds, goods)
+    read = read_folds_parts(run, folds, goods, p.metric)
     groups = product_groups(all_products(goods), p)
     own, others = groups[: len(goods.train)], groups[len(goods.train) :]
     tables = []

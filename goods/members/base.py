@@ -69,7 +69,7 @@ def finish_fold(p: Params, goods: Goods, number: int, code: str, logits: dict[st
     fold, folds = Run.of(p).fold(number), read_folds(goods, p)
     held_back = folds[folds["fold"] == number]
     write_predictions(fold.oof, held_back, logits)
-    metrics = {name: score(held_back["label"].to_numpy(), values) for name, values in logits.items()}
+    metrics = {name: score(held_back["label"].to_numpy(), values, p.metric) for name, values in logits.items()}
     fold.finish(metrics | {"fold": number} | facts, made_from(p, goods, number, code))
 
 

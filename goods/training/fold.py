@@ -21,7 +21,7 @@ from goods.cost.plan import plan_run
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.files import atomic_path
-from goods.metrics import score
+from goods.metrics import METRICS, score
 from goods.models.tuning import load_trained, save_trained
 from goods.params import Params
 from goods.predictions import main_of, prediction_table, read_choices, write_choices, write_predictions
@@ -106,10 +106,10 @@ def _fit(
     weights, choices = choose_weights(training)
     logits = predict(task.model, task.valid, p, accelerator)
 
-    metrics: dict[str, Any] = {name: score(task.labels["valid"], values) for name, values in logits.items()}
+    metrics: dict[str, Any] = {name: score(task.labels["valid"], values, p.metric) for name, values in logits.items()}
     metrics |= {"fold": p.fold} | training_facts(training)
     metrics |= {
-        "choices": {name: score(task.labels["valid"], main_of(made))["macro_f1"] for name, made in choices.items()}
+        "choices": {n: METRICS[p.metric].of(task.labels["valid"], main_of(made)) for n, made in choices.items()}
     }
     metrics |= {"resources": resources(p, training) | {"seconds": round(time.perf_counter() - began, 1)}}
     if accelerator.is_main_process:
@@ -140,7 +140,7 @@ def state_of(fold: Fold, rows: str) -> State | None:
 def choose_weights(training: Training) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
     """Leaves in the model the weights to predict with; returns their file, and the predictions at each choice.
 
-    Choices are the epochs (keep best) or the alphas of WiSE-FT (arXiv 2109.01903); the one that scores best on the
+    Choices are the epochs (keep best) or the alphas of WiSE-FT (arXiv 2109.01903); the one whose metric is best on the
     validation part is kept, and goods.ensemble.choices scores the fold at the one that the other folds make.
     """
     fold, p = training.fold, training.p
@@ -158,8 +158,8 @@ def choose_alpha(training: Training) -> tuple[Path, dict[str, dict[str, np.ndarr
     for alpha in WISE_FT_ALPHAS:
         with swapped(task.model, training.averages.interpolated(tuned, alpha)):
             choices[f"alpha {alpha}"] = predict(task.model, task.valid, p, accelerator)
-    scores = [score(task.labels["valid"], main_of(made))["macro_f1"] for made in choices.values()]
-    alpha = WISE_FT_ALPHAS[int(np.argmax(scores))]
+    worth = [METRICS[p.metric].worth(task.labels["valid"], main_of(made)) for made in choices.values()]
+    alpha = WISE_FT_ALPHAS[int(np.argmax(worth))]
     if alpha == 1:
         return fold.kept_weights, choices
     set_weights(task.model, training.averages.interpolated(tuned, alpha))
@@ -189,7 +189,7 @@ def worst(table: pd.DataFrame, classes: list[str], top: int = 24) -> list[dict[s
 
 
 def read_logs(run: Run) -> pd.DataFrame:
-    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ...
+    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ..., and the run's metric.
 
     A damaged log costs its curves only: it is said and left out.
     """
@@ -199,7 +199,9 @@ def read_logs(run: Run) -> pd.DataFrame:
         if path.is_file():
             try:
                 lines = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-                logs.append(pd.DataFrame(lines)[LOGGED].assign(fold=fold.number))
+                table = pd.DataFrame(lines)
+                more = [name for name in METRICS if name in table and name not in LOGGED]
+                logs.append(table[[*LOGGED, *more]].assign(fold=fold.number))
             except (ValueError, TypeError, KeyError):
                 print(f"{path} is damaged; its curves are left out", flush=True)
     return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from goods.data.datasets import PhotoDataset, TokensDataset
 from goods.errors import GoodsError, OtherRunError, StoppedInTime, TimeOverError
 from goods.files import write_text
-from goods.metrics import score
+from goods.metrics import METRICS, score
 from goods.models.tuning import save_trained, trained_state
 from goods.params import Params
 from goods.predictions import main_of, write_choices
@@ -54,7 +54,7 @@ except ImportError:  # Windows
     resource = None
 
 
-# A line of log.jsonl, which each epoch adds.
+# A line of log.jsonl, which each epoch adds; the metric follows where it isn't among them.
 LOGGED = "epoch epochs train_loss valid_loss macro_f1 accuracy learning_rate gradient_norm seconds".split()
 
 
@@ -67,7 +67,7 @@ class TrainingState:
     loss_sum: float = 0.0
     norm_sum: float = 0.0  # of the gradients, before they are clipped
     best_epoch: int = 0
-    best_score: float = -1.0
+    best_score: float = -math.inf  # the metric's worth: the higher the better
     micro_batch_size: int = 1
     tracked_as: str = field(default_factory=lambda: secrets.token_hex(4))  # wandb's id
     log: list[dict[str, float]] = field(default_factory=list)
@@ -124,7 +124,7 @@ def train(training: Training, stop_at: float | None) -> None:
                 bar.update()
                 save_in_time(training, stop_at)
             end_epoch(training, time.perf_counter() - began)
-            said = {name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", "macro_f1")} | {"memory": memory_used()}
+            said = {name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", p.metric)} | {"memory": memory_used()}
             bar.set_postfix(said)
             if bar.disable and shown:
                 print(f"fold {p.fold}, epoch {at.log[-1]['epoch']} of {training.epochs}: ", end="")
@@ -231,9 +231,10 @@ def end_epoch(training: Training, seconds: float) -> None:
     with swapped(task.model, training.averages.kept()):
         logits = predict(task.model, task.valid, p, accelerator)
         scores = score(task.labels["valid"], main_of(logits))
-        better = scores["macro_f1"] > at.best_score
+        worth = METRICS[p.metric].sign * scores[p.metric]
+        better = worth > at.best_score
         if better:
-            at.best_epoch, at.best_score = at.epoch, scores["macro_f1"]
+            at.best_epoch, at.best_score = at.epoch, worth
         if accelerator.is_main_process:
             if p.keep == "best":
                 write_choices(training.fold.epoch(at.epoch), {f"epoch {at.epoch}": logits})
@@ -242,7 +243,7 @@ def end_epoch(training: Training, seconds: float) -> None:
     values = (at.epoch, training.epochs, at.loss_sum / training.steps, scores["log_loss"], scores["macro_f1"],
               scores["accuracy"], training.schedule.get_last_lr()[0], round(at.norm_sum / training.steps, 4),
               round(seconds, 2))  # fmt: skip
-    at.log.append(dict(zip(LOGGED, values, strict=True)))
+    at.log.append(dict(zip(LOGGED, values, strict=True)) | {p.metric: scores[p.metric]})
     training.tracker.log(at.log[-1])
     if accelerator.is_main_process:
         write_text(training.fold.live_log, "".join(json.dumps(line) + "\n" for line in at.log))
