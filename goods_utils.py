@@ -27,6 +27,7 @@ from goods.errors import GoodsError
 from goods.explain import explain
 from goods.files import read_frame
 from goods.members import ensemble_run, kind_of, open_run, predict_test
+from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf
 from goods.models.backbone import load_processor
@@ -140,7 +141,7 @@ def read_pseudo(p: Params, fold: int) -> pd.DataFrame:
 
 
 def read_logs(p: Params, fold: int | None = None) -> pd.DataFrame:
-    """The training logs of the run's folds, or of one: fold, epoch, train_loss, valid_loss, macro_f1 ..."""
+    """The training logs of the run's folds, or of one: fold, epoch, train_loss, valid_loss, p.metric ..."""
     from goods.training.fold import read_logs
 
     logs = read_logs(Run.of(p))
@@ -193,9 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except GoodsError as error:
         sys.exit(f"goods_utils.py: {error}")
     if os.environ.get("RANK", "0") == "0":
-        print(
-            "  ".join(f"{output} macro-F1 {metrics[output]['macro_f1']:.4f}" for output in OUTPUTS if output in metrics)
-        )
+        shown = SHOWN_AS[p.metric]
+        print("  ".join(f"{output} {shown} {metrics[output][p.metric]:.4f}" for output in OUTPUTS if output in metrics))
 
 
 if __name__ == "__main__":

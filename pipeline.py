@@ -29,6 +29,7 @@ import yaml
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import ROOT, file_hash, file_stamp, held, read_json, read_json_if_whole, write_json, write_text
 from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_files, step_inputs
+from goods.metric_names import SHOWN_AS, metric_first
 from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run, parse_setting
 from goods.run import Run
 from goods.step import STATUS
@@ -262,7 +263,7 @@ class Pipeline:
     def ended(self, job: Running) -> bool:
         """Shows how a step gets on; True when its process is gone."""
         gone = job.process.poll() is not None
-        show_epochs(job, self.disk)
+        show_epochs(job, self.disk, self.p.metric)
         return gone
 
     def finish(self, job: Running) -> str:
@@ -273,7 +274,7 @@ class Pipeline:
         if exit_status == 0 and not status and not missing:
             write_json(self.file(step, ".done.json"), {"key": job.key, "seconds": round(seconds, 3)})
             self.took[step] = duration(seconds)
-            print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.disk)}", flush=True)
+            print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.disk, self.p.metric)}", flush=True)
             return "done"
         if status.get("outcome") == "stopped" or (status.get("outcome") == "not begun" and self.begun()):
             self.stopped.append(step)
@@ -333,7 +334,7 @@ def epoch_lines(step: Step, run: Run) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def show_epochs(job: Running, run: Run) -> None:
+def show_epochs(job: Running, run: Run, metric: str) -> None:
     """Prints the epochs that a fold's log has gained; a log begun anew is shown from its start."""
     lines = epoch_lines(job.step, run)
     new = lines[len(job.shown) :] if lines[: len(job.shown)] == job.shown else lines
@@ -345,17 +346,17 @@ def show_epochs(job: Running, run: Run) -> None:
             continue
         what = "refit" if job.step.fold is None else f"fold {job.step.fold}"
         parts = [f"  {what}", f"epoch {epoch.get('epoch', '?')}/{epoch.get('epochs', '?')}"]
-        for key, label in (("train_loss", "loss"), ("macro_f1", "macro-F1")):
+        for key, label in (("train_loss", "loss"), (metric, SHOWN_AS[metric])):
             parts += [f"{label} {number(epoch[key])}"] if key in epoch else []
         parts += [duration(epoch["seconds"])] if isinstance(epoch.get("seconds"), (int, float)) else []
         print("  ".join(parts), flush=True)
 
 
-def fold_score(step: Step, run: Run) -> str:
+def fold_score(step: Step, run: Run, metric: str) -> str:
     """What a fold scored, to end its line with."""
     scores = {} if step.fold is None else run.fold(step.fold).scores()
     main = next((name for name in OUTPUTS if isinstance(scores.get(name), dict)), None)
-    return f", {main} macro-F1 {number(scores[main].get('macro_f1'))}" if main else ""
+    return f", {main} {SHOWN_AS[metric]} {number(scores[main].get(metric))}" if main else ""
 
 
 def last_line(path: Path) -> str:
@@ -370,9 +371,10 @@ def print_summary(pipeline: Pipeline) -> None:
     scores = read_json_if_whole(run.metrics)
     rows = [(name, scores[name]) for name in OUTPUTS if isinstance(scores.get(name), dict)]
     if rows:
-        print("\nout of fold      accuracy   macro-F1")
+        columns = metric_first(pipeline.p.metric, "accuracy", "macro_f1")
+        print("\nout of fold  " + "".join(f"{SHOWN_AS[column]:>13}" for column in columns))
         for name, score in rows:
-            print(f"{name:<13} {number(score.get('accuracy')):>11} {number(score.get('macro_f1')):>10}")
+            print(f"{name:<13}" + "".join(f"{number(score.get(column)):>13}" for column in columns))
     print("\nstep          time")
     for step, took in pipeline.took.items():
         print(f"{step!s:<13} {took}")

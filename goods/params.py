@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from goods.errors import ParameterError
 from goods.field_types import Float, Int, Names, Numbers
 from goods.files import ROOT, resolve
+from goods.metric_names import COUNT_CLASSES_ALIKE, MetricName
 from goods.step import tell_ends
 
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
@@ -48,6 +49,7 @@ class CommonParams(_Group):
         None, description="folder of the competition; tables and photos are found in it by their usual names"
     )
     num_classes: Int = Field(21, ge=2, description="number of classes")
+    metric: MetricName = Field("macro_f1", description="what is kept, compared, blended for and shown first")
     kind: str = Field(
         "dual",
         pattern=r"^[a-z][a-z0-9_]*$",
@@ -170,18 +172,28 @@ class TrainingParams(_Group):
     modality_dropout: Float = Field(
         0.0, ge=0, lt=1, description="share of the products per step whose image or text is hidden"
     )
-    use_class_weight: bool = Field(True, description="weight of a class in the loss: 1 / square root of its frequency")
+    use_class_weight: bool | None = Field(
+        None,
+        validate_default=True,
+        description="weight of a class in the loss: 1 / square root of its frequency; null: with metric macro_f1 only",
+    )
     keep: Literal["last", "best"] = Field(
         "last", description="the epoch that is kept: the last, or the best on validation, scored as other folds choose"
     )
     early_stopping: Int = Field(
-        0, ge=0, description="keep best: epochs without a better macro-F1 after which training stops; 0: never"
+        0, ge=0, description="keep best: epochs without a better score in metric after which training stops; 0: never"
     )
     ema_decay: Float = Field(0.0, ge=0, lt=1, description="decay of the weights' exponential moving average; 0: none")
     soup: bool = Field(False, description="keep the mean of the weights at the ends of the second half's epochs")
     wise_ft: bool = Field(
         False, description="WiSE-FT: mix the weights before and after training as validation says; scored as keep best"
     )
+
+    @field_validator("use_class_weight")
+    @classmethod
+    def _as_metric_asks(cls, given: bool | None, info: ValidationInfo) -> bool:
+        """From here on it is true or false: rare classes weigh more where the metric counts all classes alike."""
+        return info.data.get("metric") in COUNT_CLASSES_ALIKE if given is None else given
 
 
 class AugmentParams(_Group):
@@ -217,7 +229,7 @@ class BlendParams(_Group):
 
     runs: Names = Field((), description="kind blend: names of the finished runs to blend")
     blend_method: Literal[
-        "auto", "mean", "logits", "temperatures", "weights", "greedy", "f1_weights", "bias", "stacking"
+        "auto", "mean", "logits", "temperatures", "weights", "greedy", "metric_weights", "bias", "stacking"
     ] = Field("auto", description="kind blend: method; auto: the best one by nested out-of-fold score")
     allow_missing_folds: bool = Field(False, description="kind blend: leave out products that a run hasn't predicted")
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import read_frame, read_json_if_whole, write_text
 from goods.members import kind_of
+from goods.metric_names import SHOWN_AS, metric_first
 from goods.metrics import calibration_error
 from goods.params import OUTPUTS, Params
 from goods.predictions import frame_logits, outputs_of
@@ -89,7 +90,7 @@ def write_report(p: Params) -> Path:
         n_folds=p.n_folds,
         refit=REFITTED if metrics.get("refit") else "",
         missing=_missing(p, metrics) + left_out,
-        headline=_headline(run),
+        headline=_headline(run, params["metric"]),
         tables=_tables(metrics),
         figures=figures,
         undrawn=_undrawn(run, metrics),
@@ -162,16 +163,17 @@ def _oof(run: Run) -> pd.DataFrame | None:
         return None
 
 
-def _headline(run: Run) -> str:
+def _headline(run: Run, metric: str) -> str:
     oof = _oof(run)
     if oof is None:
         return ""
     labels, logits = oof["label"].to_numpy(), frame_logits(oof)
     scores = read_json_if_whole(run.metrics).get(outputs_of(oof)[0], {})
     scores |= {"calibration_error": calibration_error(labels, logits)}
-    names = ("accuracy", "macro_f1", "log_loss", "calibration_error")
-    shown = ", ".join(f"{name.replace('_', ' ')} {scores[name]:.3f}" for name in names if name in scores)
-    return f"Out of fold: {shown}, on {len(oof):,} products".replace("macro f1", "macro-F1")
+    names = SHOWN_AS | {"calibration_error": "calibration error"}
+    order = metric_first(metric, "accuracy", "macro_f1", "log_loss", "calibration_error")
+    shown = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in order if name in scores)
+    return f"Out of fold: {shown}, on {len(oof):,} products"
 
 
 def _tables(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:

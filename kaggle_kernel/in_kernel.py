@@ -281,6 +281,6 @@ def _tidy(run: Run) -> None:
 
 
 def scores(session: Session) -> pd.DataFrame:
-    """accuracy, macro_f1 and log_loss of the ensemble's outputs over all rows out of fold; empty before the end."""
+    """All metrics of the ensemble's outputs over all rows out of fold, the run's own first; empty before the end."""
     found = read_json_if_whole(Run.of(session.p).metrics)
     return pd.DataFrame({name: found[name] for name in OUTPUTS if name in found}).T.round(4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from members_drawn import problem
 from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from goods.metrics import calibration_error, fit_temperature, paired_gain, score
+from goods.metric_names import SHOWN_AS, MetricName
+from goods.metrics import METRICS, calibration_error, fit_temperature, paired_gain, score
 
 
 def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
@@ -23,9 +26,9 @@ def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
 def test_a_gain_has_its_noise():
     labels, members = problem()
     blended = np.tensordot([1, 1, 0], members, 1)
-    gain, low, high = paired_gain(labels, blended.argmax(1), members[0].argmax(1))
+    gain, low, high = paired_gain(labels, blended, members[0])
     assert low < gain < high and low > 0
-    gain, low, high = paired_gain(labels, members[0].argmax(1), members[1].argmax(1))
+    gain, low, high = paired_gain(labels, members[0], members[1])
     assert low < 0 < high
 
 
@@ -47,10 +50,38 @@ def test_scores_are_scikit_learns() -> None:
     probabilities = torch.softmax(torch.from_numpy(logits), 1).numpy()
     assert found["accuracy"] == pytest.approx(accuracy_score(labels, predictions))
     assert found["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
+    assert found["weighted_f1"] == pytest.approx(f1_score(labels, predictions, average="weighted"))
     assert found["log_loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(6)))
-    assert len(set(found.values())) == 3 and 5 in predictions
+    assert len(set(found.values())) == 4 and 5 in predictions
 
 
 def test_scores_of_logits_beyond_exp() -> None:
     found = score(np.array([0, 1]), np.array([[5000.0, 0.0], [5000.0, 0.0]]))
-    assert found == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3), "log_loss": 2500.0}
+    third = pytest.approx(1 / 3)
+    assert found == {"accuracy": 0.5, "macro_f1": third, "weighted_f1": third, "log_loss": 2500.0}
+
+
+def test_a_lower_log_loss_is_a_gain() -> None:
+    labels, sure = np.array([0, 1] * 50), np.log([[0.8, 0.2], [0.2, 0.8]] * 50)
+    unsure = np.log([[0.6, 0.4], [0.4, 0.6]] * 50)
+    gain, low, high = paired_gain(labels, sure, unsure, "log_loss")
+    assert gain == pytest.approx(np.log(0.8 / 0.6)) and 0 < low <= high
+    assert paired_gain(labels, sure, unsure, "macro_f1") == (0, 0, 0)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_is_better_is_worth_more(metric: str) -> None:
+    labels, members = problem()
+    assert METRICS[metric].worth(labels, members[0]) > METRICS[metric].worth(labels, members[2])
+    assert METRICS[metric].worth_mixed(labels, 7 * np.exp(members[0])) == pytest.approx(
+        METRICS[metric].worth(labels, members[0])
+    )
+
+
+def test_every_metric_that_can_be_chosen_can_be_computed() -> None:
+    assert set(METRICS) == set(SHOWN_AS) == set(get_args(MetricName))
+
+
+def test_the_metric_is_the_first_of_the_scores() -> None:
+    labels, members = problem()
+    assert list(score(labels, members[0], "log_loss")) == ["log_loss", "macro_f1", "accuracy", "weighted_f1"]

@@ -9,7 +9,7 @@ from goods.compress.params import CompressParams
 from goods.params import RUNTIME_FIELDS, CommonParams, Params
 
 ORDER = {
-    "CommonParams": "run fold data_dir num_classes kind model_name tune image_size max_text_length batch_size "
+    "CommonParams": "run fold data_dir num_classes metric kind model_name tune image_size max_text_length batch_size "
     "micro_batch_size eval_batch_size num_epochs learning_rate head_learning_rate gradient_checkpointing "
     "mixed_precision n_folds seed num_workers debug",
     "DataParams": "train_csv test_csv train_images_dir test_images_dir id_column label_column text_columns bad_images "

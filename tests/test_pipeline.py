@@ -174,7 +174,7 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
     assert "train fold 1  done in" in first.stdout and "fused macro-F1 0.800" in first.stdout
     run = project.disk()
     assert run.submission.read_text() == "test 0; test 1"
-    assert "fused               0.900      0.875" in first.stdout
+    assert "\nout of fold       macro-F1     accuracy\nfused                0.875        0.900" in first.stdout
     assert "outputs/mini/submission.csv\n" in first.stdout and "outputs/mini/notebooks/\n" in first.stdout
     assert max(map(len, first.stdout.splitlines())) <= 80
 

@@ -1,4 +1,4 @@
-"""When a step of the pipeline runs again: what its key covers, and what becomes of damaged notes."""
+"""When a step of the pipeline runs again: what its key covers, and what becomes of damaged notes; what it shows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 import pipeline
 from goods import code_version
 from goods.errors import GoodsError
-from goods.files import ROOT, write_text
+from goods.files import ROOT, write_json, write_text
 from goods.params import Params, load_params
 from goods.run import Run
-from pipeline import Pipeline, Step, step_key
+from pipeline import Pipeline, Running, Step, fold_score, print_summary, show_epochs, step_key
 
 STEPS = [Step("eda"), Step("train", 0), Step("baseline"), Step("ensemble"), Step("submission")]
 
@@ -200,3 +200,20 @@ def test_folds_get_a_gpu_and_their_share_of_the_cores(monkeypatch: pytest.Monkey
 
 def test_durations_read_well() -> None:
     assert [pipeline.duration(s) for s in (0.44, 12.3, 99.4, 150, 12000)] == ["0.4 s", "12 s", "99 s", "2 min", "3.3 h"]
+
+
+def test_the_metric_of_the_run_is_shown_first(make, capsys):
+    p = make(metric="log_loss")
+    run, step = Run.of(p), Step("train", 0)
+    line = {"epoch": 1, "epochs": 2, "train_loss": 0.5, "macro_f1": 0.8, "log_loss": 0.25, "seconds": 1.0}
+    write_text(run.fold(0).log, json.dumps(line) + "\n")
+    scores = {"accuracy": 0.9, "macro_f1": 0.875, "log_loss": 0.25}
+    write_json(run.fold(0).metrics, {"fold": 0, "fused": scores})
+    write_json(run.metrics, {"fused": scores})
+    show_epochs(Running(step, "", 0, None), run, p.metric)
+    assert capsys.readouterr().out == "  fold 0  epoch 1/2  loss 0.500  log-loss 0.250  1.0 s\n"
+    assert fold_score(step, run, p.metric) == ", fused log-loss 0.250"
+    print_summary(Pipeline(p, {}, [], 1, False))
+    assert capsys.readouterr().out.startswith(
+        "\nout of fold       log-loss     accuracy     macro-F1\nfused                0.250        0.900        0.875\n"
+    )

@@ -82,6 +82,13 @@ def test_the_page_tells_all_and_is_light(run: Params):
     assert "transformers" in page and page.count("<img ") == 9 and "not drawn yet" not in page
 
 
+def test_the_metric_of_the_run_comes_first(run: Params):
+    file = run.run_dir / "run.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"parameters": record["parameters"] | {"metric": "log_loss"}}))
+    assert '<p class="score">Out of fold: log-loss' in write_report(run).read_text(encoding="utf-8")
+
+
 def test_figures_are_shown_as_the_notebooks_kept_them(run: Params):
     page = write_report(run).read_text(encoding="utf-8")
     shown = re.findall(r'<img alt="(\w+)" src="data:image/png;base64,([^"]+)">', page)

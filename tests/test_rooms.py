@@ -19,7 +19,8 @@ from goods.files import ROOT
 # From the ground up. A module may import from lower floors, and from its own room; the rooms of one floor don't know
 # each other. goods.members is above goods.ensemble: a kind hands its folds to it.
 FLOORS = [
-    {"errors", "metrics"},
+    {"errors", "metric_names"},
+    {"metrics"},
     {"files"},
     {"processes", "progress", "field_types"},
     {"step"},

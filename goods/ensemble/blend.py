@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from os import cpu_count
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,8 @@ from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from goods.ensemble.combine import Combiner, side_by_side
-from goods.metrics import calibration_error, fit_temperature, macro_f1, paired_gain, score
+from goods.metric_names import metric_first
+from goods.metrics import METRICS, Metric, calibration_error, fit_temperature, paired_gain, score
 from goods.processes import in_parallel, on_one_thread
 
 GREEDY_PICKS = 20
@@ -24,30 +26,31 @@ COSTS = (1e-4, 1e-3, 1e-2)  # of the stacked regression: scikit-learn's C, one o
 REGRESSION_STEPS = 20  # of L-BFGS for each cost
 INNER_PARTS = 3
 PARALLEL_SIZE = 100_000  # log-probabilities from which on it pays to start processes
+DEFAULT = METRICS["macro_f1"]
 
 
-def mean_of_probabilities(members: np.ndarray, _: np.ndarray) -> Combiner:
+def mean_of_probabilities(members: np.ndarray, *_: Any) -> Combiner:
     """Each counts alike."""
     return Combiner("mean", np.full(len(members), 1 / len(members)))
 
 
-def mean_of_logits(members: np.ndarray, _: np.ndarray) -> Combiner:
+def mean_of_logits(members: np.ndarray, *_: Any) -> Combiner:
     """Each counts alike, on the log scale: a member that is sure something is not so is heard."""
     return Combiner("logits", np.full(len(members), 1 / len(members)))
 
 
-def mean_at_temperature(members: np.ndarray, labels: np.ndarray) -> Combiner:
+def mean_at_temperature(members: np.ndarray, labels: np.ndarray, *_: Any) -> Combiner:
     """Each is calibrated by a temperature of its own, then the mean of probabilities."""
     temperatures = np.array([fit_temperature(member, labels) for member in members])
     return Combiner("temperatures", 1 / temperatures / (1 / temperatures).sum(), {"temperatures": temperatures})
 
 
-def greedy_selection(members: np.ndarray, labels: np.ndarray) -> Combiner:
-    """Member after member is added, each as often as it helps macro-F1 (Caruana et al., ICML 2004)."""
+def greedy_selection(members: np.ndarray, labels: np.ndarray, metric: Metric = DEFAULT) -> Combiner:
+    """Member after member is added, each as often as it helps the metric (Caruana et al., ICML 2004)."""
     probabilities, total = np.exp(members), np.zeros_like(members[0])
-    counts, best, kept = np.zeros(len(members)), -1.0, np.zeros(len(members))
+    counts, best, kept = np.zeros(len(members)), -np.inf, np.zeros(len(members))
     for _ in range(GREEDY_PICKS):
-        scores = [macro_f1(labels, (total + each).argmax(1)) for each in probabilities]
+        scores = [metric.worth_mixed(labels, total + each) for each in probabilities]
         pick = int(np.argmax(scores))
         counts[pick] += 1
         total += probabilities[pick]
@@ -56,30 +59,30 @@ def greedy_selection(members: np.ndarray, labels: np.ndarray) -> Combiner:
     return Combiner("greedy", kept)
 
 
-def weights_by_log_loss(members: np.ndarray, labels: np.ndarray) -> Combiner:
+def weights_by_log_loss(members: np.ndarray, labels: np.ndarray, *_: Any) -> Combiner:
     """A weighted sum of log-probabilities, as fit_weights finds it."""
     return Combiner("weights", fit_weights(members, labels))
 
 
-def weights_by_macro_f1(members: np.ndarray, labels: np.ndarray) -> Combiner:
-    """The same sum, its weights moved one by one as long as macro-F1 rises."""
+def weights_by_metric(members: np.ndarray, labels: np.ndarray, metric: Metric = DEFAULT) -> Combiner:
+    """The same sum, its weights moved one by one as long as the metric gets better."""
     weights = fit_weights(members, labels)
     logits = np.tensordot(weights, members, 1)
-    best, step = macro_f1(labels, logits.argmax(1)), 0.4 * weights.max()
+    best, step = metric.worth(labels, logits), 0.4 * weights.max()
     while step > 0.05 * weights.max():
         better = False
         for member, sign in ((m, s) for m in range(len(members)) for s in (1, -1)):
             change = max(sign * step, -weights[member])
-            scored = macro_f1(labels, (logits + change * members[member]).argmax(1))
+            scored = metric.worth(labels, logits + change * members[member])
             if change and scored > best:
                 best, better = scored, True
                 weights[member] += change
                 logits = logits + change * members[member]
         step = step if better else step / 2
-    return Combiner("f1_weights", weights / fit_temperature(logits, labels))
+    return Combiner("metric_weights", weights / fit_temperature(logits, labels))
 
 
-def stacking(members: np.ndarray, labels: np.ndarray) -> Combiner:
+def stacking(members: np.ndarray, labels: np.ndarray, *_: Any) -> Combiner:
     """Multinomial logistic regression on all members' log-probabilities, its L2 chosen by cross-validation."""
     warnings.filterwarnings("ignore", module="sklearn")  # few steps on purpose, and few rows of a class
     x = side_by_side(members)
@@ -88,32 +91,32 @@ def stacking(members: np.ndarray, labels: np.ndarray) -> Combiner:
     for i in range(INNER_PARTS):
         for number, classifier in enumerate(_regressions(x[part != i], labels[part != i], COSTS)):
             held_out[number, part == i] = _stacked(classifier, members).predict(members[:, part == i])
-    best = int(np.argmin([score(labels, logits)["log_loss"] for logits in held_out]))
+    best = int(np.argmin([METRICS["log_loss"].of(labels, logits) for logits in held_out]))
     *_, classifier = _regressions(x, labels, COSTS[: best + 1])
     return _stacked(classifier, members)
 
 
-def class_bias(members: np.ndarray, labels: np.ndarray) -> Combiner:
-    """weights_by_log_loss, and for each class a constant on its log-probability, chosen in turn for macro-F1."""
+def class_bias(members: np.ndarray, labels: np.ndarray, metric: Metric = DEFAULT) -> Combiner:
+    """weights_by_log_loss, and for each class a constant on its log-probability, chosen in turn for the metric."""
     weights = fit_weights(members, labels)
     logits = log_softmax(np.tensordot(weights, members, 1), axis=1)
     bias = np.zeros(members.shape[2])
     for k in np.argsort(np.bincount(labels, minlength=len(bias)), kind="stable"):  # the rarest first
         tried = [logits + bias + value * (np.arange(len(bias)) == k) for value in BIASES]
-        scores = np.array([macro_f1(labels, each.argmax(1)) for each in tried])
+        scores = np.array([metric.worth(labels, each) for each in tried])
         best = np.flatnonzero(scores == scores.max())
         bias[k] = BIASES[best[np.abs(BIASES[best]).argmin()]]
     return Combiner("bias", weights, {"bias": bias})
 
 
 # From the simplest on: of two that score alike, the first is taken.
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray], Combiner]] = {
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray, Metric], Combiner]] = {
     "mean": mean_of_probabilities,
     "logits": mean_of_logits,
     "temperatures": mean_at_temperature,
     "weights": weights_by_log_loss,
     "greedy": greedy_selection,
-    "f1_weights": weights_by_macro_f1,
+    "metric_weights": weights_by_metric,
     "bias": class_bias,
     "stacking": stacking,
 }
@@ -168,13 +171,17 @@ class Blend:
 
 @on_one_thread
 def blend_members(
-    members: np.ndarray, labels: np.ndarray, folds: np.ndarray, methods: Sequence[str] = tuple(METHODS)
+    members: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    methods: Sequence[str] = tuple(METHODS),
+    metric: str = "macro_f1",
 ) -> Blend:
     """Nested cross-validation of the methods over the folds that the members were trained on.
 
-    members: (members, n, num_classes) out-of-fold log-probabilities. For each fold, a method is chosen by macro-F1 and
-    its temperature fitted on predictions of the other folds by fits that saw neither; then it is fitted on all of the
-    others. With fewer than three folds there is nothing to choose on, and it takes the first method.
+    members: (members, n, num_classes) out-of-fold log-probabilities. For each fold, a method is chosen by the metric
+    and its temperature fitted on predictions of the other folds by fits that saw neither; then it is fitted on all of
+    the others. With fewer than three folds there is nothing to choose on, and it takes the first method.
     """
     parts = np.unique(folds).tolist()
     pairs = list(combinations(parts, 2)) if len(parts) > 2 else []
@@ -182,7 +189,7 @@ def blend_members(
     tasks = [(name, out) for name in methods for out in left_out]
     jobs = cpu_count() if members.size > PARALLEL_SIZE else 1
     seen = {out: ~np.isin(folds, out) for out in left_out}
-    arguments = ((name, members[:, seen[out]], labels[seen[out]]) for name, out in tasks)  # not all of them at once
+    arguments = ((name, members[:, seen[out]], labels[seen[out]], metric) for name, out in tasks)  # not all at once
     fitted = dict(zip(tasks, in_parallel(_fitted, arguments, jobs), strict=True))
 
     def predicted(name: str, out: tuple[int, ...], k: int) -> np.ndarray:
@@ -194,6 +201,7 @@ def blend_members(
             if j != k:
                 yield labels[folds == j], predicted(name, tuple(sorted((j, k))), j)
 
+    worth = METRICS[metric].worth_calibrated
     raw = {name: np.zeros_like(members[0]) for name in methods}
     calibrated = {name: np.zeros_like(members[0]) for name in methods}
     oof, uncalibrated, picked = np.zeros_like(members[0]), np.zeros_like(members[0]), {}
@@ -202,52 +210,56 @@ def blend_members(
         for name in methods:
             raw[name][folds == k] = logits = predicted(name, (k,), k)
             calibrated[name][folds == k] = logits / (fit_temperature(seen[name][1], seen[name][0]) if pairs else 1)
-        picked[k] = _best({name: macro_f1(s[0], s[1].argmax(1)) if s else 0.0 for name, s in seen.items()})
+        picked[k] = _best({name: worth(*s) if s else 0.0 for name, s in seen.items()})
         oof[folds == k] = calibrated[picked[k]][folds == k]
         uncalibrated[folds == k] = raw[picked[k]][folds == k]
-    method = _best({name: macro_f1(labels, raw[name].argmax(1)) if pairs else 0.0 for name in methods})
+    method = _best({name: worth(labels, raw[name]) if pairs else 0.0 for name in methods})
     temperature = fit_temperature(raw[method], labels)
     return Blend(method, fitted[method, ()], temperature, oof, calibrated, uncalibrated, picked)
 
 
 @on_one_thread
-def _fitted(name: str, members: np.ndarray, labels: np.ndarray) -> Combiner:
-    return METHODS[name](members, labels)
+def _fitted(name: str, members: np.ndarray, labels: np.ndarray, metric: str) -> Combiner:
+    return METHODS[name](members, labels, METRICS[metric])
 
 
-def _best(scores: dict[str, float]) -> str:
-    return max(scores, key=lambda name: scores[name])  # the first of equals
+def _best(worth: dict[str, float]) -> str:
+    return max(worth, key=lambda name: worth[name])  # the first of equals
 
 
 @on_one_thread
-def method_table(made: Blend, labels: np.ndarray, folds: np.ndarray, best_member: np.ndarray) -> pd.DataFrame:
-    """accuracy, macro_f1, its spread over the folds, log_loss and calibration_error of each method and of the choice.
+def method_table(
+    made: Blend, labels: np.ndarray, folds: np.ndarray, best_member: np.ndarray, metric: str = "macro_f1"
+) -> pd.DataFrame:
+    """All metrics, the first one's spread over the folds, and calibration_error of each method and of the choice.
 
-    gain: macro-F1 over that of the best member, (n, num_classes) logits, with its 95 % interval; `noise` where the
-    interval holds 0.
+    gain: what the metric is better than that of the best member, (n, num_classes) logits, with its 95 % interval;
+    `noise` where the interval holds 0.
     """
     rows = {
-        name: row_of(labels, folds, logits, best_member)
+        name: row_of(labels, folds, logits, best_member, metric)
         for name, logits in (*made.methods.items(), ("chosen", made.oof))
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def row_of(labels: np.ndarray, folds: np.ndarray, logits: np.ndarray, against: np.ndarray) -> dict[str, float | bool]:
+def row_of(
+    labels: np.ndarray, folds: np.ndarray, logits: np.ndarray, against: np.ndarray, metric: str = "macro_f1"
+) -> dict[str, float | bool]:
     """One line of method_table: logits against others."""
-    spread = np.std([macro_f1(labels[folds == k], logits[folds == k].argmax(1)) for k in np.unique(folds)])
-    gain, low, high = paired_gain(labels, logits.argmax(1), against.argmax(1))
-    found = score(labels, logits)
-    return {
-        "accuracy": found["accuracy"], "macro_f1": found["macro_f1"], "spread": float(spread),
-        "log_loss": found["log_loss"], "calibration_error": calibration_error(labels, logits),
+    spread = np.std([METRICS[metric].of(labels[folds == k], logits[folds == k]) for k in np.unique(folds)])
+    gain, low, high = paired_gain(labels, logits, against, metric)
+    return score(labels, logits, metric) | {
+        "spread": float(spread), "calibration_error": calibration_error(labels, logits),
         "gain": gain, "gain_low": low, "gain_high": high, "noise": bool(low <= 0 <= high),
     }  # fmt: skip
 
 
 @on_one_thread
-def added_by(members: dict[str, np.ndarray], labels: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
-    """What each member adds: macro-F1 and log-loss of the blend without it, and the gain by it with its interval.
+def added_by(
+    members: dict[str, np.ndarray], labels: np.ndarray, folds: np.ndarray, metric: str = "macro_f1"
+) -> pd.DataFrame:
+    """What each member adds: metric and log-loss of the blend without it, and the gain by it with its interval.
 
     The last line is for all that see the photo, against the texts alone. All by weights_by_log_loss.
     """
@@ -258,8 +270,8 @@ def added_by(members: dict[str, np.ndarray], labels: np.ndarray, folds: np.ndarr
     rows = {}
     for name, others in without.items():
         less = _nested_weights([members[other] for other in others], labels, folds)
-        row = row_of(labels, folds, whole, less)
-        rows[name] = {f"{metric}_without": score(labels, less)[metric] for metric in ("macro_f1", "log_loss")}
+        row, alone = row_of(labels, folds, whole, less, metric), score(labels, less)
+        rows[name] = {f"{shown}_without": alone[shown] for shown in metric_first(metric, "log_loss")}
         rows[name] |= {key: row[key] for key in ("gain", "gain_low", "gain_high", "noise")}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("member")
 

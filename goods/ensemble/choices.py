@@ -15,11 +15,11 @@ from goods.data.tables import Goods
 from goods.errors import DamagedFileError, GoodsError
 from goods.predictions import frame_logits, logits_frame, main_of, read_choices
 from goods.run import Fold, Run
-from goods.training.refit import Choices, best_on_average, choice_scores
+from goods.training.refit import Choices, best_on_average, worth_of_choices
 
 
-def read_oofs(run: Run, folds: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """{fold: oof} of the trained folds, checked; at the choice that the other folds make, if there is one.
+def read_oofs(run: Run, folds: pd.DataFrame, metric: str) -> dict[int, pd.DataFrame]:
+    """{fold: oof} of the trained folds, checked; where there was a choice, at the one that the other folds make.
 
     Raises GoodsError when no fold is trained, DamagedFileError when a fold's predictions don't fit the run's folds.
     """
@@ -28,7 +28,8 @@ def read_oofs(run: Run, folds: pd.DataFrame) -> dict[int, pd.DataFrame]:
         raise GoodsError(f"run '{run.name}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
     oofs = {k: run.fold(k).read("oof", folds.loc[folds["fold"] == k, "id"]) for k in done}
     choices = {k: read_fold_choices(run.fold(k), oofs[k]) for k in done}
-    for k, choice in chosen_by_others(choices, {k: oof["label"].to_numpy() for k, oof in oofs.items()}).items():
+    labels = {k: oof["label"].to_numpy() for k, oof in oofs.items()}
+    for k, choice in chosen_by_others(choices, labels, metric).items():
         oofs[k] = pd.concat([oofs[k][["id", "label", "fold"]], logits_frame(choices[k][choice])], axis=1)
     return oofs
 
@@ -55,15 +56,17 @@ def read_fold_choices(fold: Fold, oof: pd.DataFrame) -> Choices:
     return choices
 
 
-def chosen_by_others(choices: dict[int, Choices], labels: dict[int, np.ndarray]) -> dict[int, str]:
-    """For each fold that had choices, the one with the best mean macro-F1 over the other folds; of equals the first.
+def chosen_by_others(
+    choices: dict[int, Choices], labels: dict[int, np.ndarray], metric: str = "macro_f1"
+) -> dict[int, str]:
+    """For each fold that had choices, the one with the best mean metric over the other folds; of equals the first.
 
     With no other fold nothing is chosen: the last epoch, or the tuned weights as they are.
     """
-    scores = {k: choice_scores(of, labels[k]) for k, of in choices.items()}
+    worth = {k: worth_of_choices(of, labels[k], metric) for k, of in choices.items()}
     found = {}
-    for k, own in scores.items():
-        others = [{n: v for n, v in scores[j].items() if n in own} for j in scores if j != k and scores[j]]
+    for k, own in worth.items():
+        others = [{n: v for n, v in worth[j].items() if n in own} for j in worth if j != k and worth[j]]
         if others and (best := best_on_average(others)):
             found[k] = best
         elif own:

@@ -82,7 +82,7 @@ RULES: dict[str, Callable[..., np.ndarray]] = {
     "temperatures": mean_cooled,
     "weights": summed,
     "greedy": mix,
-    "f1_weights": summed,
+    "metric_weights": summed,
     "bias": biased,
     "stacking": regressed,
 }

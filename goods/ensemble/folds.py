@@ -27,7 +27,7 @@ class Ensemble:
     """All folds of a run together.
 
     oof: id, label, fold and calibrated log-probabilities fused_0 ... of each training product whose fold was trained,
-    from the model that didn't see it. test: id and calibrated log-probabilities. scores: accuracy, macro_f1, log_loss
+    from the model that didn't see it. test: id and calibrated log-probabilities. scores: all metrics, p.metric first,
     by fold and "oof" (rows) and output (upper columns). uncalibrated: (n, num_classes) logits of oof's main output, as
     they were before. tables: of a blend, its "members", the "methods" to combine them, what each member has "added"; of
     a run that learned from pseudo-labels, what it gains over its "teacher".
@@ -55,10 +55,10 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     don't fit the run's folds or the test set.
     """
     run, folds = Run.of(p), read_folds(goods, p)
-    oofs, tests = read_oofs(run, folds), read_tests(run.predictors(p), goods)
+    oofs, tests = read_oofs(run, folds, p.metric), read_tests(run.predictors(p), goods)
     done = list(oofs)
     oof = pd.concat(list(oofs.values()))
-    tables = _against_own_choice(run, oofs)
+    tables = _against_own_choice(run, oofs, p.metric)
     oof = folds[folds["fold"].isin(done)].merge(oof.drop(columns=["label", "fold"]), on="id", validate="1:1")
     labels, fold, outputs = oof["label"].to_numpy(), oof["fold"].to_numpy(), outputs_of(oof)
     logits = {name: frame_logits(oof, name) for name in outputs}
@@ -72,7 +72,7 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     result = Ensemble(
         oof=oof,
         test=pd.concat([goods.test[["id"]], logits_frame(test)], axis=1),
-        scores=fold_scores(oof),
+        scores=fold_scores(oof, p.metric),
         missing=[k for k in range(p.n_folds) if k not in done],
         uncalibrated=logits[outputs[0]],
         tables=tables | _against_teacher(p, oof),
@@ -90,34 +90,35 @@ def _against_teacher(p: Params, oof: pd.DataFrame) -> dict[str, pd.DataFrame]:
         read_frame(teacher.oof, ["id"], f"run the pipeline of run '{p.pseudo_from}' again"), on="id"
     )
     ours = oof[oof["id"].isin(both["id"])]
-    row = row_of(ours["label"].to_numpy(), ours["fold"].to_numpy(), frame_logits(ours), frame_logits(both))
-    before = score(ours["label"].to_numpy(), frame_logits(both))
+    labels = ours["label"].to_numpy()
+    row = row_of(labels, ours["fold"].to_numpy(), frame_logits(ours), frame_logits(both), p.metric)
+    before = score(labels, frame_logits(both), p.metric)
     return {"teacher": pd.DataFrame([before, row], index=pd.Index([p.pseudo_from, p.run], name="run"))}
 
 
-def _against_own_choice(run: Run, oofs: dict[int, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def _against_own_choice(run: Run, oofs: dict[int, pd.DataFrame], metric: str) -> dict[str, pd.DataFrame]:
     """{"chosen": what the score gains where each fold chooses on the rows that are scored}, for runs that choose."""
     own = as_each_chose(run, oofs)
     if own is None:
         return {}
     oof = pd.concat(list(oofs.values()))
     labels, fold, honest = oof["label"].to_numpy(), oof["fold"].to_numpy(), frame_logits(oof)
-    rows = [score(labels, honest), row_of(labels, fold, own, honest)]
+    rows = [score(labels, honest, metric), row_of(labels, fold, own, honest, metric)]
     return {"chosen": pd.DataFrame(rows, index=pd.Index(["by the other folds", "on the scored rows"], name="choice"))}
 
 
-def fold_scores(oof: pd.DataFrame) -> pd.DataFrame:
-    """accuracy, macro_f1 and log_loss of each output, by fold and over all rows ("oof")."""
+def fold_scores(oof: pd.DataFrame, metric: str = "macro_f1") -> pd.DataFrame:
+    """All metrics of each output, `metric` first, by fold and over all rows ("oof")."""
     parts = {str(k): part for k, part in oof.groupby("fold")} | {"oof": oof}
     rows = {
-        k: {(name, metric): value for name in outputs_of(oof) for metric, value in _score(part, name).items()}
+        k: {(output, name): value for output in outputs_of(oof) for name, value in _score(part, output, metric).items()}
         for k, part in parts.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
 
 
-def _score(part: pd.DataFrame, output: str) -> dict[str, float]:
-    return score(part["label"].to_numpy(), frame_logits(part, output))
+def _score(part: pd.DataFrame, output: str, metric: str) -> dict[str, float]:
+    return score(part["label"].to_numpy(), frame_logits(part, output), metric)
 
 
 def write_ensemble(run: Run, result: Ensemble, learned: FoldMean | RunBlend, **more: Any) -> None:

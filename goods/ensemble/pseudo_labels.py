@@ -34,7 +34,7 @@ def make_pseudo_labels(p: Params, goods: Goods) -> pd.DataFrame:
                              f"{', '.join(p.runs)}")  # fmt: skip
     if missing := [k for k in range(p.n_folds) if k not in trained]:
         raise GoodsError(f"run '{p.run}' has no trained fold {missing[0]} yet; train all folds, then label")
-    oofs, tests = read_oofs(run, folds), read_tests([run.fold(k) for k in trained], goods)
+    oofs, tests = read_oofs(run, folds, p.metric), read_tests([run.fold(k) for k in trained], goods)
     groups = product_groups(all_products(goods), p)
     own, others = groups[: len(goods.train)], groups[len(goods.train) :]
     tables = []

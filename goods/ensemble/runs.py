@@ -13,7 +13,7 @@ from goods.ensemble.folds import Ensemble, fold_scores, write_ensemble
 from goods.ensemble.learned import RunBlend
 from goods.errors import DamagedFileError, GoodsError, ParameterError
 from goods.files import read_frame, read_json
-from goods.metrics import calibration_error, macro_f1, score
+from goods.metrics import METRICS, calibration_error, score
 from goods.params import Params
 from goods.predictions import frame_logits, logits_frame, outputs_of
 from goods.run import Run
@@ -44,22 +44,23 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
     _check_folds(members, folds, known)
     stacked, folds = stacked[:, known], folds[known].reset_index(drop=True)
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
-    made = blend_members(stacked, labels, fold, tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,))
+    methods = tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,)
+    made = blend_members(stacked, labels, fold, methods, p.metric)
     oof = pd.concat([folds, logits_frame({"fused": log_softmax(made.oof, axis=1)})], axis=1)
     learned = RunBlend(tuple(members), made.combiner, made.temperature, made.picked)
     on_test = learned.combine(tests)
-    best = max(stacked, key=lambda values: macro_f1(labels, values.argmax(1)))
+    best = max(stacked, key=lambda values: METRICS[p.metric].worth(labels, values))
     named = dict(zip(members, stacked, strict=True))
     result = Ensemble(
         oof=oof,
         test=pd.concat([goods.test[["id"]], logits_frame(on_test)], axis=1),
-        scores=fold_scores(oof),
+        scores=fold_scores(oof, p.metric),
         missing=[k for k in range(p.n_folds) if k not in fold],
         uncalibrated=made.uncalibrated,
         tables={
-            "members": member_table(named, made.combiner.weights, made.oof, labels),
-            "methods": method_table(made, labels, fold, best),
-            "added": added_by(named, labels, fold),
+            "members": member_table(named, made.combiner.weights, made.oof, labels, p.metric),
+            "methods": method_table(made, labels, fold, best, p.metric),
+            "added": added_by(named, labels, fold, p.metric),
         },
     )
     picked = {str(k): name for k, name in made.picked.items()}
@@ -116,12 +117,14 @@ def _check_folds(members: dict[str, np.ndarray], folds: pd.DataFrame, known: np.
 
 
 def member_table(
-    members: dict[str, np.ndarray], weights: np.ndarray, oof: np.ndarray, labels: np.ndarray
+    members: dict[str, np.ndarray], weights: np.ndarray, oof: np.ndarray, labels: np.ndarray, metric: str = "macro_f1"
 ) -> pd.DataFrame:
-    """accuracy, macro_f1, log_loss, calibration_error and weight of each member, best first, and of the blend."""
+    """All metrics, calibration_error and weight of each member, the best by `metric` first, and of the blend."""
     rows = {}
     for (name, values), weight in zip(members.items(), weights, strict=True):
-        rows[name] = score(labels, values) | {"calibration_error": calibration_error(labels, values), "weight": weight}
-    table = pd.DataFrame.from_dict(rows, orient="index").sort_values("macro_f1", ascending=False, kind="stable")
+        rows[name] = score(labels, values, metric)
+        rows[name] |= {"calibration_error": calibration_error(labels, values), "weight": weight}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table = table.sort_values(metric, ascending=METRICS[metric].sign < 0, kind="stable")
     table.loc["blend"] = score(labels, oof) | {"calibration_error": calibration_error(labels, oof)}
     return table.rename_axis("member")

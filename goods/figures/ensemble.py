@@ -35,7 +35,7 @@ from goods.figures.style import (
     styled,
     titled,
 )
-from goods.metrics import calibration_error, confidence_bins
+from goods.metrics import METRICS, calibration_error, confidence_bins
 
 
 @styled
@@ -64,21 +64,22 @@ def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str],
 
 
 @styled
-def modality_scores(scores: pd.DataFrame, metric: str = "macro-F1") -> Figure:
+def modality_scores(scores: pd.DataFrame, metric: str = "macro_f1") -> Figure:
     """Score of the fused, the image and the text prediction, by fold.
 
     scores: one row per fold (index: its number, or "oof" for all folds together), columns fused, image, text (those the
-    model has), higher is better; `metric` is its name. The title takes the row "oof", or else the mean of the folds.
+    model has), in `metric`, a name of METRICS. The title takes the row "oof", or else the mean of the folds.
     """
     scores = scores[[name for name in MODALITIES if name in scores]].astype(float).dropna(axis=1, how="all")
     if scores.empty:
         return nothing("There are no scores to compare")
     rows = [str(name) for name in scores.index]
     pooled = scores[[row == "oof" for row in rows]].dropna(axis=1)
-    level = (scores if pooled.empty else pooled).mean().sort_values(ascending=False, kind="stable")
+    by = METRICS[metric]
+    level = (scores if pooled.empty else pooled).mean().sort_values(ascending=by.sign < 0, kind="stable")
     folds = f"mean of {len(rows)} folds" if len(rows) > 1 else f"fold {rows[0]}"
     where = folds if pooled.empty else "out of fold"
-    ahead = " and of ".join(f"{name} by {digits(level.iloc[0] - level[name])}" for name in level.index[1:])
+    ahead = " and of ".join(f"{name} by {digits(abs(level.iloc[0] - level[name]))}" for name in level.index[1:])
     ax = new_figure(max(6.0, 1.6 + 0.75 * len(rows))).subplots()
     for number, name in enumerate(scores):
         color, marker = MODALITIES[name]
@@ -89,11 +90,11 @@ def modality_scores(scores: pd.DataFrame, metric: str = "macro-F1") -> Figure:
             if len(rows) <= 8 and np.isfinite(value):
                 ax.annotate(digits(value), (place, value), (0, 6), textcoords="offset points", ha="center", fontsize=7)
     ax.set_xticks(range(len(rows)), [row if row == "oof" else f"fold {row}" for row in rows])
-    ax.set(xlim=(-0.6, len(rows) - 0.4), ylabel=metric)
+    ax.set(xlim=(-0.6, len(rows) - 0.4), ylabel=by.shown_as)
     ax.margins(y=0.15)
     ax.grid(True, axis="y")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), title=where)
-    title = f"{level.index[0].capitalize()} leads with {metric} {digits(level.iloc[0])} ({where})"
+    title = f"{level.index[0].capitalize()} leads with {by.shown_as} {digits(level.iloc[0])} ({where})"
     return titled(ax.figure, f"{title}, ahead of {ahead}" if ahead else title)
 
 
@@ -166,10 +167,10 @@ def reliability(labels: Sequence[int], outputs: dict[str, np.ndarray]) -> Figure
 
 
 @styled
-def method_gains(methods: pd.DataFrame) -> Figure:
-    """Gain in macro-F1 of each way to combine members over the best one of them, with its 95 % interval.
+def method_gains(methods: pd.DataFrame, metric: str = "macro_f1") -> Figure:
+    """Gain in the metric of each way to combine members over the best one of them, with its 95 % interval.
 
-    methods: one row per way, the one that was chosen last; gain, gain_low, gain_high, macro_f1.
+    methods: one row per way, the one that was chosen last; gain, gain_low, gain_high and metric, a name of METRICS.
     """
     if methods.empty:
         return nothing("There are no methods to compare")
@@ -180,12 +181,15 @@ def method_gains(methods: pd.DataFrame) -> Figure:
     for row, ((low, gain, high), color) in enumerate(zip(points, colors, strict=True)):
         ax.plot([low, high], [row, row], color=color)
         ax.plot(gain, row, "o", color=color)
-    name_rows(ax, [f"{name} ({digits(score)})" for name, score in methods["macro_f1"].items()], "method (macro-F1)")
-    ax.set_xlabel("points of macro-F1 over the best member, 95 % interval")
+    by = METRICS[metric]
+    name_rows(ax, [f"{name} ({digits(score)})" for name, score in methods[metric].items()], f"method ({by.shown_as})")
+    over, above = ("over", "above") if by.sign > 0 else ("below", "below")
+    ax.set_xlabel(f"points of {by.shown_as} {over} the best member, 95 % interval")
     ax.grid(True, axis="x")
     low, gain, high = points[-1]
-    sure = f"gains {gain:.1f} points over the best member" if low > 0 else "is not above the best member beyond noise"
-    return titled(ax.figure, f"Together macro-F1 {digits(chosen['macro_f1'])}: it {sure} ({low:.1f} to {high:.1f})")
+    unsure = f"is not {above} the best member beyond noise"
+    sure = f"gains {gain:.1f} points over the best member" if low > 0 else unsure
+    return titled(ax.figure, f"Together {by.shown_as} {digits(chosen[metric])}: it {sure} ({low:.1f} to {high:.1f})")
 
 
 @styled

@@ -7,18 +7,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from goods.figures.style import BLACK, ORANGE, digits, new_figure, nothing, span, styled, titled
+from goods.metrics import METRICS
 
 
 @styled
-def learning_curves(logs: pd.DataFrame) -> Figure:
-    """Losses and macro-F1 by epoch, one colour per fold.
+def learning_curves(logs: pd.DataFrame, metric: str = "macro_f1") -> Figure:
+    """Losses and the metric by epoch, one colour per fold.
 
-    logs: one row per epoch with fold, epoch (from 1), train_loss, valid_loss, macro_f1.
+    logs: one row per epoch with fold, epoch (from 1), train_loss, valid_loss, and the metric, a name of METRICS.
     """
-    if logs.empty or logs["macro_f1"].isna().all():
+    if logs.empty or logs[metric].isna().all():
         return nothing("No epoch has been logged")
-    logs = logs.dropna(subset=["macro_f1"]).sort_values(["fold", "epoch"])
-    best, last = logs.loc[logs.groupby("fold")["macro_f1"].idxmax()], int(logs["epoch"].max())
+    by = METRICS[metric]
+    logs = logs.dropna(subset=[metric]).sort_values(["fold", "epoch"])
+    worth = by.sign * logs[metric]
+    best, last = logs.loc[worth.groupby(logs["fold"]).idxmax()], int(logs["epoch"].max())
     many, epochs = len(best) > 1, span(best["epoch"].tolist(), "{:.0f}".format)
     fig = new_figure(7.5)
     left, right = fig.subplots(1, 2)
@@ -29,10 +32,10 @@ def learning_curves(logs: pd.DataFrame) -> Figure:
         (dashed,) = left.plot(log["epoch"], log["train_loss"], "--", marker=marker, markerfacecolor="w", color=color)
         line.set_label(f"fold {fold}" if many else "validation")
         dashed.set_label("" if many else "training")
-        right.plot(log["epoch"], log["macro_f1"], marker=marker, color=line.get_color())
-    right.scatter(best["epoch"], best["macro_f1"], s=70, facecolor="none", edgecolor=BLACK, zorder=3, label="best")
+        right.plot(log["epoch"], log[metric], marker=marker, color=line.get_color())
+    right.scatter(best["epoch"], best[metric], s=70, facecolor="none", edgecolor=BLACK, zorder=3, label="best")
     left.set_ylabel("loss (solid: validation, dashed: training)" if many else "loss")
-    right.set_ylabel("macro-F1 on validation")
+    right.set_ylabel(f"{by.shown_as} on validation")
     for ax in (left, right):
         ax.set(xlabel="epoch", xlim=(logs["epoch"].min() - 0.4, last + 0.4))
         ax.xaxis.set_major_locator(MultipleLocator(max(1, -(-last // 8))))
@@ -40,7 +43,7 @@ def learning_curves(logs: pd.DataFrame) -> Figure:
         if ax is right or len(best) <= 10:
             ax.legend()
     reached = f"at epoch{'s' * (' ' in epochs)} {epochs} of {last}{f' ({len(best)} folds)' * many}"
-    return titled(fig, f"Best macro-F1 {span(best['macro_f1'].tolist(), digits)} {reached}")
+    return titled(fig, f"Best {by.shown_as} {span(best[metric].tolist(), digits)} {reached}")
 
 
 @styled

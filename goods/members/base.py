@@ -56,7 +56,7 @@ def due_folds(p: Params, goods: Goods, numbers: list[int], code: str) -> list[in
 
 def finish(p: Params, goods: Goods, fold: Fold, code: str, logits: dict[str, np.ndarray], **facts: Any) -> None:
     """Writes a fold's oof.parquet and, last, metrics.json; see goods.training.fold.finish_fold."""
-    finish_fold(fold, read_folds(goods, p), logits, facts, what_makes(fold, p, goods, code))
+    finish_fold(fold, read_folds(goods, p), logits, facts, what_makes(fold, p, goods, code), p.metric)
 
 
 def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Part], Any]) -> None:

@@ -21,7 +21,7 @@ from goods.errors import DamagedFileError, ParameterError
 from goods.files import atomic_path
 from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish
-from goods.metrics import score
+from goods.metrics import METRICS
 from goods.models.embeddings import embed_products
 from goods.models.neighbours import joined, nearest
 from goods.params import Params
@@ -97,14 +97,17 @@ def by_output(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def choose_vote(
     near: tuple[np.ndarray, np.ndarray], folds: pd.DataFrame, number: int, num_classes: int
 ) -> tuple[int, float]:
-    """How many neighbours vote and how sharply: the least log-loss on the other folds, each without its own fold."""
+    """How many neighbours vote and how sharply: the least log-loss on the other folds, each without its own fold.
+
+    Log-loss whatever p.metric is: votes are to be probabilities, and many of the ways predict nearly the same classes.
+    """
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
     known = fold != number
     prior = np.bincount(labels[known], minlength=num_classes) / known.sum()
     cosine, rows = (part[known] for part in near)
     # Nor the row's own fold, where its duplicates and itself are.
     seen = (fold[rows] != number) & (fold[rows] != fold[known][:, None])
-    tried = {how: score(labels[known], vote(cosine, labels[rows], seen, prior, *how))["log_loss"]
+    tried = {how: METRICS["log_loss"].of(labels[known], vote(cosine, labels[rows], seen, prior, *how))
              for how in [(count, sharp) for count in COUNTS for sharp in SHARPNESS]}  # fmt: skip
     return min(tried, key=lambda how: tried[how])
 

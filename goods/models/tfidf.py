@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 
 from goods.errors import DamagedFileError
 from goods.files import atomic_path, read_frame, read_json, write_json
-from goods.metrics import fit_temperature, macro_f1
+from goods.metrics import METRICS, fit_temperature
 from goods.models.token_counts import COLUMNS, vectorizer_of
 from goods.params import Params
 
@@ -50,7 +50,7 @@ def full_margins(values: np.ndarray, classes: np.ndarray, num_classes: int) -> n
 def choose_cost(
     features: Callable[[np.ndarray], csr_matrix], labels: np.ndarray, inner: np.ndarray, p: Params
 ) -> tuple[float, float]:
-    """The cost of the best macro-F1, and the temperature of the least log-loss, both on inner held-out folds.
+    """The cost of the best p.metric, and the temperature of the least log-loss, both on inner held-out folds.
 
     features: those of some of the n rows, so that no more of them are held than are learned from. inner: (n,) numbers
     of the INNER_FOLDS; of many rows the first of them are enough.
@@ -64,7 +64,7 @@ def choose_cost(
         x = features(np.flatnonzero(inner == k))
         held_out[:, inner == k] = [svm_logits(svm, x, p.num_classes) for svm in svms]
     rows = np.isin(inner, used)
-    best = int(np.argmax([macro_f1(labels[rows], logits[rows].argmax(1)) for logits in held_out]))
+    best = int(np.argmax([METRICS[p.metric].worth_calibrated(labels[rows], logits[rows]) for logits in held_out]))
     return COSTS[best], fit_temperature(held_out[best, rows], labels[rows])
 
 

@@ -21,7 +21,7 @@ from goods.cost.plan import plan_run
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.files import atomic_path
-from goods.metrics import score
+from goods.metrics import METRICS, score
 from goods.models.tuning import load_trained, save_trained
 from goods.params import Params
 from goods.predictions import main_of, prediction_table, read_choices, write_choices, write_predictions
@@ -64,7 +64,7 @@ def fit_fold(p: Params, goods: Goods, make_task: TaskMaker, code: str) -> dict[s
 def what_makes(fold: Fold, p: Params, goods: Goods, code: str) -> dict[str, str]:
     """What a fold that is trained now comes from: its rows, the code; of the refit also what the folds suggest."""
     found = {"rows": rows_hash(p, goods, read_folds(goods, p), fold.number), "code": code}
-    return found | ({"choice": suggested_choice(fold.run)} if fold.refit else {})
+    return found | ({"choice": suggested_choice(fold.run, p.metric)} if fold.refit else {})
 
 
 def to_train(fold: Fold, p: Params, made_from: Mapping[str, str], say: bool = True) -> bool:
@@ -116,9 +116,7 @@ def _fit(
     weights, choices = choose_weights(training, made_from.get("choice", ""))
     logits = predict(task.model, task.valid, p, accelerator) if training.held_back else {}
     facts = training_facts(training)
-    facts |= {
-        "choices": {name: score(task.labels["valid"], main_of(made))["macro_f1"] for name, made in choices.items()}
-    }
+    facts |= {"choices": {n: METRICS[p.metric].of(task.labels["valid"], main_of(made)) for n, made in choices.items()}}
     facts |= {"resources": resources(p, training) | {"seconds": round(time.perf_counter() - began, 1)}}
     if accelerator.is_main_process:
         with atomic_path(fold.weights) as temporary:
@@ -126,22 +124,27 @@ def _fit(
             fold.begin_writing()
         if choices:
             write_choices(fold.choices, choices)
-        metrics = finish_fold(fold, folds, logits, facts, made_from)
+        metrics = finish_fold(fold, folds, logits, facts, made_from, p.metric)
         training.tracker.finish(metrics=metrics, **what_is_shown(fold, goods))
 
 
 def finish_fold(
-    fold: Fold, folds: pd.DataFrame, logits: dict[str, np.ndarray], facts: dict[str, Any], made_from: dict[str, str]
+    fold: Fold,
+    folds: pd.DataFrame,
+    logits: dict[str, np.ndarray],
+    facts: dict[str, Any],
+    made_from: dict[str, str],
+    metric: str,
 ) -> dict[str, Any]:
     """Writes a fold's oof.parquet and, last, metrics.json, which it returns; its weights are there already.
 
-    logits: {output: (rows held back, num_classes)}; facts go into metrics.json beside the scores. The refit holds
-    nothing back and is scored on nothing.
+    logits: {output: (rows held back, num_classes)}; facts go into metrics.json beside the scores, the metric first. The
+    refit holds nothing back and is scored on nothing.
     """
     held_back, metrics = folds[folds["fold"] == fold.number], {}
     if not fold.refit:
         write_predictions(fold.oof, held_back, logits)
-        metrics = {name: score(held_back["label"].to_numpy(), values) for name, values in logits.items()}
+        metrics = {name: score(held_back["label"].to_numpy(), values, metric) for name, values in logits.items()}
     metrics |= {"fold": fold.number} | facts
     fold.finish(metrics, made_from)
     return metrics
@@ -168,7 +171,7 @@ def state_of(fold: Fold, rows: str) -> State | None:
 def choose_weights(training: Training, suggested: str) -> tuple[Path, dict[str, dict[str, np.ndarray]]]:
     """Leaves in the model the weights to predict with; returns their file, and the predictions at each choice.
 
-    Choices are the epochs (keep best) or the alphas of WiSE-FT (arXiv 2109.01903); the one that scores best on the
+    Choices are the epochs (keep best) or the alphas of WiSE-FT (arXiv 2109.01903); the one whose metric is best on the
     validation part is kept, and goods.ensemble.choices scores the fold at the one that the other folds make. The refit,
     which has no such part, takes what the folds have `suggested`.
     """
@@ -189,8 +192,8 @@ def choose_alpha(training: Training) -> tuple[Path, dict[str, dict[str, np.ndarr
     for alpha in WISE_FT_ALPHAS:
         with swapped(task.model, training.averages.interpolated(tuned, alpha)):
             choices[f"alpha {alpha}"] = predict(task.model, task.valid, p, accelerator)
-    scores = [score(task.labels["valid"], main_of(made))["macro_f1"] for made in choices.values()]
-    return mixed(training, WISE_FT_ALPHAS[int(np.argmax(scores))]), choices
+    worth = [METRICS[p.metric].worth(task.labels["valid"], main_of(made)) for made in choices.values()]
+    return mixed(training, WISE_FT_ALPHAS[int(np.argmax(worth))]), choices
 
 
 def mixed(training: Training, alpha: float) -> Path:
@@ -225,7 +228,7 @@ def worst(table: pd.DataFrame, classes: list[str], top: int = 24) -> list[dict[s
 
 
 def read_logs(run: Run) -> pd.DataFrame:
-    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ...
+    """The training logs of a run's folds: fold, epoch, train_loss, valid_loss, macro_f1 ..., and the run's metric.
 
     A damaged log costs its curves only: it is said and left out.
     """
@@ -235,7 +238,9 @@ def read_logs(run: Run) -> pd.DataFrame:
         if path.is_file():
             try:
                 lines = [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-                logs.append(pd.DataFrame(lines)[LOGGED].assign(fold=fold.number))
+                table = pd.DataFrame(lines)
+                more = [name for name in METRICS if name in table and name not in LOGGED]
+                logs.append(table[[*LOGGED, *more]].assign(fold=fold.number))
             except (ValueError, TypeError, KeyError):
                 print(f"{path} is damaged; its curves are left out", flush=True)
     return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from goods.data.datasets import PhotoDataset, TokensDataset
 from goods.errors import GoodsError, OtherRunError, StoppedInTime, TimeOverError
 from goods.files import write_text
-from goods.metrics import score
+from goods.metrics import METRICS, score
 from goods.models.tuning import save_trained, trained_state
 from goods.params import Params
 from goods.predictions import main_of, write_choices
@@ -54,7 +54,7 @@ except ImportError:  # Windows
     resource = None
 
 
-# A line of log.jsonl, which each epoch adds.
+# A line of log.jsonl, which each epoch adds; the metric follows where it isn't among them.
 LOGGED = "epoch epochs train_loss valid_loss macro_f1 accuracy learning_rate gradient_norm seconds".split()
 
 
@@ -67,7 +67,7 @@ class TrainingState:
     loss_sum: float = 0.0
     norm_sum: float = 0.0  # of the gradients, before they are clipped
     best_epoch: int = 0
-    best_score: float = -1.0
+    best_score: float = -math.inf  # the metric's worth: the higher the better
     micro_batch_size: int = 1
     tracked_as: str = field(default_factory=lambda: secrets.token_hex(4))  # wandb's id
     log: list[dict[str, float]] = field(default_factory=list)
@@ -129,7 +129,7 @@ def train(training: Training, stop_at: float | None) -> None:
                 bar.update()
                 save_in_time(training, stop_at)
             end_epoch(training, time.perf_counter() - began)
-            said = {name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", "macro_f1") if name in at.log[-1]}
+            said = {name: f"{at.log[-1][name]:.3f}" for name in ("train_loss", p.metric) if name in at.log[-1]}
             said |= {"memory": memory_used()}
             bar.set_postfix(said)
             if bar.disable and shown:
@@ -252,15 +252,16 @@ def end_epoch(training: Training, seconds: float) -> None:
 
 
 def score_epoch(training: Training) -> dict[str, float]:
-    """valid_loss, macro_f1 and accuracy of the weights in the model, on the rows held back; notes the best epoch."""
+    """valid_loss, macro_f1, accuracy and the metric of the model on the rows held back; notes the best epoch."""
     at, task, p, accelerator = training.at, training.task, training.p, training.accelerator
     logits = predict(task.model, task.valid, p, accelerator)
     scores = score(task.labels["valid"], main_of(logits))
-    if scores["macro_f1"] > at.best_score:
-        at.best_epoch, at.best_score = at.epoch, scores["macro_f1"]
+    if (worth := METRICS[p.metric].sign * scores[p.metric]) > at.best_score:
+        at.best_epoch, at.best_score = at.epoch, worth
     if accelerator.is_main_process and p.keep == "best":
         write_choices(training.fold.epoch(at.epoch), {f"epoch {at.epoch}": logits})
-    return {"valid_loss": scores["log_loss"], "macro_f1": scores["macro_f1"], "accuracy": scores["accuracy"]}
+    shown = {name: scores[name] for name in ("macro_f1", "accuracy", p.metric)}
+    return {"valid_loss": scores["log_loss"]} | shown
 
 
 # Stopping and going on -----------------------------------------------------------------------------------------------

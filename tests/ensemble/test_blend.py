@@ -18,10 +18,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
 from goods.ensemble.blend import METHODS, added_by, blend_members, fit_weights, method_table
+from goods.ensemble.runs import member_table
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.members import open_run
-from goods.metrics import macro_f1, score
+from goods.metrics import METRICS, macro_f1, score
 from goods.params import Params, load_params
 from goods.predictions import frame_logits
 from goods_utils import fit_all
@@ -159,12 +160,51 @@ def test_a_class_that_no_row_has_is_never_predicted_much(method):
     assert logits.shape == (rows.sum(), 6) and np.isfinite(logits).all()
 
 
-def test_a_bias_for_rare_classes_helps_macro_f1():
+def rare_class(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) of which one in twelve is 1, and log-probabilities (1, n, 2) that seldom say so."""
     rng = np.random.default_rng(0)
-    labels = np.where(rng.random(4000) < 0.08, 1, 0)
-    member = log_softmax(np.eye(2)[labels] * 1.5 + rng.normal(size=(4000, 2)) - [0, 2], axis=1)[None]
+    labels = np.where(rng.random(n) < 0.08, 1, 0)
+    return labels, log_softmax(np.eye(2)[labels] * 1.5 + rng.normal(size=(n, 2)) - [0, 2], axis=1)[None]
+
+
+def test_a_bias_for_rare_classes_helps_macro_f1():
+    labels, member = rare_class(4000)
     scores = {m: macro_f1(labels, METHODS[m](member, labels).predict(member).argmax(1)) for m in ("weights", "bias")}
     assert scores["bias"] > scores["weights"] + 0.02
+
+
+@pytest.mark.parametrize(("metric", "method"), [("macro_f1", "bias"), ("accuracy", "mean")])
+def test_the_method_is_chosen_by_the_metric(metric, method):
+    labels, member = rare_class(1200)
+    assert blend_members(member, labels, np.arange(1200) % 3, ("mean", "bias"), metric).method == method
+
+
+@pytest.mark.parametrize("method", ["greedy", "metric_weights", "bias"])
+def test_each_climbs_on_the_metric_it_is_given(method):
+    labels, members = problem()
+    members[0] = log_softmax(6 * members[0], axis=1)  # far too sure
+    found = {m: score(labels, METHODS[method](members, labels, METRICS[m]).predict(members)) for m in METRICS}
+    assert found["log_loss"]["log_loss"] < found["macro_f1"]["log_loss"]
+    assert found["macro_f1"]["macro_f1"] > found["log_loss"]["macro_f1"]
+
+
+def test_noise_gains_nothing_in_log_loss_either():
+    rng = np.random.default_rng(0)
+    labels, folds = rng.integers(5, size=600), np.arange(600) % 3
+    members = log_softmax(rng.normal(size=(3, 600, 5)), axis=2)
+    made = blend_members(members, labels, folds, ("mean", "weights", "greedy", "bias"), "log_loss")
+    table = method_table(made, labels, folds, np.zeros((600, 5)), "log_loss")
+    assert next(iter(table)) == "log_loss" and table.loc["chosen", "log_loss"] > np.log(5) - 0.01
+    assert table.loc["chosen", "gain_low"] < 0.01
+
+
+def test_members_stand_in_the_order_of_the_metric():
+    labels, members = problem()
+    members[0] = log_softmax(6 * members[0], axis=1)  # far too sure: as many right, but a log-loss worse than noise's
+    named = dict(zip(("sure", "good", "noise"), members, strict=True))
+    tables = {m: member_table(named, np.ones(3) / 3, members[1], labels, m) for m in ("macro_f1", "log_loss")}
+    assert tables["macro_f1"].index.tolist() == ["sure", "good", "noise", "blend"]
+    assert tables["log_loss"].index.tolist() == ["good", "sure", "noise", "blend"]
 
 
 @pytest.mark.slow
@@ -205,7 +245,7 @@ def test_what_each_member_adds():
 def test_small_matrices_take_one_thread(monkeypatch):
     seen = []
 
-    def method(members, labels):
+    def method(members, labels, _):
         seen.extend(pool["num_threads"] for pool in threadpool_info())
         return METHODS["mean"](members, labels)
 

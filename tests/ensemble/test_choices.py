@@ -36,6 +36,14 @@ def test_each_fold_is_scored_at_what_the_others_choose():
     assert chosen_by_others(choices, labels) == {0: "epoch 2", 1: "epoch 1", 2: "epoch 1"}
 
 
+@pytest.mark.parametrize(("metric", "chosen"), [("accuracy", "epoch 2"), ("log_loss", "epoch 1")])
+def test_the_others_choose_by_the_metric(metric, chosen):
+    labels = {k: np.arange(6) % 3 for k in range(2)}
+    unsure, sure = np.array([True] * 4 + [False] * 2), np.array([True] * 5 + [False])  # sure of what is wrong, too
+    epochs = {"epoch 1": one_hot(unsure, labels[0]), "epoch 2": {"fused": 50 * one_hot(sure, labels[0])["fused"]}}
+    assert chosen_by_others({0: epochs, 1: epochs}, labels, metric) == {0: chosen, 1: chosen}
+
+
 def test_a_single_fold_chooses_nothing():
     labels, right = np.arange(6) % 3, np.ones(6, bool)
     epochs = {"epoch 1": one_hot(right, labels), "epoch 2": one_hot(~right, labels)}

@@ -85,6 +85,19 @@ def test_method_gains_say_what_is_noise(tmp_path):
     assert "is not above the best member beyond noise" in title(method_gains(table.iloc[:2]))
 
 
+def test_less_leads_and_gains_where_less_is_better():
+    scores = pd.DataFrame({"fused": [0.8], "image": [1.1]}, index=["oof"])
+    assert title(modality_scores(scores, "log_loss")) == (
+        "Fused leads with log-loss .800 (out of fold), ahead of image by .300"
+    )
+    rows = {"mean": (-0.02, -0.03, 0.01, 0.6), "chosen": (0.02, 0.01, 0.03, 0.5)}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["gain", "gain_low", "gain_high", "log_loss"])
+    fig = method_gains(table, "log_loss")
+    assert title(fig) == "Together log-loss .500: it gains 2.0 points over the best member (1.0 to 3.0)"
+    assert fig.axes[0].get_xlabel() == "points of log-loss below the best member, 95 % interval"
+    assert "is not below the best member beyond noise" in title(method_gains(table.iloc[:1], "log_loss"))
+
+
 def test_the_map_says_how_pure_neighbourhoods_are():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 20)

@@ -34,6 +34,11 @@ def test_learning_curves_find(scores, finding, tmp_path):
     assert title(learning_curves(pd.DataFrame())) == "No epoch has been logged"
 
 
+def test_learning_curves_are_of_the_metric():
+    table = logs([[0.9, 0.4, 0.6]]).rename(columns={"macro_f1": "log_loss"})
+    assert title(learning_curves(table, "log_loss")) == "Best log-loss .400 at epoch 2 of 3"
+
+
 def test_rates_and_gradients_find_the_largest(tmp_path):
     logs = pd.DataFrame(
         {"fold": 0, "epoch": [1, 2, 3], "learning_rate": [1e-3, 5e-4, 0], "gradient_norm": [2.0, 9.5, 1.0]}

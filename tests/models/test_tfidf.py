@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix
 
 from goods.data.tables import read_goods
 from goods.models.tfidf import COSTS, choose_cost, heaviest_words, make_svm, svm_logits
+from goods.params import Params
 from goods.run import Run
 from goods_utils import fit_all
 
@@ -35,6 +36,21 @@ def test_a_class_that_is_absent_from_a_fold_comes_last(seen, make):
     assert values.shape == (len(labels), 4) and (values.argmax(1) == labels).all()
     absent = [k for k in range(4) if k not in seen]
     assert values[:, absent].max(1).tolist() < values[:, seen].min(1).tolist()
+
+
+def test_classes_weigh_as_the_metric_asks():
+    weights = {metric: make_svm(1.0, Params(metric=metric)).class_weight for metric in ("macro_f1", "accuracy")}
+    assert weights == {"macro_f1": "balanced", "accuracy": None}
+    assert make_svm(1.0, Params(metric="accuracy", use_class_weight=True)).class_weight == "balanced"
+
+
+@pytest.mark.parametrize(("metric", "chosen"), [("macro_f1", 1.0), ("log_loss", 0.3)])
+def test_the_cost_is_that_of_the_best_metric(metric, chosen):
+    rng = np.random.default_rng(0)
+    labels, inner = np.minimum(rng.geometric(0.5, size=300) - 1, 3), np.arange(300) % 3
+    x = csr_matrix(np.eye(4)[labels] + rng.normal(size=(300, 4)))
+    p = Params(num_classes=4, metric=metric, use_class_weight=True)
+    assert choose_cost(lambda rows: x[rows], labels, inner, p)[0] == chosen
 
 
 @pytest.mark.parametrize(("enough", "folds"), [(10_000, 3), (100, 1), (101, 2), (300, 3)])

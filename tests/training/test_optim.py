@@ -24,6 +24,14 @@ def test_rare_classes_weigh_more_by_the_root_of_their_count() -> None:
     assert torch.equal(plain, torch.ones(4))
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "weighted_f1", "log_loss"])
+def test_classes_weigh_alike_for_a_metric_that_counts_products(metric: str) -> None:
+    labels = np.repeat([0, 1, 3], [100, 25, 1])
+    assert torch.equal(class_weights(labels, Params(num_classes=4, metric=metric)), torch.ones(4))
+    given = class_weights(labels, Params(num_classes=4, metric=metric, use_class_weight=True))
+    assert torch.equal(given, class_weights(labels, Params(num_classes=4)))  # what is asked for is done
+
+
 def test_losses_are_cross_entropy_weighted_row_by_row() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = {name: torch.randn(10, 4, generator=generator) for name in OUTPUTS}

@@ -152,6 +152,16 @@ def test_the_best_epoch_and_the_predictions_of_every_epoch_are_kept(make):
     np.testing.assert_allclose(kept[f"epoch {metrics['epoch']}"]["fused"], logits(oof)[:, :21], atol=1e-5)
 
 
+def test_the_best_epoch_is_that_of_the_metric(make):
+    p = make(tune="head", num_epochs=50, keep="best", early_stopping=3, head_learning_rate=0.1, metric="log_loss")
+    metrics, log = fit_fold(p, read_goods(p)), read_logs(Run.of(p))
+    assert list(metrics["choices"].values()) == pytest.approx(log["log_loss"].tolist())
+    best = log["log_loss"].idxmin()
+    assert metrics["epoch"] == log["epoch"][best] and len(log) == best + 1 + 3  # and three epochs of patience
+    assert best != log["macro_f1"].idxmax()
+    assert list(metrics["fused"]) == ["log_loss", "macro_f1", "accuracy", "weighted_f1"]
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

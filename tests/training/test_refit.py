@@ -99,7 +99,7 @@ def test_it_ends_at_the_epoch_that_is_best_for_all_folds_together(copy: Trained)
     p, goods = copy
     run, best = Run.of(p), p.model_copy(update={"keep": "best", "num_epochs": 5})
     choose(run, {"epoch 1": [1, 1, 1], "epoch 2": [30, 30, 20], "epoch 3": [40, 5, 5], "epoch 4": [5, 40, 5]})
-    assert suggested_choice(run) == "epoch 2"  # though it is the best one for fold 2 alone
+    assert suggested_choice(run, "macro_f1") == "epoch 2"  # though it is the best one for fold 2 alone
     refit(best, goods)
     lines = [json.loads(line) for line in run.refit.log.read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2] and "macro_f1" not in lines[-1]
