@@ -19,10 +19,14 @@ import pytest
 import torch
 import yaml
 from conftest import Stopped, fit, fit_in_stretches, stopped_after
+from safetensors.torch import load_file
 
+from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT
+from goods.members import refit
 from goods.params import Params
+from goods.predictions import read_choices
 from goods.run import Run
 from goods.training import loop
 from goods.training.fold import read_logs
@@ -131,7 +135,7 @@ def command(tmp_path):
 
 @pytest.mark.slow
 def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
-    p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
+    p = make(run="whole", **RECIPE | {"soup": False, "keep": "best"}, num_epochs=6, checkpoint_minutes=0.0)
     fit(p)
     step_seconds = read_logs(Run.of(p))["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
     started = command(p, "killed")
@@ -150,8 +154,8 @@ def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
         assert process.returncode in (0, -signal.SIGKILL), output.decode()
     assert kills == 5
     assert "epoch 6 of 6: train_loss" in output.decode() and "\r" not in output.decode()  # a line an epoch, no bars
-    whole = p.run_dir / "fold1" / "oof.parquet"
-    assert whole.read_bytes() == (folder / "oof.parquet").read_bytes()
+    for name in ("oof.parquet", "choices.safetensors"):
+        assert (p.run_dir / "fold1" / name).read_bytes() == (folder / name).read_bytes()
 
 
 def wait_for_a_new_state(state: Path, process: subprocess.Popen) -> None:
@@ -175,15 +179,22 @@ def launch_two(arguments: list[str]) -> str:
 @pytest.mark.slow
 def test_two_processes_train_as_one(make, command):
     batch_size = 83  # of 84 rows: the last batch is one row for two processes
-    p = make(run="one", tune="full", dropout=0.0, batch_size=batch_size)
+    p = make(run="one", tune="full", dropout=0.0, batch_size=batch_size, keep="best", ema_decay=0.9)
     one = fit(p)
     launch_two(command(p, "two"))
     run = Run(p.run_dir.parent / "two")
+    refit(p, read_goods(p))
+    launch_two([*command(p, "two"), "--refit"])
+    for name, tensor in load_file(Run.of(p).refit.weights).items():
+        torch.testing.assert_close(load_file(run.refit.weights)[name], tensor, atol=1e-3, rtol=0)  # fp16 on its way
     two = pd.read_parquet(run.fold(1).oof)
     assert two["id"].tolist() == one["id"].tolist()
     np.testing.assert_allclose(logits(two), logits(one), atol=1e-4)
     losses = [read_logs(each)["train_loss"] for each in (Run.of(p), run)]
     np.testing.assert_allclose(*losses, atol=1e-4)
+    kept = [read_choices(each.fold(1).choices) for each in (Run.of(p), run)]
+    assert list(kept[0]) == list(kept[1]) == ["epoch 1", "epoch 2"]
+    np.testing.assert_allclose(kept[1]["epoch 2"]["fused"], kept[0]["epoch 2"]["fused"], atol=1e-4)
 
 
 def test_a_process_without_a_product_of_its_own_adds_nothing():
