@@ -22,7 +22,7 @@ FLOORS = [
     {"errors", "metrics"},
     {"files"},
     {"processes", "progress", "field_types"},
-    {"step"},
+    {"step", "places"},
     {"params"},
     {"code_version", "run"},
     {"data"},
