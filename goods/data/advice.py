@@ -45,7 +45,7 @@ def _plain(name: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"\w+", name) else f'"{name}"'
+    return name if re.fullmatch(r"\w[\w{}.-]*", name) else f'"{name}"'
 
 
 def likely_cause(part: str, names: Sequence[str], table: pd.DataFrame, folder: Path, other: Path) -> str:
@@ -125,5 +125,5 @@ def _by_a_pattern(names: Sequence[str], files: Sequence[str]) -> str:
         if len(parts) == 2 and Path(file).suffix.lower() in PHOTO_ENDINGS:
             there = set(files)
             if _most(sum(name.join(parts) in there for name in names), len(names)):
-                return f"the files are called {file}: set image_column={'{id}'.join(parts)}"
+                return f"the files are called {file}: set image_column={_quoted('{id}'.join(parts))}"
     return ""

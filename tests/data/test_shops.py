@@ -36,12 +36,9 @@ def shop(mini, shaped, tmp_path):
     )
 
 
-KINDS = {"by column": "linear", "by pattern": "linear", "inside Parquet": "linear", "three each": "dual"}
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_folder_of_that_shape_trains_and_submits(shop, name):
-    train_and_submit(p := shop(name, kind=KINDS[name]))
+    train_and_submit(p := shop(name))
     written = pd.read_csv(p.run_dir / "submission.csv", dtype=str)
     assert (list(written), len(written)) == ([p.id_column, p.label_column], 42)
     assert set(written[p.label_column]) <= {str(k) for k in range(21)}
