@@ -19,14 +19,14 @@ import pandas as pd
 from goods import members
 from goods.cost.plan import Plan, plan_run
 from goods.data.folds import rare_classes, read_folds
-from goods.data.tables import Goods, read_goods, report_table
+from goods.data.tables import Goods, report_table
 from goods.ensemble.label_issues import write_label_issues
 from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
 from goods.files import read_frame
-from goods.members import ensemble_run, kind_of, open_run, predict_test
+from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf

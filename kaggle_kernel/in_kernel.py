@@ -19,6 +19,7 @@ from goods.errors import GoodsError
 from goods.files import ROOT, read_json_if_whole, resolve
 from goods.members import kind_of, open_run
 from goods.params import OUTPUTS, Params, load_run
+from goods.places import PHOTO_ENDINGS, holds_tables
 from goods.run import MARKERS, Run
 from goods.training.tracking import answer_within, has_key, pick_mode
 
@@ -30,7 +31,7 @@ NEEDS_MODEL = "make kernel MODEL=owner/dataset, or owner/model/framework/variati
 
 
 def find_inputs(root: Path) -> dict[str, list[Path]]:
-    """Folders below `root` by kind: "competition" (train.csv, test.csv), "model" (config.json and weights), "run".
+    """Folders below `root` by kind: "competition" (train and test tables), "model" (config.json and weights), "run".
 
     Mounts have moved between /kaggle/input/<slug> and several levels below it, so files tell, not paths. Each folder
     is listed once and those of photos are not entered: 100,000 files cost a second or less.
@@ -58,13 +59,13 @@ def _look_into(folder: Path) -> tuple[str, list[str]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.lower().endswith((".jpg", ".jpeg", ".png", ".webp")):
+                if not entry.name.lower().endswith(PHOTO_ENDINGS):
                     names.add(entry.name)
                     if "image" not in entry.name and not entry.name.startswith(".") and entry.is_dir():
                         inner.append(entry.name)
     except OSError:
         return "", []
-    if {"train.csv", "test.csv"} <= names:
+    if holds_tables(names):
         return "competition", []
     if names >= MARKERS:
         return "run", []

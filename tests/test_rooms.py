@@ -23,7 +23,7 @@ FLOORS = [
     {"metrics"},
     {"files"},
     {"processes", "progress", "field_types"},
-    {"step"},
+    {"step", "places"},
     {"params"},
     {"code_version", "run"},
     {"data"},

@@ -29,6 +29,7 @@ from goods.figures.style import (
     nothing,
     percent,
     photo_axes,
+    photos_shown,
     short,
     span,
     styled,
@@ -155,7 +156,7 @@ def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, see
         rows = np.random.default_rng([seed, int(index)]).permutation(np.flatnonzero(labels == index))[:per_class]
         for product in train.iloc[rows].itertuples():
             corner, caption = (left + len(axes) * (side + gap), top), short(product.title, 17, lines=2)
-            axes.append(photo_axes(fig, corner, side, product.image, caption))
+            axes.append(photo_axes(fig, corner, side, photos_shown(product), caption))
         missing, drawn = missing + sum(not ax.images for ax in axes), drawn + len(axes)
         first = axes[0] if axes else photo_axes(fig, (left, top), side, "", "", "no product")
         first.set_title(f"{names[index]} ({counts[index]:,})", loc="left", fontsize=8, weight="bold", pad=4)

@@ -32,6 +32,7 @@ from goods.figures.style import (
     nothing,
     percent,
     photo_axes,
+    photos_shown,
     short,
     square_axes,
     styled,
@@ -146,7 +147,7 @@ def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figur
     fig = new_figure(across * (side + gap) + gap, 0.45 + -(-len(shown) // across) * row, layout=None)
     for place, error in enumerate(shown.itertuples()):
         corner = (gap + place % across * (side + gap), 0.85 + place // across * row)
-        ax = photo_axes(fig, corner, side, error.image, short(error.title, 36, lines=2) or short(error.id))
+        ax = photo_axes(fig, corner, side, photos_shown(error), short(error.title, 36, lines=2) or short(error.id))
         given, taken, sure = names[error.label], names[error.prediction], percent(error.probability)
         ax.text(0, 1.12, f"given: {given}", color=BLUE, fontsize=7.5, transform=ax.transAxes)
         ax.text(0, 1.03, f"predicted: {taken}", color=VERMILION, fontsize=7.5, transform=ax.transAxes)
