@@ -117,8 +117,8 @@ class Augment(NamedTuple):
     jpeg: float = 0.0  # share compressed once more
 
 
-def open_upright(path: str, side: int) -> Image.Image:
-    """The RGB photo at `path`, turned as its EXIF data say, white where it is transparent.
+def open_upright(path: str | io.BytesIO, side: int) -> Image.Image:
+    """The RGB photo at `path`, or in its bytes, turned as its EXIF data say, white where it is transparent.
 
     A large JPEG is decoded at the smallest of its eighths that is still `side` wide and high (Pillow's draft mode);
     any other photo has its own size. What a photo that ends too early lacks is white. Raises whatever Pillow raises on
@@ -135,13 +135,14 @@ def open_upright(path: str, side: int) -> Image.Image:
         return _upright(_whole_pixels(image, draft and draft[1]), photo)
 
 
-def _salvaged(path: str, side: int) -> Image.Image | None:
+def _salvaged(path: str | io.BytesIO, side: int) -> Image.Image | None:
     def opened(data: bytes) -> Image.Image:
         image = _open(io.BytesIO(data))
         image.draft("RGB", (side, side))
         return image
 
-    if not (found := salvage(opened, Path(path).read_bytes())):
+    data = path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes()
+    if not (found := salvage(opened, data)):
         return None
     image, read, _ = found
     image = _to_rgb(image)
