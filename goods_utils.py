@@ -34,6 +34,7 @@ from goods.models.embeddings import save_embeddings
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
+from goods.predictor import load_predictor
 from goods.report import settings_table, write_report
 from goods.run import Run, saved_files
 
@@ -53,6 +54,7 @@ __all__ = [
     "heaviest_words",
     "joined",
     "keep_figure",
+    "load_predictor",
     "load_processor",
     "make_pseudo_labels",
     "map_points",
@@ -176,8 +178,8 @@ def predict(options: argparse.Namespace) -> None:
         settings = dict(parse_setting(text) for text in options.set)
         models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
         folder = run.absolute() if Run(run).exists else resolve(Params().outputs_dir) / run
-        job = prepare_job(folder, image_column=options.image_column, precision=options.precision,
-                          probabilities=options.probabilities, models=models, **paths, **settings)  # fmt: skip
+        job = prepare_job(load_predictor(folder, models, **settings), image_column=options.image_column,
+                          precision=options.precision, probabilities=options.probabilities, **paths)  # fmt: skip
         print(f"{job.acceptance.sentence()}\n{job.report(job.run())}")
     except GoodsError as error:
         print(f"goods_utils.py: {error}", file=sys.stderr)

@@ -82,7 +82,8 @@ def fit_acceptance(oof: pd.DataFrame, wanted: float) -> Acceptance:
         others = acceptance_curve(labels[fold != k], logits[fold != k])
         accepted[fold == k] = sure[fold == k] >= fit_threshold(others, wanted)
     precision = float(right[accepted].mean()) if accepted.any() else float("nan")
-    threshold = fit_threshold(acceptance_curve(labels, logits), wanted)
+    # With one fold there is nothing that could tell whether a threshold holds.
+    threshold = fit_threshold(acceptance_curve(labels, logits), wanted) if len(np.unique(fold)) > 1 else NEVER
     return Acceptance(wanted, threshold, float(accepted.mean()), precision, len(labels))
 
 
@@ -93,8 +94,11 @@ def acceptance_of(run: Run, wanted: float) -> Acceptance:
 
 
 def acceptance_table(oof: pd.DataFrame, wanted: tuple[float, ...] = (0.9, 0.95, 0.98, 0.99)) -> pd.DataFrame:
-    """threshold, share and precision (out of fold, under the other folds' thresholds) of several wanted precisions."""
+    """threshold, share and precision (out of fold, under the other folds' thresholds) of several wanted precisions.
+
+    The threshold is nan where nothing is accepted.
+    """
     rows = {each: fit_acceptance(oof, each) for each in wanted}
     columns = ("threshold", "share", "precision")
     table = pd.DataFrame({name: [getattr(row, name) for row in rows.values()] for name in columns}, index=list(rows))
-    return table.rename_axis("wanted")
+    return table.replace({"threshold": {NEVER: np.nan}}).rename_axis("wanted")

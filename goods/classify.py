@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,40 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from goods.accept import Acceptance, acceptance_of
-from goods.data.products import PhotoFinder, ProductTable, check_products, find_product_photos
+from goods.data.photos import inspect_photos
+from goods.data.products import CHECKED_ROWS, PhotoFinder, ProductTable, check_products, find_product_photos
+from goods.data.tables import Goods, photo_cache
 from goods.errors import GoodsError
+from goods.field_types import Float
 from goods.files import atomic_path, file_hash, held, read_frame, read_json_if_whole, resolve, write_frame, write_json
-from goods.predictor import Predictor, load_predictor
+from goods.params import Params
+from goods.predictor import Predictor, Tables
 from goods.progress import progress_bar
+from goods.run import Run
 
 PLACES = ("", "second_", "third_")  # of the classes that are named, the likeliest first
 PHOTO = "photo_status"  # in a part only: what its photo was like
 ENDINGS = (".parquet", ".csv")
 NO_PHOTOS = "none"  # in place of a folder
+SAMPLE_ROWS = 5000  # products that are compared with the training ones
+
+
+class PredictParams(Params):
+    """What predict.ipynb needs on top of Params: `p = gu.read_params(globals(), PredictParams)`."""
+
+    table: str | None = Field(None, description="products to classify: .csv, .tsv or .parquet; null: test_csv")
+    images: str | None = Field(
+        None, description="folder of their photos, <id>.jpg; none: predict without; null: test_images_dir"
+    )
+    image_column: str | None = Field(None, description="column with the paths of their photos")
+    out: str | None = Field(
+        None, description="the predictions: .parquet or .csv; null: predictions.parquet in the run's folder"
+    )
+    precision: Float = Field(0.95, gt=0, lt=1, description="how many of the accepted predictions are to be right")
+    probabilities: bool = Field(False, description="add the probability of every class")
 
 
 @dataclass(frozen=True)
@@ -74,6 +96,11 @@ class Job:
     probabilities: bool = False
 
     @property
+    def oof(self) -> pd.DataFrame:
+        """The run's out-of-fold predictions, from which it is known what may be accepted."""
+        return read_frame(self.predictor.run.oof, ["id", "label", "fold"])
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What its file depends on."""
         where = {"images": str(self.photos.folder), "image_column": self.photos.column} if self.photos else {}
@@ -108,6 +135,38 @@ class Job:
         shutil.rmtree(files.parts, ignore_errors=True)
         return summary
 
+    def read(self) -> pd.DataFrame:
+        """What run() has written."""
+        return read_frame(self.out) if self.out.suffix == ".parquet" else pd.read_csv(self.out, dtype={"id": str})
+
+    def sample(self, rows: int = SAMPLE_ROWS, seed: int = 0) -> pd.DataFrame:
+        """Some of the products, drawn from all of the table, with the paths of their photos as `image`."""
+        drawn = np.zeros(self.table.rows, dtype=bool)
+        drawn[np.random.default_rng(seed).permutation(self.table.rows)[:rows]] = True
+        parts, start = [], 0
+        for products in self.stretches(CHECKED_ROWS):
+            parts.append(products[drawn[start : start + len(products)]])
+            start += len(products)
+        return pd.concat(parts, ignore_index=True)
+
+    def least_sure(self, top: int = 8) -> pd.DataFrame:
+        """The products to look at first: id, title, image, first, second (names of classes), probability."""
+        found, id_column = self.read().nsmallest(top, "probability"), self.predictor.p.id_column
+        name_of = dict(zip(map(str, self.predictor.labels), self.predictor.classes, strict=True))
+        named = {
+            place: found[column].astype(str).map(name_of) for place, column in (("first", "label"), ("second",) * 2)
+        }
+        wanted = pd.concat([part[part[id_column].isin(found["id"])] for part in self.stretches(CHECKED_ROWS)])
+        title = "title" if "title" in wanted else self.predictor.text_columns[0]
+        table = pd.DataFrame({"id": wanted[id_column], "title": wanted[title], "image": wanted["image"]})
+        return found[["id", "probability"]].assign(**named).merge(table, on="id")
+
+    def files(self) -> pd.DataFrame:
+        """What run() has left, with sizes."""
+        paths = (self.out, Outputs(self.out).record, Outputs(self.out).bad_images)
+        return pd.DataFrame([(str(f), round(f.stat().st_size / 1000, 1)) for f in paths if f.is_file()],
+                            columns=["file", "kB"])  # fmt: skip
+
     def report(self, summary: Mapping[str, Any]) -> str:
         """What has become of the job, in a sentence or two."""
         said = f"{summary['rows']:,} products in {self.out}, {summary['accepted']:,} of them accepted"
@@ -128,25 +187,22 @@ class Job:
 
 
 def prepare_job(
-    run: str | Path,
+    predictor: Predictor,
     table: str | Path,
     out: str | Path,
     images: str | Path | None = None,
     image_column: str | None = None,
     precision: float = 0.95,
     probabilities: bool = False,
-    models: Mapping[str, str | Path] | None = None,
-    **settings: Any,
 ) -> Job:
-    """The job, with all that is wrong with it said before anything is predicted.
+    """The job, with all that is wrong with it said before anything is predicted: raises GoodsError.
 
-    run: the folder of a run. images: the folder of the photos, "none" to predict without. image_column: the column with
-    their paths, relative to `images` or to the table. models and settings: see load_predictor.
+    images: the folder of the photos, <id>.jpg, or "none" to predict without. image_column: the column with their paths,
+    relative to `images` or to the table's folder.
     """
     out = resolve(out)
     if out.suffix not in ENDINGS:
         raise GoodsError(f"{out} must end in .parquet or .csv")
-    predictor = load_predictor(run, models, **settings)
     acceptance = acceptance_of(predictor.run, precision)
     id_column = predictor.p.id_column
     more = [image_column] if image_column else []
@@ -158,6 +214,25 @@ def prepare_job(
     looks = predictor.reads_photos and (folder or image_column)
     photos = find_product_photos(checked, id_column, folder, image_column) if looks else None
     return Job(predictor, checked, photos, acceptance, out, probabilities)
+
+
+def job_of(p: PredictParams, predictor: Predictor) -> Job:
+    """The job that predict.ipynb's parameters describe: the run's own test set where they name no table."""
+    images = p.images or (None if p.image_column else p.test_images_dir)
+    table, out = p.table or p.test_csv, p.out or Run.of(p).predictions
+    return prepare_job(predictor, table, out, images, p.image_column, p.precision, p.probabilities)
+
+
+def beside_training(job: Job, goods: Goods) -> Goods:
+    """The training products, and some of the new ones in place of the test set: what goods.eda can compare.
+
+    What is known of the new ones' photos is kept as that of the others is.
+    """
+    products, p = job.sample(), job.predictor.p
+    test = Tables(products, p.id_column).of(tuple(p.text_columns))
+    photos = inspect_photos(test[["id", "image"]].assign(table="test"), cache=photo_cache(p))
+    of_train = goods.photos[goods.photos["table"] == "train"]
+    return replace(goods, test=test, photos=pd.concat([of_train, photos], ignore_index=True))
 
 
 def check_free(files: Outputs, facts: dict[str, Any]) -> dict[str, Any]:
