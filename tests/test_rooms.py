@@ -28,12 +28,13 @@ FLOORS = [
     {"code_version", "run"},
     {"data"},
     {"predictions"},
-    {"models", "eda"},
+    {"models", "eda", "accept"},
     {"cost", "compress"},
     {"training"},
     {"ensemble"},
     {"members"},
     {"explain", "report", "predictor"},
+    {"classify"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")

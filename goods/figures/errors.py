@@ -158,6 +158,28 @@ def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figur
 
 
 @styled
+def least_sure(frame: pd.DataFrame, top: int = 8) -> Figure:
+    """Photos of the predictions to look at first: the least sure, with the two classes they lie between.
+
+    frame: id, title, image (path or ""), first, second (names of classes), probability (of the first).
+    """
+    if frame.empty or top < 1:
+        return nothing("There are no predictions to look at")
+    shown = frame.sort_values("probability", kind="stable").head(top)
+    across, side, gap, row = 4, 1.75, 0.2, 2.6
+    fig = new_figure(across * (side + gap) + gap, 0.45 + -(-len(shown) // across) * row, layout=None)
+    for place, product in enumerate(shown.itertuples()):
+        corner = (gap + place % across * (side + gap), 0.85 + place // across * row)
+        ax = photo_axes(fig, corner, side, product.image, short(product.title, 36, lines=2) or short(product.id))
+        ax.text(0, 1.12, short(product.first, 24), color=BLUE, fontsize=7.5, transform=ax.transAxes)
+        ax.text(0, 1.03, f"or {short(product.second, 21)}", color=GREY, fontsize=7.5, transform=ax.transAxes)
+        sure = percent(product.probability)
+        ax.text(0.98, 0.03, sure, color=BLUE, fontsize=7.5, ha="right", bbox=LABEL_BOX, transform=ax.transAxes)
+    first = next(shown.itertuples())
+    return titled(fig, f"Least sure: {short(first.first)} or {short(first.second)} at {percent(first.probability)}")
+
+
+@styled
 def occlusion(
     image: str, patches: np.ndarray | None, words: pd.DataFrame, probabilities: dict[str, float], name: str
 ) -> Figure:
