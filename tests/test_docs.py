@@ -151,7 +151,7 @@ def copy(tmp_path_factory, sample) -> Path:
     shutil.copytree(sample.data, root / "data" / "sample")
     shutil.copytree(sample.model, root / "models" / "siglip-tiny")
     config = root / "params" / "demo.yaml"
-    config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3"))
+    config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3\nn_folds: 3"))
     (root / ".venv").symlink_to(sys.prefix)
     (root / "outputs" / "demo" / "notebooks").mkdir(parents=True)
     return root
