@@ -12,7 +12,6 @@ import numpy as np
 
 from goods.errors import listing
 
-
 HELD = 10_000  # suspects; of more those are dropped that look like no row so far
 
 
