@@ -17,6 +17,7 @@ from goods.data.labels import read_class_names
 from goods.data.photo_files import (
     NONE_NAMED,
     Cell,
+    PhotoFolder,
     cells_of,
     columns_of,
     find_photos,
@@ -108,7 +109,7 @@ def _photo_cells(path: Path, table: pd.DataFrame, p: Params) -> list[Cell] | Non
     """What a table says of its photos, by p.image_column; None: they are found by id."""
     if not p.image_column:
         return None
-    unpacked = unpack_photos(path, p.image_column, resolve(p.outputs_dir) / "cache" / "unpacked")
+    unpacked = unpack_photos(path, p.image_column, unpacked_cache(p))
     return cells_of(table, p.image_column, p.id_column) if unpacked is None else unpacked
 
 
@@ -129,6 +130,11 @@ def _give_photos(tables: dict[str, pd.DataFrame], photos: pd.DataFrame) -> None:
 def photo_cache(p: Params) -> Path:
     """Where what is known of photos is kept, by the version of the code that looks at them."""
     return resolve(p.outputs_dir) / "cache" / "photos" / code_version(("goods.data.photos",))
+
+
+def unpacked_cache(p: Params) -> Path:
+    """Where photos lie that were inside a table."""
+    return resolve(p.outputs_dir) / "cache" / "unpacked"
 
 
 def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> pd.DataFrame | None:
@@ -215,7 +221,7 @@ def _photo_problems(
         if needed and (problem := _folder_problem(folder, named)):
             problems.append(problem)
     for name, table in tables.items():
-        if cells[name] and (ids := outside(table, cells[name], folders[name])):
+        if cells[name] and (ids := outside(table["id"], cells[name], PhotoFolder(folders[name]))):
             problems.append(f"{name}: {len(ids)} products name photos by absolute paths or out of {folders[name]} "
                             f"(ids {listing(ids)}); name them from that folder on")  # fmt: skip
     return problems
