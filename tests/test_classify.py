@@ -196,7 +196,7 @@ TABLES = {
     "id,title,description\n1,a,b\n2,a\n": "1 rows have more or fewer cells than the header's 3 (they end on lines 3)",
     "id,title,description\n1,caf\xe9,b\n": "is not UTF-8",
     "": "new.csv is empty",
-    'id,title,description\n1,"a,b\n2,c,d\n3,"e,f\n4,g,h\n': "the quote that opens on line 2 swallows the lines after it",
+    'id,title,description\n1,"a,b\n2,c,d\n3,"e,f\n4,g,h\n': "the quote that opens on line 2 swallows the lines after",
 }
 
 
