@@ -112,7 +112,7 @@ def test_public_functions_are_typed_and_described():
         for name, f in vars(room).items()
         if inspect.isfunction(f) and f.__module__ == room.__name__ and name[0] != "_"
     ]
-    assert len(public) == 22
+    assert len(public) == 25
     for function in public:
         assert inspect.signature(function).return_annotation == "Figure"
         assert len(inspect.getdoc(function).splitlines()) >= 3
