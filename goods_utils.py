@@ -25,7 +25,7 @@ from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
-from goods.files import read_frame
+from goods.files import read_frame, resolve
 from goods.members import ensemble_run, kind_of, open_run, predict_test
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
@@ -165,8 +165,16 @@ def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
 
 
+def export(run: str, to: str, merge: bool) -> str:
+    """The command `export`: the finished run of that name, or in that folder, as the folder `to` to hand on."""
+    from goods.export import export_run
+
+    folder = Path(run).absolute() if Run(Path(run)).exists else resolve(Params().outputs_dir) / run
+    return export_run(Run(folder), Path(to).absolute(), merge)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains one fold without a notebook, as accelerate launch and torchrun need it; plans a run; reports on it."""
+    """Trains a fold without a notebook, as accelerate launch and torchrun need it; plans, reports on, exports a run."""
     parser = argparse.ArgumentParser(prog="goods_utils.py", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
@@ -175,12 +183,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
     cost.add_argument("--gpu", help="T4, L4, A100 ...; the default is the GPU there is, else T4")
     report = commands.add_parser("report", help="report.html of a run, whatever it has so far")
+    handed = commands.add_parser("export", help="a finished run as a folder to hand on: its models and a model card")
+    handed.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
+    handed.add_argument("--to", required=True, help="the folder to make")
+    handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
     for command in (fit, cost, report):
         command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
         # No --run: torchrun takes it for an option of its own, even behind the script's name.
         command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter: run=b")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "export":
+            print(export(options.run, options.to, options.merge))
+            return
         given = dict(parse_setting(text) for text in options.set)
         if options.command == "plan":
             print(show_plan(load_params(options.config, **given), options.gpu))

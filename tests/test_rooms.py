@@ -33,7 +33,8 @@ FLOORS = [
     {"training"},
     {"ensemble"},
     {"members"},
-    {"explain", "report", "predictor"},
+    {"explain", "report", "predictor", "model_card"},
+    {"export"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")
