@@ -85,6 +85,16 @@ def photo_cache(p: Params) -> Path:
 
 def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> pd.DataFrame | None:
     """The table with all cells as text, its text joined and cleaned; what is wrong with it is added to `problems`."""
+    table = read_cells(path, p.id_column, [*p.text_columns, *more], problems)
+    if table is not None:
+        table["text"] = join_texts(table[list(p.text_columns)])
+        titles = table["title"] if "title" in table else table[p.text_columns[0]]
+        table["title"] = [clean_text(title) for title in titles]
+    return table
+
+
+def read_cells(path: Path, id_column: str, needed: Sequence[str], problems: list[str]) -> pd.DataFrame | None:
+    """The table as it stands, all cells as text, its ids called id; what is wrong with it is added to `problems`."""
     if not path.is_file():
         problems.append(f"there is no {path}" + (_other_tables(path)))
         return None
@@ -104,7 +114,7 @@ def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> p
         problems.append(f"{path}: {len(ragged)} rows have more or fewer cells than the header's {len(table.columns)} "
                         f"(they end on lines {listing(ragged)})")  # fmt: skip
         return None
-    missing = [name for name in (p.id_column, *p.text_columns, *more) if name not in table]
+    missing = [name for name in (id_column, *needed) if name not in table]
     if missing:
         problems.append(f"{path} lacks {listing(missing)}; it has {listing(table.columns)} "
                         "(see id_column, text_columns, label_column, fold_column, group_column, group_by)")  # fmt: skip
@@ -112,16 +122,13 @@ def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> p
         problems.append(f"{path} has no rows")
     if missing or table.empty:
         return None
-    if p.id_column != "id":
-        table = table.drop(columns="id", errors="ignore").rename(columns={p.id_column: "id"})
+    if id_column != "id":
+        table = table.drop(columns="id", errors="ignore").rename(columns={id_column: "id"})
     if empty := int((table["id"].str.strip() == "").sum()):
-        problems.append(f"{path}: {empty} rows have no {p.id_column}")
+        problems.append(f"{path}: {empty} rows have no {id_column}")
     twice = table["id"][table["id"].duplicated() & (table["id"].str.strip() != "")].unique()
     if len(twice):
         problems.append(f"{path}: {len(twice)} ids stand there more than once ({listing(twice)})")
-    table["text"] = join_texts(table[list(p.text_columns)])
-    titles = table["title"] if "title" in table else table[p.text_columns[0]]
-    table["title"] = [clean_text(title) for title in titles]
     return table
 
 

@@ -1,0 +1,110 @@
+"""What a kernel does that only predicts: attached weights of any kind, and the test set there is, often a hidden one.
+
+Nothing is trained, and of the training table nothing is read: a Predictor, made from the attached files alone, writes
+submission.csv and submission_probs.csv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from goods.data.photos import find_photos
+from goods.data.tables import read_cells
+from goods.ensemble.learned import RunBlend, read_learned
+from goods.ensemble.runs import learn_blend
+from goods.ensemble.submission import write_rows
+from goods.errors import GoodsError, OtherRunError
+from goods.files import resolve
+from goods.members import open_run
+from goods.params import Params
+from goods.predictor import Predictor, check_run, load_predictor, whole_runs
+from goods.progress import progress_bar
+from goods.run import Run
+from kaggle_kernel.attached import earlier_run, link, link_runs, named_run, the_contents
+
+Attached = Mapping[str, Sequence[Path]]
+SETTINGS = ("eval_batch_size", "num_workers")  # that count as the kernel gives them, not as the run had them
+
+
+def attached_predictor(p: Params, attached: Attached, scratch: Path, hidden: bool) -> Predictor | None:
+    """The attached run called p.run, or the blend of attached runs, ready to predict; None where it is to be made here.
+
+    An export always predicts; `hidden`, in a scoring re-run, so does any finished run. Loads all models, so that what
+    isn't attached is said before the work starts: raises GoodsError.
+    """
+    before = earlier_run(attached["run"], p)
+    if before and before.put_together and (hidden or before.exported):
+        run = _gathered(p, before, attached["run"], scratch)
+        if names := run.differing(p):
+            raise OtherRunError(f"the attached {before.folder} was made with other parameters: {', '.join(names)}. "
+                                "Give them as they were, or attach another run")  # fmt: skip
+    elif p.runs and _are_to_predict(p, attached, hidden):
+        open_run(p)
+        run = learn_blend(p)
+    else:
+        return None
+    predictor = _load(p, run, attached["model"])
+    print(f"{before.folder if before else run.folder} predicts, and nothing is trained")
+    return predictor
+
+
+def _are_to_predict(p: Params, attached: Attached, hidden: bool) -> bool:
+    """Whether a blend's runs have yet to predict the test set there is; they are put where they are looked for."""
+    link_runs(p, attached["run"])
+    return hidden or not all(Run.named(p, name).test.is_file() for name in p.runs)
+
+
+def submit(p: Params, predictor: Predictor) -> pd.DataFrame:
+    """Predicts the test set and writes the run's submission.csv and submission_probs.csv; returns what it wrote.
+
+    Raises GoodsError with all that is wrong with the table. Photos that are missing or can't be read are counted.
+    """
+    products = read_test(p, predictor.text_columns)
+    parts, statuses = [], []
+    with progress_bar(total=len(products), desc=f"run {p.run}", unit=" products") as bar:
+        for at in range(0, len(products), predictor.rows):
+            found = predictor.classify(products.iloc[at : at + predictor.rows])
+            parts.append(found.probabilities)
+            statuses += found.photos
+            bar.update(len(found.photos))
+    if bad := sum(status not in ("ok", "") for status in statuses):
+        print(f"{bad:,} of {len(products):,} photos are missing or can't be read: predicted by what is left")
+    ids = products[predictor.p.id_column].tolist()
+    names = (p.id_column, p.label_column)
+    return write_rows(Run.of(p), ids, np.concatenate(parts), predictor.labels, names)
+
+
+def read_test(p: Params, text_columns: Sequence[str]) -> pd.DataFrame:
+    """test.csv as it stands, with the paths of its photos as `image`; no photo is opened."""
+    problems: list[str] = []
+    table = read_cells(resolve(p.test_csv), p.id_column, text_columns, problems)
+    if table is None or problems:
+        raise GoodsError("the test set can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
+    folder = resolve(p.test_images_dir)
+    photos = find_photos(folder) if folder.is_dir() else {}
+    return table.assign(image=[photos.get(name, "") for name in table["id"]]).rename(columns={"id": p.id_column})
+
+
+def _gathered(p: Params, before: Run, folders: Sequence[Path], scratch: Path) -> Run:
+    """A finished run under its own name, and beside it those of a blend that aren't inside it."""
+    home = scratch / "weights"
+    link(home / p.run, before.folder)
+    learned = read_learned(check_run(before))
+    for name in learned.runs if isinstance(learned, RunBlend) else ():
+        if not before.inner(name).exists:
+            link(home / name, named_run(folders, p, name).folder)
+    return Run(home / p.run)
+
+
+def _load(p: Params, run: Run, folders: Sequence[Path]) -> Predictor:
+    """The predictor of a run whose model directories are among the attached ones."""
+    models = {}
+    for part, learned in whole_runs(run):
+        for name in () if isinstance(learned, RunBlend) else part.record().get("models", {}):
+            models[f"{part.name}/{name}"] = the_contents(folders, part, name)
+    given = {name: getattr(p, name) for name in SETTINGS if name in p.model_fields_set}
+    return load_predictor(run.folder, models, **given)
