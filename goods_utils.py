@@ -12,21 +12,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from goods import members
 from goods.cost.plan import Plan, plan_run
 from goods.data.folds import rare_classes, read_folds
-from goods.data.tables import Goods, read_goods, report_table
+from goods.data.tables import Goods, report_table
 from goods.ensemble.label_issues import write_label_issues
 from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
 from goods.files import read_frame, resolve
-from goods.members import ensemble_run, kind_of, open_run, predict_test
+from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf
@@ -35,6 +35,7 @@ from goods.models.embeddings import save_embeddings
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
+from goods.predictor import load_predictor
 from goods.report import settings_table, write_report
 from goods.run import Run, saved_files
 
@@ -55,6 +56,7 @@ __all__ = [
     "heaviest_words",
     "joined",
     "keep_figure",
+    "load_predictor",
     "load_processor",
     "make_pseudo_labels",
     "map_points",
@@ -173,8 +175,41 @@ def export(run: str, to: str, merge: bool) -> str:
     return export_run(Run(folder), Path(to).absolute(), merge)
 
 
+def add_predict(commands: Any) -> None:
+    """The arguments of `predict`."""
+    command = commands.add_parser("predict", help="classify a table of products by a finished run")
+    command.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
+    command.add_argument("--table", required=True, help="the products: .csv, .tsv or .parquet")
+    command.add_argument("--images", help="folder of their photos, <id>.jpg; none: predict without")
+    command.add_argument("--image-column", help="column with their photos' paths, below --images or beside the table")
+    command.add_argument("--out", required=True, help="the predictions: .parquet or .csv")
+    command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
+    command.add_argument("--probabilities", action="store_true", help="add the probability of every class")
+    command.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="where a model directory is now")
+    command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """The command `predict`; what it is given relative is looked for from here. Ends with status 2 on bad input."""
+    from goods.classify import prepare_job
+
+    here = {name: getattr(options, name) for name in ("table", "out", "images") if getattr(options, name)}
+    paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
+    run = Path(options.run)
+    try:
+        settings = dict(parse_setting(text) for text in options.set)
+        models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
+        folder = run.absolute() if Run(run).exists else resolve(Params().outputs_dir) / run
+        job = prepare_job(load_predictor(folder, models, **settings), image_column=options.image_column,
+                          precision=options.precision, probabilities=options.probabilities, **paths)  # fmt: skip
+        print(f"{job.acceptance.sentence()}\n{job.report(job.run())}")
+    except GoodsError as error:
+        print(f"goods_utils.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains a fold without a notebook, as accelerate launch and torchrun need it; plans, reports on, exports a run."""
+    """Trains a fold without a notebook, as accelerate launch and torchrun need it; plans, reports on and uses a run."""
     parser = argparse.ArgumentParser(prog="goods_utils.py", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
@@ -187,11 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handed.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
     handed.add_argument("--to", required=True, help="the folder to make")
     handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
+    add_predict(commands)
     for command in (fit, cost, report):
         command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
         # No --run: torchrun takes it for an option of its own, even behind the script's name.
         command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter: run=b")
     options = parser.parse_args(arguments)
+    if options.command == "predict":
+        predict(options)
+        return
     try:
         if options.command == "export":
             print(export(options.run, options.to, options.merge))

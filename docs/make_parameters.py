@@ -1,4 +1,4 @@
-"""Writes the tables of parameters into docs/parameters.md and docs/texts.md anew: python docs/make_parameters.py
+"""Writes the tables of parameters into the pages of docs/ anew: python docs/make_parameters.py
 
 They stand between two comments that name the schema, <!-- Params --> and <!-- /Params -->; tests/test_docs.py compares.
 """
@@ -14,11 +14,12 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
+from goods.classify import PredictParams
 from goods.compress.params import CompressParams
 from goods.params import RUNTIME_FIELDS, Params
 
 DOCS = Path(__file__).resolve().parent
-PAGES = {"parameters.md": Params, "texts.md": CompressParams}
+PAGES = {"parameters.md": Params, "texts.md": CompressParams, "predict.md": PredictParams}
 
 
 def parameter_tables(schema: type[Params]) -> str:

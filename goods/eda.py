@@ -19,6 +19,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
+from goods.data.datasets import photos_in
 from goods.data.photos import open_upright
 from goods.data.tables import Goods
 from goods.data.texts import canonical, clean_text
@@ -61,11 +62,16 @@ def near_duplicates(goods: Goods, most_bits: int = NEAR_BITS) -> pd.DataFrame:
     """
     columns = ["id", "title", "text", "image", "label"]
     both = pd.concat([goods.train.assign(table="train"), goods.test.assign(table="test", label=-1)], ignore_index=True)
-    both = both[["table", *columns]]
-    hashes = photo_hashes(both["image"])
+    each = both[["table", *columns]].assign(image=photos_in(both)).explode("image")  # a row per photo
+    each["image"] = each["image"].fillna("")
+    both, product, each = both[["table", *columns]], each.index.to_numpy(), each.reset_index(drop=True)
+    hashes = photo_hashes(each["image"])
     usable = np.flatnonzero(hashes.any(axis=1))
     first, second, bits = _near(hashes[usable], most_bits)
-    parts = [_pairs(both, usable[first], usable[second], bits, "photo")]
+    a, b = usable[first], usable[second]
+    pairs = pd.DataFrame({"a": product[a], "b": product[b]})
+    others = ((pairs["a"] != pairs["b"]) & ~pairs.duplicated()).to_numpy()  # not the photos of one product
+    parts = [_pairs(each, a[others], b[others], bits[others], "photo")]
     groups = both.index.to_series().groupby(both["text"].str.lower().where(both["text"] != "")).agg(list)
     twins = [(group[0], other) for group in groups if len(group) > 1 for other in group[1:]][:MAX_PAIRS]
     a, b = np.array(twins, dtype=int).reshape(-1, 2).T
@@ -143,11 +149,12 @@ class Shift(NamedTuple):
 
 def product_facts(goods: Goods, table: str) -> pd.DataFrame:
     """What can be said of a table's products without their meaning: lengths, photo sizes, missing parts."""
-    products, photos = getattr(goods, table), goods.photos[goods.photos["table"] == table].reset_index(drop=True)
+    products, photos = getattr(goods, table), goods.photos[goods.photos["table"] == table]
+    photos = photos.drop_duplicates("id").reset_index(drop=True)  # the first of several
     return pd.DataFrame({
         "title_characters": products["title"].str.len(), "text_characters": products["text"].str.len(),
         "photo_width": photos["width"], "photo_height": photos["height"],
-        "no_photo": (photos["status"] != "ok").astype(int),
+        "no_photo": (products["image"] == "").astype(int),
         "grey_photo": photos["mode"].isin(["1", "L", "LA", "I", "I;16", "F"]).astype(int),
     })  # fmt: skip
 
@@ -221,7 +228,7 @@ def shared_across_folds(goods: Goods, folds: pd.DataFrame, oof: pd.DataFrame | N
     predictions of a trained run also how often they, and all others, are predicted right: accuracy, accuracy of others.
     """
     train = goods.train
-    keys = {"photo": train["sha"], "text": train["text"].map(canonical)}
+    keys = {"photo": pd.Series(photos_in(train, "sha")).explode().fillna(""), "text": train["text"].map(canonical)}
     keys |= {name: train[name].map(clean_text).map(canonical) for name in ("title", "description") if name in train}
     right = None
     if oof is not None:
@@ -229,8 +236,9 @@ def shared_across_folds(goods: Goods, folds: pd.DataFrame, oof: pd.DataFrame | N
         right = hits.reindex(train["id"]).to_numpy(dtype=float)  # nan where a fold is not trained
     rows = {}
     for name, values in keys.items():
-        table = pd.DataFrame({"key": values.to_numpy(), "fold": folds["fold"].to_numpy()})
-        shared = (table.groupby("key")["fold"].transform("nunique") > 1).to_numpy() & (table["key"] != "").to_numpy()
+        table = pd.DataFrame({"key": values, "fold": folds["fold"].to_numpy()[values.index]})
+        found = (table.groupby("key")["fold"].transform("nunique") > 1) & (table["key"] != "")
+        shared = found.groupby(level=0).any().to_numpy()
         rows[name] = {"products": int(shared.sum()), "share": shared.mean()}
         if right is not None:
             parts = {"accuracy": shared, "accuracy of others": ~shared}

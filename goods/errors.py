@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+
+def listing(items: Sequence[Any], most: int = 5) -> str:
+    """The first of the items for a sentence, and how many more there are."""
+    items = [str(item) for item in items]
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
 
 class GoodsError(ValueError):
     """A mistake the user can mend; its text says what is wrong, where, and what to do."""

@@ -19,6 +19,7 @@ from goods.errors import ParameterError
 from goods.field_types import Float, Int, Names, Numbers
 from goods.files import ROOT, resolve
 from goods.metric_names import COUNT_CLASSES_ALIKE, MetricName
+from goods.places import find_data
 from goods.step import tell_ends
 
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
@@ -88,15 +89,23 @@ class CommonParams(_Group):
 class DataParams(_Group):
     """The tables, their columns, the photos, and where results are written."""
 
-    train_csv: str = RuntimeField("data/train.csv", description="table with labels")
-    test_csv: str = RuntimeField("data/test.csv", description="table to predict")
+    train_csv: str = RuntimeField(
+        "data/train.csv", description="table with labels: csv, tsv, another separator, also .gz or .zip, or Parquet"
+    )
+    test_csv: str = RuntimeField("data/test.csv", description="table to predict, of the same kinds")
     train_images_dir: str = RuntimeField("data/train_images/train_images", description="photos of train_csv, <id>.jpg")
     test_images_dir: str = RuntimeField("data/test_images/test_images", description="photos of test_csv, <id>.jpg")
     id_column: str = Field("id", min_length=1, description="column with the product's id, read as text")
     label_column: str = Field("categories", min_length=1, description="column with the class: an integer or a name")
     text_columns: Names = Field(("title", "description"), min_length=1, description="columns joined into the text")
+    image_column: str | None = Field(
+        None, min_length=1, description="column with each product's photos, or a pattern such as {id}.jpg; null: by id"
+    )
     bad_images: Literal["blank", "error"] = Field(
         "blank", description="a missing or unreadable photo: replace it by a white one, or stop"
+    )
+    max_bad_images: Float = RuntimeField(
+        0.2, ge=0, le=1, description="share of missing or unreadable photos in a table above which the run stops"
     )
     outputs_dir: str = RuntimeField("outputs", description="where runs and caches are written")
 
@@ -326,7 +335,7 @@ def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
     if p.skip_folds >= p.n_folds:
         raise ParameterError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
     _check_choices(p)
-    return p.model_copy(update=_find_data(p, set(values))) if p.data_dir else p
+    return p.model_copy(update=find_data(p.data_dir, set(values))) if p.data_dir else p
 
 
 def _check_choices(p: Params) -> None:
@@ -420,26 +429,3 @@ def _read_yaml(config: str) -> dict[str, Any]:
     if twice := [name for name, count in names.items() if count > 1]:  # YAML would take the last
         raise ParameterError(f"config {path} says {', '.join(twice)} more than once")
     return values
-
-
-def _find_data(p: Params, given: set[str]) -> dict[str, str]:
-    """The four data paths below `data_dir`, by their markers: the tables' and the photo folders' usual names."""
-    base = resolve(p.data_dir)
-    if not base.is_dir():
-        made = "the embedded sample is made by: python -m goods.data.sample"
-        hint = made if "sample" in base.name else "name the folder that holds train.csv, test.csv and the photos"
-        raise ParameterError(f"data_dir {base} is not a folder; {hint}")
-    # Tables in the folder itself are a whole: a test.csv of another competition below it must not fill a gap.
-    place = "" if any((base / f"{part}.csv").is_file() for part in ("train", "test")) else "*/"
-    found = {}
-    for part in ("train", "test"):
-        tables = sorted(base.glob(f"{place}{part}.csv"))
-        if len(tables) > 1 and f"{part}_csv" not in given:
-            folders = ", ".join(str(table.parent) for table in tables)
-            raise ParameterError(f"data_dir {base} holds more than one {part}.csv; name one of its folders: {folders}")
-        table = tables[0] if tables else base / f"{part}.csv"
-        home = table.parent
-        names = (f"{part}_images/{part}_images", f"{part}_images", f"images/{part}", f"{part}/{part}", part, "images")
-        images = next((home / name for name in names if (home / name).is_dir()), home / names[0])
-        found |= {f"{part}_csv": str(table), f"{part}_images_dir": str(images)}
-    return {name: path for name, path in found.items() if name not in given}

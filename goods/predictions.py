@@ -56,8 +56,8 @@ def prediction_table(frame: pd.DataFrame, goods: Goods, output: str | None = Non
     table = frame[["id", "label"]].assign(
         prediction=logits.argmax(1), probability=np.exp(log_softmax(logits, axis=1)).max(1)
     )
-    table = table.merge(goods.train[["id", "title", "text", "image"]], on="id", validate="1:1")
-    return table
+    columns = [name for name in ("id", "title", "text", "image", "images") if name in goods.train]
+    return table.merge(goods.train[columns], on="id", validate="1:1")
 
 
 def write_choices(path: Path, choices: dict[str, dict[str, np.ndarray]]) -> None:

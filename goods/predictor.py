@@ -90,7 +90,7 @@ class Predictor:
         return Classified(np.concatenate([part.probabilities for part in parts]), [s for p in parts for s in p.photos])
 
     def _chunk(self, products: pd.DataFrame) -> Classified:
-        tables = _Tables(self._columns_of(products), self.p.id_column)
+        tables = Tables(self._columns_of(products), self.p.id_column)
         probabilities = np.exp(main_of(self._source(tables)))
         return Classified(probabilities, self._inputs.photo_status(tables.images) or [""] * len(products))
 
@@ -101,7 +101,7 @@ class Predictor:
         return products
 
 
-class _Tables:
+class Tables:
     """Products as the runs' models take them: id, title, text, image; once for each choice of text columns."""
 
     def __init__(self, products: pd.DataFrame, id_column: str) -> None:
@@ -160,7 +160,7 @@ class _FoldsSource:
         made_from = {fold.folder.name: fold.made_from() for fold in folds}
         self.fingerprint = _hash(file_hash(run.method), models, made_from, p.mixed_precision, p.text_columns)
 
-    def __call__(self, tables: _Tables) -> dict[str, np.ndarray]:
+    def __call__(self, tables: Tables) -> dict[str, np.ndarray]:
         return self._learned.combine(self._predict(tables.of(self.columns)))
 
 
@@ -173,7 +173,7 @@ class _BlendSource:
         prints = [each.fingerprint for each in runs.values()]
         self.fingerprint = _hash(file_hash(run.method), file_hash(run.blend_weights), prints)
 
-    def __call__(self, tables: _Tables) -> dict[str, np.ndarray]:
+    def __call__(self, tables: Tables) -> dict[str, np.ndarray]:
         made = {name: run(tables) for name, run in self._runs.items()}
         outputs = {f"{name}/{output}": values for name, of in made.items() for output, values in of.items()}
         if lacking := [name for name in self._learned.members if name not in outputs]:

@@ -25,7 +25,7 @@ from goods.run import Run
 MAX_BYTES = 9_000_000  # of figures, so that the page can be mailed
 SHOWN_ISSUES = 20
 FIGURES = (  # in the order of the page; those with other names come after them
-    "methods modalities reliability curves class_f1 confusion confused_pairs worst_errors label_issues "
+    "methods modalities acceptance reliability curves class_f1 confusion confused_pairs worst_errors label_issues "
     "prediction_balance learning_curves rates_and_gradients occlusion class_balance fold_balance"
 ).split()
 TABLES = {

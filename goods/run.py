@@ -158,6 +158,7 @@ class Run:
         self.blend_weights = self.ensemble / "weights.safetensors"  # what a blend has learned beside method.json
         self.figures, self.label_issues = self.ensemble / "figures", self.ensemble / "label_issues.csv"
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
+        self.predictions = folder / "predictions.parquet"  # of the table that predict.ipynb was given
         self.report, self.goods_figures = folder / "report.html", folder / "figures"
         self.export_record, self.card = folder / "export.json", folder / "README.md"  # of an exported one
 

@@ -56,9 +56,16 @@ def _shell() -> Any:
     return module.get_ipython() if module else None
 
 
+def without_link_grammar() -> None:
+    """Spares jsonschema, which papermill imports, a grammar of international links: 1.3 s of a core, and no notebook's
+    format asks for one. Where the package is missing, jsonschema does without as well."""
+    sys.modules.setdefault("rfc3987_syntax", None)  # so that importing it fails
+
+
 def main(source: str, executed: str, settings: str, *results: str) -> int:
     """Executes a notebook with the parameters in a YAML file, to leave these results; returns the exit status."""
-    end_with_parent()  # before the import, which takes a second
+    end_with_parent()  # before the import, which takes half a second
+    without_link_grammar()
     import papermill
 
     path = Path(executed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from goods.errors import GoodsError
 from goods.files import folder_hash, resolve
 from goods.params import Params
+from goods.places import PHOTO_ENDINGS, holds_tables
 from goods.run import MARKERS, Run
 
 MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
@@ -21,7 +22,7 @@ NEEDS_RUN = ("Attach that of the notebook that made it (Add Input, Your Work), o
 
 
 def find_inputs(root: Path) -> dict[str, list[Path]]:
-    """Folders below `root` by kind: "competition" (train.csv, test.csv), "model" (config.json and weights), "run".
+    """Folders below `root` by kind: "competition" (train and test tables), "model" (config.json and weights), "run".
 
     Mounts have moved between /kaggle/input/<slug> and several levels below it, so files tell, not paths. Each folder
     is listed once and those of photos are not entered: 100,000 files cost a second or less.
@@ -49,13 +50,13 @@ def _look_into(folder: Path) -> tuple[str, list[str]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.lower().endswith((".jpg", ".jpeg", ".png", ".webp")):
+                if not entry.name.lower().endswith(PHOTO_ENDINGS):
                     names.add(entry.name)
                     if "image" not in entry.name and not entry.name.startswith(".") and entry.is_dir():
                         inner.append(entry.name)
     except OSError:
         return "", []
-    if {"train.csv", "test.csv"} <= names:
+    if holds_tables(names):
         return "competition", []
     if names >= MARKERS:
         return "run", []

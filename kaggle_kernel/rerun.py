@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from goods.data.photos import find_photos
-from goods.data.tables import read_cells
+from goods.data.photo_files import columns_of, photos_of
+from goods.data.tables import photo_cells, read_raw
 from goods.ensemble.learned import RunBlend, read_learned
 from goods.ensemble.runs import learn_blend
 from goods.ensemble.submission import write_rows
@@ -81,12 +81,16 @@ def submit(p: Params, predictor: Predictor) -> pd.DataFrame:
 def read_test(p: Params, text_columns: Sequence[str]) -> pd.DataFrame:
     """test.csv as it stands, with the paths of its photos as `image`; no photo is opened."""
     problems: list[str] = []
-    table = read_cells(resolve(p.test_csv), p.id_column, text_columns, problems)
+    path, photo_columns = resolve(p.test_csv), columns_of(p.image_column) if p.image_column else []
+    table = read_raw(path, p, [*text_columns, *photo_columns], problems)
     if table is None or problems:
         raise GoodsError("the test set can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
-    folder = resolve(p.test_images_dir)
-    photos = find_photos(folder) if folder.is_dir() else {}
-    return table.assign(image=[photos.get(name, "") for name in table["id"]]).rename(columns={"id": p.id_column})
+    photos = photos_of("test", table, resolve(p.test_images_dir), photo_cells(path, table, p))
+    photos = photos[photos["status"] == ""]
+    if several := int(photos["id"].duplicated().sum()):
+        print(f"of products with several photos the first is looked at: {several:,} others are left out")
+    images = photos.drop_duplicates("id").set_index("id")["image"].reindex(table["id"], fill_value="")
+    return table.assign(image=images.to_numpy(dtype=object)).rename(columns={"id": p.id_column})
 
 
 def _gathered(p: Params, before: Run, folders: Sequence[Path], scratch: Path) -> Run:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 import pytest
+
+from goods.step import without_link_grammar
 
 if TYPE_CHECKING:  # imported for real only after the environment is set
     from goods.data.tables import Goods
@@ -36,6 +39,7 @@ os.environ |= {
 }
 for _name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "JUPYTER_PATH"):
     os.environ.pop(_name, None)
+without_link_grammar()  # as in a step: nbformat imports it, too
 
 
 class Sample(NamedTuple):
@@ -236,3 +240,13 @@ def stopped_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     original = loop.step
     monkeypatch.setattr(loop, "step", step)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Imports leave no garbage: none is looked for while they go on, nor later among what they made."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected

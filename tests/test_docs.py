@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from goods.classify import PredictParams
 from goods.compress.params import CompressParams
 from goods.files import ROOT
 from goods.params import Params
@@ -63,7 +64,7 @@ def scores(text: str) -> list[str]:
     return re.findall(r"(?<![\d.])\.\d{3}\b", text)
 
 
-@pytest.mark.parametrize("page", ["parameters.md", "texts.md"])
+@pytest.mark.parametrize("page", ["parameters.md", "texts.md", "predict.md"])
 def test_the_tables_of_parameters_are_those_of_the_code(page):
     script = runpy.run_path(str(ROOT / "docs" / "make_parameters.py"))
     text = read_page(f"docs/{page}")
@@ -116,7 +117,7 @@ def test_the_files_it_names_are_there(page):
 @all_pages
 def test_the_parameters_it_names_are_there(page):
     named = re.findall(r"`([a-z]+(?:_[a-z]+)+)(?:(?:=|: )[^`]*)?`", read_page(page))
-    assert set(named) - {*Params.model_fields, *CompressParams.model_fields} <= OTHER_NAMES
+    assert set(named) - {*Params.model_fields, *CompressParams.model_fields, *PredictParams.model_fields} <= OTHER_NAMES
 
 
 @all_pages
@@ -150,7 +151,7 @@ def copy(tmp_path_factory, sample) -> Path:
     shutil.copytree(sample.data, root / "data" / "sample")
     shutil.copytree(sample.model, root / "models" / "siglip-tiny")
     config = root / "params" / "demo.yaml"
-    config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3"))
+    config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3\nn_folds: 3"))
     (root / ".venv").symlink_to(sys.prefix)
     (root / "outputs" / "demo" / "notebooks").mkdir(parents=True)
     return root

@@ -23,6 +23,7 @@ from goods.eda import (
     near_duplicates,
     odd_ids,
     photo_hashes,
+    product_facts,
     shared_across_folds,
     split_by_class,
     telling_words,
@@ -201,3 +202,22 @@ def test_products_with_a_copy_in_another_fold_are_counted_and_scored() -> None:
     oof = pd.DataFrame({"id": goods.train["id"], "label": labels, "text_0": logits[:, 0], "text_1": logits[:, 1]})
     scored = shared_across_folds(goods, folds, oof)
     assert scored.loc["title", ["accuracy", "accuracy of others"]].tolist() == [1.0, 0.0]
+
+
+def test_copies_are_found_among_several_photos(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{k}.png") for k in range(4)]
+    for k, path in enumerate(paths):
+        drawing(Path(path), 3 if k == 2 else k)  # 2 and 3 are alike
+    images = [(paths[0], paths[2]), (paths[1], paths[3]), (), (paths[2], paths[3])]
+    train = [{"image": each[0] if each else "", "images": each, "shas": each} for each in images]
+    goods = goods_of(train, [{"image": "", "images": (), "shas": ()}], ["a"])
+    pairs = near_duplicates(goods)
+    photos = pairs[pairs["kind"] == "photo"]
+    assert sorted(zip(photos["id_a"], photos["id_b"], strict=True)) == [
+        ("train0", "train1"), ("train0", "train3"), ("train1", "train3"),
+    ]  # fmt: skip
+    first = photos[(photos["id_a"] == "train0") & (photos["id_b"] == "train1")].iloc[0]
+    assert (first["image_a"], first["image_b"]) == (paths[2], paths[3])
+    assert product_facts(goods, "train")["no_photo"].tolist() == [0, 0, 1, 0]
+    folds = pd.DataFrame({"fold": [0, 1, 0, 1]})
+    assert shared_across_folds(goods, folds).loc["photo", "products"] == 2  # 0 and 3 share paths[2]

@@ -16,14 +16,24 @@ import pytest
 from conftest import Sample
 from notebook_runs import Done, arguments, papermill
 
+from goods.classify import PredictParams
 from goods.compress.params import CompressParams
 from goods.files import ROOT
 from goods.params import Params
 from goods.run import Run
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PICTURES = {"eda": 9, "embed": 1, "train": 5, "baseline": 2, "ensemble": 8, "pseudo_label": 2, "submission": 1}
-SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it is run in tests/compress
+PICTURES = {
+    "eda": 9,
+    "embed": 1,
+    "train": 5,
+    "baseline": 2,
+    "ensemble": 9,
+    "pseudo_label": 2,
+    "submission": 1,
+    "predict": 4,
+}
+SCHEMAS = {"compress_text": CompressParams, "predict": PredictParams}
 
 
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
@@ -82,7 +92,7 @@ def test_the_parameters_cell_holds_literals_and_comes_first(path: Path) -> None:
 def test_parameters_are_read_before_anything_else_is_defined(path: Path) -> None:
     body = ast.parse(code_cells(path)[1].source).body
     statements = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    more = ", CompressParams" if path.stem in SCHEMAS else ""
+    more = f", {SCHEMAS[path.stem].__name__}" if path.stem in SCHEMAS else ""
     assert ast.unparse(statements[0]) == f"p = gu.read_params(globals(){more})"
 
 
@@ -125,6 +135,7 @@ def executed(given: dict[str, Any]) -> dict[str, Done]:
             ("baseline", {"run": "words", "kind": "linear"}),
             ("pseudo_label", {"config": "params/linear.yaml", "run": "words", "pseudo_precision": 0.3}),
             ("embed", {}),
+            ("predict", {"precision": 0.5}),
         )
     }
 
@@ -146,7 +157,8 @@ def test_a_notebook_runs_clean(executed: dict[str, Done], name: str) -> None:
 
 
 def test_every_notebook_is_run_here() -> None:
-    assert {path.stem for path in NOTEBOOKS} == set(PICTURES) | set(SCHEMAS)
+    by_others = {"compress_text"}  # it asks a language model, so it is run in tests/compress
+    assert {path.stem for path in NOTEBOOKS} == set(PICTURES) | by_others
 
 
 @pytest.mark.slow

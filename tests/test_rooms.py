@@ -23,18 +23,18 @@ FLOORS = [
     {"metrics"},
     {"files"},
     {"processes", "progress", "field_types"},
-    {"step"},
+    {"step", "places"},
     {"params"},
     {"code_version", "run"},
     {"data"},
     {"predictions"},
-    {"models", "eda"},
+    {"models", "eda", "accept"},
     {"cost", "compress"},
     {"training"},
     {"ensemble"},
     {"members"},
     {"explain", "report", "predictor", "model_card"},
-    {"export"},
+    {"classify", "export"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")

@@ -16,6 +16,7 @@ from goods.compress.answers import Answer, AnswerCache, answer_key
 from goods.compress.api import ChatAPI
 from goods.compress.local import LM_FILES, LocalLM, check_lm_dir
 from goods.compress.params import CompressParams, compress_prompt
+from goods.data.table_files import read_cells
 from goods.data.tables import DEBUG_TEST_ROWS, read_table
 from goods.errors import GoodsError
 from goods.files import atomic_path, folder_hash, resolve, write_json
@@ -130,7 +131,7 @@ def _write(p: CompressParams, texts: pd.DataFrame, cost: pd.Series) -> None:
     for name, part in texts.groupby("table"):
         # The table as it was given: nothing but an empty cell is empty, ids keep their zeros.
         source = resolve(getattr(p, f"{name}_csv"))
-        table = pd.read_csv(source, dtype=str, keep_default_na=False, encoding="utf-8-sig").head(len(part))
+        table = read_cells(source, [], p.id_column).head(len(part))
         with atomic_path(p.compressed_dir / f"{name}.csv") as temporary:
             table.assign(**{column: part[column].to_list() for column in ADDED_COLUMNS}).to_csv(temporary, index=False)
     labels = resolve(p.train_csv).parent / "labels.json"

@@ -28,6 +28,7 @@ from goods.cost.footprint import (
     micro_batch_size,
     read_config,
 )
+from goods.data.table_files import rows_of
 from goods.errors import GoodsError
 from goods.files import resolve
 from goods.params import Params
@@ -226,19 +227,12 @@ def count_rows(p: Params, products: int | None = None) -> tuple[tuple[int, int],
             raise GoodsError(f"products is {products}; a plan needs at least one")
         train, source = products, "given"
     else:
-        train, source = _csv_rows(resolve(p.train_csv)), "in train.csv"
-    test = _csv_rows(resolve(p.test_csv))
+        train, source = rows_of(resolve(p.train_csv), p.id_column), "in train.csv"
+    test = rows_of(resolve(p.test_csv), p.id_column)
     assumed = [name for name, rows in (("train", train), ("test", test)) if rows is None]
     train, test = train or DEFAULT_ROWS[0], test or DEFAULT_ROWS[1]
     counted = f"{train:,} products to train on ({'assumed' if 'train' in assumed else source})"
     return (train, test), f"{counted}, {test:,} to predict ({'assumed' if 'test' in assumed else 'in test.csv'})"
-
-
-def _csv_rows(path: Path) -> int | None:
-    try:
-        return len(pd.read_csv(path, usecols=[0], dtype=str, encoding="utf-8-sig")) or None
-    except (OSError, ValueError):  # read_goods says what is wrong with a table; a plan does without
-        return None
 
 
 def suggest(p: Params, memory_gib: float, measure: Callable[[Params], Footprint]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
@@ -12,24 +14,46 @@ from torch.utils.data import Dataset, default_collate
 from goods.data.photos import Augment, load_or_white, load_photo
 
 
+def photos_in(table: pd.DataFrame, column: str = "image") -> list[str | tuple[str, ...]]:
+    """Of each product the photo's path, or with column "sha" its hash; tuples of them where some have several."""
+    return table[f"{column}s" if f"{column}s" in table else column].tolist()
+
+
 class PhotoDataset(Dataset):
     """Photos read when asked for, and what stands beside them: pixels (3, size, size) uint8, columns[name][row].
 
-    With `augment`, a photo's changes depend on seed, epoch and row alone, not on which worker reads it.
+    With `augment`, a photo's changes depend on seed, epoch and row alone, not on which worker reads it. Of a product
+    with several photos, a tuple, `draw` takes one at random, by seed, epoch and row. Without it each item has all of
+    them, (most, 3, size, size) with white ones at the end, and how many they are as "photos".
     """
 
     def __init__(
-        self, images: Sequence[str], size: int, augment: Augment | None = None, seed: int = 0, **columns: torch.Tensor
+        self,
+        images: Sequence[str | tuple[str, ...]],
+        size: int,
+        augment: Augment | None = None,
+        seed: int = 0,
+        draw: bool = False,
+        **columns: torch.Tensor,
     ) -> None:
-        self.images, self.size, self.augment, self.seed, self.columns = list(images), size, augment, seed, columns
+        self.images = [(image,) if isinstance(image, str) else image or ("",) for image in images]
+        self.size, self.augment, self.seed, self.draw, self.columns = size, augment, seed, draw, columns
+        self.most = 1 if draw else max(map(len, self.images), default=1)
         self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        pixels = load_photo(self.images[row], self.size, self.augment, seed=(self.seed, self.epoch, row))
-        return {"pixels": pixels} | {name: column[row] for name, column in self.columns.items()}
+        images, seed = self.images[row], (self.seed, self.epoch, row)
+        columns = {name: column[row] for name, column in self.columns.items()}
+        if self.draw and len(images) > 1:
+            images = (random.Random(repr((*seed, "photo"))).choice(images),)
+        if self.most == 1:
+            return {"pixels": load_photo(images[0], self.size, self.augment, seed=seed)} | columns
+        pixels = [load_photo(image, self.size, self.augment, seed=seed) for image in images]
+        white = [load_photo("", self.size)] * (self.most - len(images))
+        return {"pixels": torch.stack([*pixels, *white]), "photos": torch.tensor(len(images))} | columns
 
 
 class UncheckedPhotos(PhotoDataset):

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from goods.data.datasets import photos_in
 from goods.data.tables import Goods
 from goods.data.texts import canonical, clean_text, join_texts
 from goods.errors import GoodsError, OtherRunError, ParameterError
@@ -19,16 +20,17 @@ from goods.run import Run
 MAX_SHARED = 50  # a photo or text shared by more products than this is a placeholder, not a duplicate
 
 
-def duplicate_groups(*keys: Sequence[str], whole: Sequence[str] = ()) -> np.ndarray:
+def duplicate_groups(*keys: Sequence[str | tuple[str, ...]], whole: Sequence[str] = ()) -> np.ndarray:
     """(n,) group number of each product; products that share any key (a text, a photo's hash, ...) share one.
 
-    Empty keys and what more than MAX_SHARED products share (placeholders) tie nothing together; `whole`, such as the
-    seller of each product, ties however many share it.
+    A key may be a tuple of several, such as a product's photos. Empty keys and what more than MAX_SHARED products share
+    (placeholders) tie nothing together; `whole`, such as the seller of each product, ties however many share it.
     """
     n, rows, columns, most = len((*keys, whole)[0]), [], [], [*[MAX_SHARED] * len(keys), np.inf]
     for place, (key, limit) in enumerate(zip((*keys, whole), most, strict=True), 1):
-        values = pd.Series(list(key), dtype=object)
-        count = values.map(values.value_counts())
+        values = pd.Series(list(key), dtype=object).explode().fillna("")
+        each = values if values.index.is_unique else values.reset_index().drop_duplicates()[0]
+        count = values.map(each.value_counts())
         ties = values[(values != "") & (count > 1) & (count <= limit)]
         rows.append(ties.index.to_numpy(dtype=np.int64))
         columns.append(place * n + pd.factorize(ties)[0])
@@ -45,7 +47,7 @@ def product_groups(table: pd.DataFrame, p: Params) -> np.ndarray:
     are the same but for case and punctuation, which SigLIP doesn't read, are the same.
     """
     columns = list(Params.model_fields["text_columns"].default)
-    keys = {"photo": table["sha"].tolist()}
+    keys = {"photo": photos_in(table, "sha")}
     if "text" in p.group_by:
         own = all(name in table for name in columns)
         keys["text"] = [canonical(text) for text in (join_texts(table[columns]) if own else table["text"])]

@@ -1,4 +1,4 @@
-"""The one reader of photos: finds them, checks them, opens them upright on white, and changes them for training.
+"""The one reader of photos: checks them, opens them upright on white, and changes them for training.
 
 No other module opens an image file, so that the model, the figures and the search for near-duplicates see the same.
 """
@@ -18,38 +18,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageFilter, ImageOps, UnidentifiedImageError, features
+from PIL import __version__ as pillow_version
 from torch.nn import functional as F
 
+from goods.data.salvage import salvage
 from goods.errors import DamagedFileError
 from goods.files import file_stamp, read_frame, write_frame
 
-PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 FACTS = ["sha", "status", "width", "height", "mode"]  # what is known of a photo
-PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what a file with such an ending may really hold
+AVIF = "avif" in features.modules and features.check("avif")  # Pillow has it from 11.3 on
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(["AVIF"] if AVIF else []))  # whatever a file is called
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _open refuses such photos itself
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd metadata spoil no photo
 
 
-def find_photos(folder: Path) -> dict[str, str]:
-    """Path of each photo of a folder by its file name and by the name without its ending; .jpg before .png."""
-    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in PHOTO_ENDINGS]
-    files.sort(key=lambda f: PHOTO_ENDINGS.index(f.suffix.lower()), reverse=True)
-    return {name: str(f) for f in files for name in (f.stem, f.name)}
-
-
-def photos_of(name: str, table: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """table, id, image of each product of a table; image is the photo's path, "" where there is none."""
-    found = find_photos(folder)
-    return pd.DataFrame({"table": name, "id": table["id"], "image": [found.get(i, "") for i in table["id"]]})
-
-
 def inspect_photos(photos: pd.DataFrame, cache: Path) -> pd.DataFrame:
     """Decodes every photo once: adds sha (of its bytes), status ("ok" or what is wrong), width, height, mode.
 
-    What was found is kept below `cache` until a file's name, size or time changes.
+    The status that `photos` has already stays where there is no photo to look at; "missing" without one. What was
+    found is kept below `cache` until a file's name, size or time changes.
     """
     path = cache / f"{file_stamp([f for f in photos['image'] if f])}.parquet"
     try:
@@ -61,11 +51,16 @@ def inspect_photos(photos: pd.DataFrame, cache: Path) -> pd.DataFrame:
         known = pd.DataFrame(found, columns=FACTS)
         known.insert(0, "image", files)
         write_frame(path, known)
-    photos = photos.merge(known, on="image", how="left")
-    photos["status"] = photos["status"].fillna("missing")
+    photos = photos.rename(columns={"status": "without"}).merge(known, on="image", how="left")
+    photos["status"] = photos["status"].fillna(photos.pop("without") if "without" in photos else "missing")
     photos[["sha", "mode"]] = photos[["sha", "mode"]].fillna("")
     photos[["width", "height"]] = photos[["width", "height"]].fillna(0).astype(int)
     return photos
+
+
+def usable(photos: pd.DataFrame) -> pd.Series:
+    """(n,) bool: the photos that can be shown, those that end too early among them."""
+    return (photos["status"] == "ok") | photos["status"].str.startswith("truncated")
 
 
 def _inspect(path: str) -> tuple[str, str, int, int, str]:
@@ -74,13 +69,42 @@ def _inspect(path: str) -> tuple[str, str, int, int, str]:
         data = Path(path).read_bytes()
         with _open(io.BytesIO(data)) as image:
             facts = image.width, image.height, image.mode
-            _to_rgb(image)  # all that open_upright does, so that it won't fail later
-        status = "ok"
+            status = _status(image, data)
     except UnidentifiedImageError:  # its own text is the address of a buffer
-        facts, status = (0, 0, ""), "unreadable: not a photo" if data else "empty file"
+        facts, status = (0, 0, ""), f"unreadable: {_what_else(data)}" if data else "empty file"
     except Exception as error:  # Pillow's plugins raise anything on damaged bytes; none of it may stop a run
         facts, status = (0, 0, ""), f"unreadable: {error or type(error).__name__}"
     return hashlib.sha256(data).hexdigest()[:32], status, *facts
+
+
+def _status(image: Image.Image, data: bytes) -> str:
+    """Of an opened photo; raises what Pillow raises where nothing of it can be read."""
+    try:
+        _to_rgb(image)  # all that open_upright does, so that it won't fail later
+        return "ok"
+    except Exception:
+        found = salvage(lambda data: _open(io.BytesIO(data)), data)
+        if not found:
+            raise
+        _, read, coarse = found
+        if read.all() and not coarse:  # the bytes that are missing said nothing more
+            return "ok"
+        share = 100 if read.all() else min(max(round(100 * read.mean()), 1), 99)
+        return f"truncated, {share} % read" + (", coarsely" if coarse else "")
+
+
+def _what_else(data: bytes) -> str:
+    """What a file holds that no decoder knows."""
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in start:
+        return "not a photo but an SVG drawing"
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "not a photo but a web page"
+    if data[4:8] == b"ftyp":  # the container of AVIF, HEIC and videos
+        if b"avif" in data[8:32] or b"avis" in data[8:32]:
+            return "a damaged AVIF" if AVIF else f"AVIF, for which Pillow 11.3 is needed; this is {pillow_version}"
+        return "HEIC or a video, which Pillow can't read; convert it to JPEG"
+    return "not a photo"
 
 
 class Augment(NamedTuple):
@@ -93,15 +117,37 @@ class Augment(NamedTuple):
     jpeg: float = 0.0  # share compressed once more
 
 
-def open_upright(path: str, side: int) -> Image.Image:
-    """The RGB photo at `path`, turned as its EXIF data say, white where it is transparent.
+def open_upright(path: str | io.BytesIO, side: int) -> Image.Image:
+    """The RGB photo at `path`, or in its bytes, turned as its EXIF data say, white where it is transparent.
 
     A large JPEG is decoded at the smallest of its eighths that is still `side` wide and high (Pillow's draft mode);
-    any other photo has its own size. Raises whatever Pillow raises on a file that is damaged or no photo.
+    any other photo has its own size. What a photo that ends too early lacks is white. Raises whatever Pillow raises on
+    a file of which nothing can be read.
     """
-    with _open(path) as image:
-        draft = image.draft("RGB", (side, side))
-        return _upright(_whole_pixels(_to_rgb(image), draft and draft[1]), image)
+    with _open(path) as photo:
+        draft = photo.draft("RGB", (side, side))
+        try:
+            image = _to_rgb(photo)
+        except Exception:
+            image = _salvaged(path, side)
+            if not image:
+                raise
+        return _upright(_whole_pixels(image, draft and draft[1]), photo)
+
+
+def _salvaged(path: str | io.BytesIO, side: int) -> Image.Image | None:
+    def opened(data: bytes) -> Image.Image:
+        image = _open(io.BytesIO(data))
+        image.draft("RGB", (side, side))
+        return image
+
+    data = path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes()
+    if not (found := salvage(opened, data)):
+        return None
+    image, read, _ = found
+    image = _to_rgb(image)
+    image.paste("white", mask=Image.fromarray(np.where(read, 0, 255).astype(np.uint8)))
+    return image
 
 
 def squash(image: Image.Image, size: int) -> torch.Tensor:

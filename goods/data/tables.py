@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,16 +12,29 @@ import numpy as np
 import pandas as pd
 
 from goods.code_version import code_version
+from goods.data.advice import fitting_columns, likely_cause
+from goods.data.datasets import photos_in
 from goods.data.labels import read_class_names
-from goods.data.photos import find_photos, inspect_photos, photos_of
+from goods.data.photo_files import (
+    NONE_NAMED,
+    Cell,
+    cells_of,
+    columns_of,
+    find_photos,
+    outside,
+    photos_of,
+    unpack_photos,
+)
+from goods.data.photos import inspect_photos, usable
+from goods.data.table_files import read_cells
 from goods.data.texts import clean_text, join_texts
-from goods.errors import DamagedFileError, GoodsError, OtherRunError
+from goods.errors import DamagedFileError, GoodsError, OtherRunError, listing
 from goods.files import atomic_path, resolve, write_json
 from goods.params import Params
 from goods.run import Run
 
 DEBUG_TEST_ROWS = 64
-csv.field_size_limit(2**31 - 1)  # descriptions may be longer than its 128 KiB
+COLUMNS = ("id_column", "text_columns", "label_column", "image_column", "fold_column", "group_column")
 
 
 @dataclass(frozen=True)
@@ -32,50 +44,87 @@ class Goods:
     train and test have one row per product, in the tables' order: id, title (cleaned), the other text columns as given,
     text (cleaned and joined), image (path, "" when there is no usable photo), sha (of the photo's bytes); train has
     label, the class index, as well. `labels[k]` is class k's label as the tables write it, `classes[k]` its name for
-    people.
+    people. Where some products have several photos, images and shas are tuples of all usable ones, and image and sha
+    the first of them.
     """
 
     train: pd.DataFrame
     test: pd.DataFrame
     labels: list[int | str]
     classes: list[str]
-    photos: pd.DataFrame  # table, id, image, sha, status, width, height, mode
+    photos: pd.DataFrame  # table, id, image, sha, status, width, height, mode: one row per photo, or per lack of one
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def read_goods(p: Params) -> Goods:
+def read_goods(p: Params, photos_needed: bool = True) -> Goods:
     """Reads and checks both tables and all photos; writes data_report.json, labels.json and bad_images.csv to the run.
 
-    Raises GoodsError with every problem of both tables at once.
+    Without `photos_needed`, goods of which none has a photo are texts alone. Raises GoodsError with every problem of
+    both tables at once, and where more than p.max_bad_images of a table's photos are missing or can't be read.
     """
     problems: list[str] = []
-    apart = [name for name in (p.fold_column, p.group_column, *p.group_by) if name and name not in ("photo", "text")]
-    train = read_table(resolve(p.train_csv), p, list(dict.fromkeys([p.label_column, *apart])), problems)
-    test = read_table(resolve(p.test_csv), p, [], problems)
-    named = _class_names(resolve(p.train_csv).parent / "labels.json", problems)
-    labels: list[int | str] = []
-    if train is not None and p.label_column in train:
-        train["label"], labels = _class_indices(train, p, named, problems)
+    tables, cells, named, labels = _read_tables(p, problems)
     folders = {"train": resolve(p.train_images_dir), "test": resolve(p.test_images_dir)}
-    problems += [problem for folder in dict.fromkeys(folders.values()) if (problem := _folder_problem(folder))]
+    problems += _photo_problems(tables, cells, folders, photos_needed)
     if problems:
         raise GoodsError("the goods can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
 
-    if p.debug:
-        train = train.groupby("label").head(2 * p.n_folds).reset_index(drop=True)
-        test = test.head(DEBUG_TEST_ROWS)
-    tables = {"train": train, "test": test}
-    photos = pd.concat([photos_of(name, table, folders[name]) for name, table in tables.items()], ignore_index=True)
-    photos = inspect_photos(photos, cache=photo_cache(p))
     for name, table in tables.items():
-        own = photos[photos["table"] == name]
-        usable = (own["status"] == "ok").to_numpy()
-        table["image"] = np.where(usable, own["image"], "")
-        table["sha"] = np.where(usable, own["sha"], "")
+        if p.debug:
+            kept = table.groupby("label").head(2 * p.n_folds) if name == "train" else table.head(DEBUG_TEST_ROWS)
+            cells[name] = cells[name] and [cells[name][row] for row in kept.index]
+            tables[name] = kept.reset_index(drop=True)
+    found = [photos_of(name, table, folders[name], cells[name]) for name, table in tables.items()]
+    photos = inspect_photos(pd.concat(found, ignore_index=True), cache=photo_cache(p))
+    _give_photos(tables, photos)
     classes = [named.get(label, str(label)) for label in labels]
-    goods = Goods(train, test, labels, classes, photos, _report(tables, photos, labels, classes))
+    goods = Goods(**tables, labels=labels, classes=classes, photos=photos,
+                  report=_report(tables, photos, labels, classes))  # fmt: skip
+    _refuse_bad_photos(goods, p, folders, photos_needed)
     _write_findings(goods, p)
     return goods
+
+
+def _read_tables(
+    p: Params, problems: list[str]
+) -> tuple[dict[str, pd.DataFrame], dict[str, list[Cell] | None], dict[int | str, str], list[int | str]]:
+    """Train and test as far as they can be read, what each says of its photos, the class names, and the labels."""
+    apart = [name for name in (p.fold_column, p.group_column, *p.group_by) if name and name not in ("photo", "text")]
+    photo_columns = columns_of(p.image_column) if p.image_column else []
+    needed = {"train": list(dict.fromkeys([p.label_column, *apart, *photo_columns])), "test": photo_columns}
+    tables, cells = {}, {}
+    for name, columns in needed.items():
+        path = resolve(getattr(p, f"{name}_csv"))
+        if (table := read_table(path, p, columns, problems)) is not None:
+            cells[name] = photo_cells(path, table, p)
+            tables[name] = table.drop(columns=["images", "shas"], errors="ignore")  # these names are ours
+    named = _class_names(resolve(p.train_csv).parent / "labels.json", problems)
+    labels: list[int | str] = []
+    if "train" in tables:
+        tables["train"]["label"], labels = _class_indices(tables["train"], p, named, problems)
+    return tables, cells, named, labels
+
+
+def photo_cells(path: Path, table: pd.DataFrame, p: Params) -> list[Cell] | None:
+    """What a table says of its photos, by p.image_column; None: they are found by id."""
+    if not p.image_column:
+        return None
+    unpacked = unpack_photos(path, p.image_column, resolve(p.outputs_dir) / "cache" / "unpacked")
+    return cells_of(table, p.image_column, p.id_column) if unpacked is None else unpacked
+
+
+def _give_photos(tables: dict[str, pd.DataFrame], photos: pd.DataFrame) -> None:
+    """Gives each product the photos that can be used: image and sha; images and shas where some have several."""
+    good = photos[usable(photos)]
+    several = bool(good.duplicated(["table", "id"]).any())
+    for name, table in tables.items():
+        own = good[good["table"] == name]
+        for column in ("image", "sha"):
+            first = own.drop_duplicates("id").set_index("id")[column]
+            table[column] = first.reindex(table["id"], fill_value="").to_numpy(dtype=object)
+            if several:
+                every = own.groupby("id", sort=False)[column].agg(tuple)
+                table[f"{column}s"] = [found if isinstance(found, tuple) else () for found in table["id"].map(every)]
 
 
 def photo_cache(p: Params) -> Path:
@@ -85,75 +134,34 @@ def photo_cache(p: Params) -> Path:
 
 def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> pd.DataFrame | None:
     """The table with all cells as text, its text joined and cleaned; what is wrong with it is added to `problems`."""
-    table = read_cells(path, p.id_column, [*p.text_columns, *more], problems)
-    if table is not None:
+    if (table := read_raw(path, p, [*p.text_columns, *more], problems)) is not None:
         table["text"] = join_texts(table[list(p.text_columns)])
         titles = table["title"] if "title" in table else table[p.text_columns[0]]
         table["title"] = [clean_text(title) for title in titles]
     return table
 
 
-def read_cells(path: Path, id_column: str, needed: Sequence[str], problems: list[str]) -> pd.DataFrame | None:
+def read_raw(path: Path, p: Params, needed: Sequence[str], problems: list[str]) -> pd.DataFrame | None:
     """The table as it stands, all cells as text, its ids called id; what is wrong with it is added to `problems`."""
-    if not path.is_file():
-        problems.append(f"there is no {path}" + (_other_tables(path)))
+    if (table := read_cells(path, problems, p.id_column)) is None:
         return None
-    try:
-        # "NA" and "null" are words here: nothing but an empty cell is empty.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig").astype(object)
-    except UnicodeDecodeError:
-        problems.append(f"{path} is not UTF-8 ({_first_bad_byte(path)}); save it as UTF-8")
-        return None
-    except pd.errors.EmptyDataError:
-        problems.append(f"{path} is empty")
-        return None
-    except pd.errors.ParserError as error:
-        problems.append(f"{path} is not a CSV table: {str(error).strip()}")
-        return None
-    if ragged := _ragged_lines(path, len(table.columns)):
-        problems.append(f"{path}: {len(ragged)} rows have more or fewer cells than the header's {len(table.columns)} "
-                        f"(they end on lines {listing(ragged)})")  # fmt: skip
-        return None
-    missing = [name for name in (id_column, *needed) if name not in table]
-    if missing:
-        problems.append(f"{path} lacks {listing(missing)}; it has {listing(table.columns)} "
-                        "(see id_column, text_columns, label_column, fold_column, group_column, group_by)")  # fmt: skip
+    if missing := [name for name in dict.fromkeys((p.id_column, *needed)) if name not in table]:
+        asked = {name: getattr(p, name) for name in COLUMNS} | {"group_by": set(p.group_by) - {"photo", "text"}}
+        fitting = fitting_columns(missing, list(table.columns), asked)
+        advice = f"; set {fitting}" if fitting else f" (see {', '.join(asked)})"
+        problems.append(f"{path} lacks {listing(missing)}; it has {listing(table.columns)}{advice}")
     if table.empty:
         problems.append(f"{path} has no rows")
     if missing or table.empty:
         return None
-    if id_column != "id":
-        table = table.drop(columns="id", errors="ignore").rename(columns={id_column: "id"})
+    if p.id_column != "id":
+        table = table.drop(columns="id", errors="ignore").rename(columns={p.id_column: "id"})
     if empty := int((table["id"].str.strip() == "").sum()):
-        problems.append(f"{path}: {empty} rows have no {id_column}")
+        problems.append(f"{path}: {empty} rows have no {p.id_column}")
     twice = table["id"][table["id"].duplicated() & (table["id"].str.strip() != "")].unique()
     if len(twice):
         problems.append(f"{path}: {len(twice)} ids stand there more than once ({listing(twice)})")
     return table
-
-
-def _first_bad_byte(path: Path) -> str:
-    data = path.read_bytes()  # whole: pandas counts from the start of its buffer
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        return f"byte {data[error.start]:#04x} on line {line}"
-    return "it changed while it was read"
-
-
-def _ragged_lines(path: Path, width: int) -> list[int]:
-    """Lines of a CSV on which a row ends that hasn't `width` cells: pandas fills short ones and shifts long ones."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        return [rows.line_num for row in rows if len(row) != width and (len(row) > 1 or "".join(row).strip())]
-
-
-def _other_tables(path: Path) -> str:
-    if "sample" in path.parts:
-        return "; the embedded sample is made by: python -m goods.data.sample"
-    others = sorted(f.name for f in path.parent.glob("*.csv")) if path.parent.is_dir() else []
-    return f"; {path.parent} has {listing(others)}" if others else "; set data_dir to the competition's folder"
 
 
 def _class_names(path: Path, problems: list[str]) -> dict[int | str, str]:
@@ -203,25 +211,43 @@ def _known_labels(used: list[int | str], named: dict[int | str, str], num_classe
     return used
 
 
-def _folder_problem(folder: Path) -> str | None:
+def _photo_problems(
+    tables: dict[str, pd.DataFrame], cells: dict[str, list[Cell] | None], folders: dict[str, Path], needed: bool
+) -> list[str]:
+    """Photo folders that aren't there or hold only folders; paths that lead out of them."""
+    problems = []
+    inside = [name for name in tables if cells[name] and not any(isinstance(cell, str) for cell in cells[name])]
+    for folder in dict.fromkeys(folder for name, folder in folders.items() if name not in inside):
+        named = any(cells.get(name) for name in tables if folders[name] == folder)
+        if needed and (problem := _folder_problem(folder, named)):
+            problems.append(problem)
+    for name, table in tables.items():
+        if cells[name] and (ids := outside(table, cells[name], folders[name])):
+            problems.append(f"{name}: {len(ids)} products name photos by absolute paths or out of {folders[name]} "
+                            f"(ids {listing(ids)}); name them from that folder on")  # fmt: skip
+    return problems
+
+
+def _folder_problem(folder: Path, named: bool) -> str | None:
     if not folder.is_dir():
         return f"there is no folder {folder} with photos"
     inner = sorted(f for f in folder.iterdir() if f.is_dir())
-    if inner and not find_photos(folder):
+    if inner and not named and not find_photos(folder):
         return f"{folder} has no photos, only folders; did you mean {inner[0]}?"
     return None
 
 
 def _report(tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list, classes: list[str]) -> dict[str, Any]:
-    bad = photos[photos["status"] != "ok"]
+    bad, cut = photos[~usable(photos)], photos[usable(photos) & (photos["status"] != "ok")]
     counts = np.bincount(tables["train"]["label"], minlength=len(labels))
     report: dict[str, Any] = {
         name: {
             "rows": len(table),
             "empty_texts": int((table["text"] == "").sum()),
             "repeated_texts": int(table["text"].duplicated(keep=False).sum()),
-            "repeated_photos": int(table["sha"][table["sha"] != ""].duplicated(keep=False).sum()),
+            "repeated_photos": _repeated(pd.Series(photos_in(table, "sha"))),
             "bad_images": int((bad["table"] == name).sum()),
+            "truncated_images": int((cut["table"] == name).sum()),
             "content": content_stamp(table),
         }
         for name, table in tables.items()
@@ -236,7 +262,16 @@ def _report(tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list,
         kinds = bad["status"].str.partition(":")[0].value_counts()
         what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         report["warnings"].append(f"{len(bad)} photos can't be used ({what}; ids {listing(bad['id'])})")
+    if len(cut):
+        report["warnings"].append(f"{len(cut)} photos end too early and are read as far as they go, the rest of them "
+                                  f"white (ids {listing(cut['id'])})")  # fmt: skip
     return report
+
+
+def _repeated(shas: pd.Series) -> int:
+    """Products that share a photo with another one; of several photos, any."""
+    each = shas.explode().replace("", np.nan).dropna().reset_index().drop_duplicates()
+    return int(each.loc[each[0].duplicated(keep=False), "index"].nunique())
 
 
 def report_table(goods: Goods) -> pd.DataFrame:
@@ -244,14 +279,39 @@ def report_table(goods: Goods) -> pd.DataFrame:
     return pd.DataFrame({name: goods.report[name] for name in ("train", "test")}).drop(index="content")
 
 
+def _refuse_bad_photos(goods: Goods, p: Params, folders: dict[str, Path], needed: bool) -> None:
+    """Raises GoodsError where more photos are bad than p.bad_images and p.max_bad_images let pass."""
+    photos, good = goods.photos, usable(goods.photos)
+    if not good.all() and p.bad_images == "error":
+        lines = [f"- {row.table} {row.id}: {row.status}" for row in photos[~good].head(10).itertuples()]
+        raise GoodsError(f"{(~good).sum()} photos can't be used, and bad_images is 'error':\n" + "\n".join(lines))
+    lacking = photos["status"].str.startswith(("missing", NONE_NAMED))
+    if lacking.all() and not needed:
+        print("no product has a photo: the texts alone are read, as this kind needs no more", flush=True)
+        return
+    for name, folder in folders.items():
+        own = (photos["table"] == name) & (photos["status"] != NONE_NAMED)
+        lost = photos[own & ~good]
+        none = name == "train" and lacking[photos["table"] == name].all()
+        if not none and len(lost) <= p.max_bad_images * own.sum():
+            continue
+        missing = lost.loc[lacking, ["id", "status"]] if len(lost) else photos.head(0)
+        cause = f"most often: {lost['status'].mode()[0]}" if len(lost) else "the column is empty"
+        if 2 * len(missing) > len(lost):
+            said = missing["status"].str.partition(": ")[2]
+            names = said.where(said != "", missing["id"]).tolist()
+            table, other = getattr(goods, name), folders["test" if name == "train" else "train"]
+            cause = likely_cause(name, names, table[table["id"].isin(missing["id"])], folder, other)
+        if none:
+            what = f"that {p.image_column} names" if p.image_column else "<id>.jpg"
+            raise GoodsError(f"no training product has a photo {what} in {folder}; {cause}")
+        raise GoodsError(f"{len(lost)} of {own.sum()} photos of {name} are missing or can't be read (ids "
+                         f"{listing(lost['id'])}), more than max_bad_images {p.max_bad_images:g} lets pass; {cause}. "
+                         "With max_bad_images=1 each is a white one")  # fmt: skip
+
+
 def _write_findings(goods: Goods, p: Params) -> None:
     bad = goods.photos[goods.photos["status"] != "ok"]
-    if len(bad) and p.bad_images == "error":
-        lines = [f"- {row.table} {row.id}: {row.status}" for row in bad.head(10).itertuples()]
-        raise GoodsError(f"{len(bad)} photos can't be used, and bad_images is 'error':\n" + "\n".join(lines))
-    if (goods.photos[goods.photos["table"] == "train"]["status"] == "missing").all():
-        raise GoodsError(f"no training product has a photo <id>.jpg in {resolve(p.train_images_dir)}; "
-                         "set train_images_dir")  # fmt: skip
     run = Run.of(p)
     if differ := run.check_tables({name: goods.report[name]["content"] for name in ("train", "test")}):
         raise OtherRunError(f"run '{p.run}' was made with other goods: {listing(differ)} changed since. Name the "
@@ -264,14 +324,8 @@ def _write_findings(goods: Goods, p: Params) -> None:
 
 def content_stamp(table: pd.DataFrame) -> str:
     """A hash of a table's ids, texts, photos and labels, in their order."""
-    columns = [name for name in ("id", "text", "sha", "label") if name in table]
+    columns = [name for name in ("id", "text", "sha", "shas", "label") if name in table]
     return hashlib.sha256(table[columns].to_csv(index=False).encode()).hexdigest()[:32]
-
-
-def listing(items: Sequence[Any], most: int = 5) -> str:
-    """The first of the items for a sentence, and how many more there are."""
-    items = [str(item) for item in items]
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def all_products(goods: Goods) -> pd.DataFrame:

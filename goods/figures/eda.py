@@ -29,6 +29,7 @@ from goods.figures.style import (
     nothing,
     percent,
     photo_axes,
+    photos_shown,
     short,
     span,
     styled,
@@ -155,7 +156,7 @@ def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, see
         rows = np.random.default_rng([seed, int(index)]).permutation(np.flatnonzero(labels == index))[:per_class]
         for product in train.iloc[rows].itertuples():
             corner, caption = (left + len(axes) * (side + gap), top), short(product.title, 17, lines=2)
-            axes.append(photo_axes(fig, corner, side, product.image, caption))
+            axes.append(photo_axes(fig, corner, side, photos_shown(product), caption))
         missing, drawn = missing + sum(not ax.images for ax in axes), drawn + len(axes)
         first = axes[0] if axes else photo_axes(fig, (left, top), side, "", "", "no product")
         first.set_title(f"{names[index]} ({counts[index]:,})", loc="left", fontsize=8, weight="bold", pad=4)
@@ -292,13 +293,13 @@ def lengths_by_class(lengths: Sequence[int], labels: Sequence[int], classes: lis
 
 
 @styled
-def shift_drivers(auc: float, drivers: pd.DataFrame, top: int = 12) -> Figure:
-    """What tells test products from training ones, and how well it does.
+def shift_drivers(auc: float, drivers: pd.DataFrame, top: int = 12, other: str = "test") -> Figure:
+    """What tells test products, or `other` ones, from training ones, and how well it does.
 
-    auc: out of fold, .5 for not at all. drivers: name, weight (positive: of the test set), strongest first.
+    auc: out of fold, .5 for not at all. drivers: name, weight (positive: not of train), strongest first.
     """
     if drivers.empty:
-        return nothing("Too few products to compare train and test")
+        return nothing(f"Too few products to compare train and {other}")
     shown = drivers.head(top)
     fig = new_figure(6.5, height_of(len(shown)))
     ax = fig.subplots()
@@ -306,9 +307,9 @@ def shift_drivers(auc: float, drivers: pd.DataFrame, top: int = 12) -> Figure:
     names = [short(str(name).replace("_", " ")) for name in shown["name"]]
     name_rows(ax, names, "what tells them apart")
     ax.axvline(0, color=BLACK, linewidth=0.8)
-    ax.set_xlabel("weight (right: test, left: train)")
+    ax.set_xlabel(f"weight (right: {other}, left: train)")
     strong = "can't be told apart" if auc < 0.55 else "differ a little" if auc < 0.65 else "differ"
-    title = f"Train and test {strong}: AUC {digits(auc)} out of fold"
+    title = f"Train and {other} {strong}: AUC {digits(auc)} out of fold"
     return titled(
         fig, title + (f", most by {short(str(shown['name'].iloc[0]).replace('_', ' '))}" if auc >= 0.55 else "")
     )

@@ -193,6 +193,63 @@ def method_gains(methods: pd.DataFrame, metric: str = "macro_f1") -> Figure:
 
 
 @styled
+def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
+    """How often the surest predictions are right, by the share of all that they are: what needs no person's look.
+
+    curve: share, precision and its lower bound `low`, out of fold, the surest first. chosen: one row per wanted
+    precision (index): share accepted and precision, each fold under the thresholds of the other folds.
+    """
+    if curve.empty:
+        return nothing("There are no predictions to accept")
+    ax = new_figure().subplots()
+    settled = curve[curve["share"] >= 0.02]  # the first few rows say nothing yet
+    ax.plot(settled["share"], settled["precision"], color=BLUE, label="precision")
+    ax.fill_between(settled["share"], settled["low"], settled["precision"], color=BLUE, alpha=0.15, linewidth=0)
+    taken = chosen[chosen["share"] > 0]
+    for wanted, row in taken.iterrows():
+        ax.plot(row["share"], row["precision"], "o", color=VERMILION)
+        at = (row["share"], row["precision"])
+        ax.annotate(percent(wanted), at, (4, 5), textcoords="offset points", fontsize=7.5, color=VERMILION)
+    ax.plot([], [], "o", color=VERMILION, label="accepted at a wanted precision of")
+    ax.set(xlabel="share of the products accepted", ylabel="share of them that is right", xlim=(0, 1.03))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.grid(True, axis="y")
+    ax.legend()
+    if taken.empty:
+        return titled(
+            ax.figure, f"All accepted, {percent(curve['precision'].iloc[-1])} are right; too few to promise more"
+        )
+    wanted = min(taken.index, key=lambda each: abs(each - 0.95))
+    share, precision = (percent(taken.loc[wanted, name]) for name in ("share", "precision"))
+    found = f"{share} need no look, and {precision} of them are right out of fold"
+    return titled(ax.figure, f"At a wanted precision of {percent(wanted)}, {found}")
+
+
+@styled
+def sureness(new: np.ndarray, known: np.ndarray, threshold: float) -> Figure:
+    """Probabilities of the predicted class of new products, (n,), beside those of the training ones out of fold, (m,).
+
+    threshold: from which on a prediction is accepted; above 1 none is.
+    """
+    if not len(new) or not len(known):
+        return nothing("There are no predictions to compare")
+    ax, bins = new_figure().subplots(), np.linspace(0, 1, 21)
+    for values, color, name in ((known, BLUE, "training products, out of fold"), (new, VERMILION, "new products")):
+        share = np.histogram(values, bins)[0] / len(values)
+        ax.stairs(share, bins, color=color, linewidth=1.6, label=f"{name} ({digits(float(np.median(values)))})")
+    if threshold <= 1:
+        ax.axvline(threshold, color=BLACK, linestyle="--", linewidth=1, label=f"accepted from {digits(threshold)} on")
+    ax.set(xlabel="probability of the predicted class", ylabel="share of the products", xlim=(0, 1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    ax.legend(title="median", loc="center left", bbox_to_anchor=(1, 0.5))
+    less = float(np.median(known) - np.median(new))
+    how = "as sure as" if abs(less) < 0.02 else "less sure than" if less > 0 else "surer than"
+    return titled(ax.figure, f"On new products it is {how} out of fold; {percent(float((new >= threshold).mean()))} "
+                             "are accepted")  # fmt: skip
+
+
+@styled
 def prediction_balance(train_labels: Sequence[int], test_predictions: Sequence[int], classes: list[str]) -> Figure:
     """Share of each class in train against its share among the test predictions.
 

@@ -32,6 +32,7 @@ from goods.figures.style import (
     nothing,
     percent,
     photo_axes,
+    photos_shown,
     short,
     square_axes,
     styled,
@@ -146,7 +147,7 @@ def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figur
     fig = new_figure(across * (side + gap) + gap, 0.45 + -(-len(shown) // across) * row, layout=None)
     for place, error in enumerate(shown.itertuples()):
         corner = (gap + place % across * (side + gap), 0.85 + place // across * row)
-        ax = photo_axes(fig, corner, side, error.image, short(error.title, 36, lines=2) or short(error.id))
+        ax = photo_axes(fig, corner, side, photos_shown(error), short(error.title, 36, lines=2) or short(error.id))
         given, taken, sure = names[error.label], names[error.prediction], percent(error.probability)
         ax.text(0, 1.12, f"given: {given}", color=BLUE, fontsize=7.5, transform=ax.transAxes)
         ax.text(0, 1.03, f"predicted: {taken}", color=VERMILION, fontsize=7.5, transform=ax.transAxes)
@@ -154,6 +155,28 @@ def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figur
         if place == 0:
             title = f"Surest of {count(len(errors), 'error')}: {given} taken for {taken} at {sure}"
     return titled(fig, title)
+
+
+@styled
+def least_sure(frame: pd.DataFrame, top: int = 8) -> Figure:
+    """Photos of the predictions to look at first: the least sure, with the two classes they lie between.
+
+    frame: id, title, image (path or ""), first, second (names of classes), probability (of the first).
+    """
+    if frame.empty or top < 1:
+        return nothing("There are no predictions to look at")
+    shown = frame.sort_values("probability", kind="stable").head(top)
+    across, side, gap, row = 4, 1.75, 0.2, 2.6
+    fig = new_figure(across * (side + gap) + gap, 0.45 + -(-len(shown) // across) * row, layout=None)
+    for place, product in enumerate(shown.itertuples()):
+        corner = (gap + place % across * (side + gap), 0.85 + place // across * row)
+        ax = photo_axes(fig, corner, side, product.image, short(product.title, 36, lines=2) or short(product.id))
+        ax.text(0, 1.12, short(product.first, 24), color=BLUE, fontsize=7.5, transform=ax.transAxes)
+        ax.text(0, 1.03, f"or {short(product.second, 21)}", color=GREY, fontsize=7.5, transform=ax.transAxes)
+        sure = percent(product.probability)
+        ax.text(0.98, 0.03, sure, color=BLUE, fontsize=7.5, ha="right", bbox=LABEL_BOX, transform=ax.transAxes)
+    first = next(shown.itertuples())
+    return titled(fig, f"Least sure: {short(first.first)} or {short(first.second)} at {percent(first.probability)}")
 
 
 @styled

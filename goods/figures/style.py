@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import html
+import math
 import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -206,6 +208,27 @@ def class_bars(
     return ax, shown
 
 
+def photos_shown(product: Any) -> str | tuple[str, ...]:
+    """The photos of a row of products: a path, "" without one, or a tuple of several."""
+    return getattr(product, "images", None) or product.image
+
+
+def read_photos(paths: str | tuple[str, ...], side: int) -> np.ndarray | None:
+    """One photo as read_photo gives it, or several in a grid, (side, side, 3) uint8; None if none can be read."""
+    found = [pixels for path in ([paths] if isinstance(paths, str) else paths)
+             if (pixels := read_photo(path, side)) is not None]  # fmt: skip
+    if len(found) < 2:
+        return found[0] if found else None
+    across = math.ceil(math.sqrt(len(found)))
+    square = Image.new("RGB", (side, side), "white")
+    edges = [round(place * side / across) for place in range(across + 1)]
+    for place, pixels in enumerate(found):
+        row, column = divmod(place, across)
+        box = edges[column], edges[row], edges[column + 1], edges[row + 1]
+        square.paste(Image.fromarray(pixels).resize((box[2] - box[0], box[3] - box[1])), box)
+    return np.asarray(square)
+
+
 def read_photo(path: str, side: int) -> np.ndarray | None:
     """The photo centred on a white square, (side, side, 3) uint8; None if there is none or it cannot be read."""
     try:
@@ -228,11 +251,16 @@ def square_axes(fig: Figure, corner: tuple[float, float], side: float) -> Axes:
 
 
 def photo_axes(
-    fig: Figure, corner: tuple[float, float], side: float, path: str, below: str, gap: str = "no photo"
+    fig: Figure,
+    corner: tuple[float, float],
+    side: float,
+    path: str | tuple[str, ...],
+    below: str,
+    gap: str = "no photo",
 ) -> Axes:
-    """A photo on square_axes, or a grey box that says `gap` for no photo, and the text below it."""
+    """A photo or a grid of several on square_axes, or a grey box that says `gap` for none, and the text below it."""
     ax = square_axes(fig, corner, side)
-    pixels = read_photo(path, round(side * fig.dpi)) if isinstance(path, str) and path else None
+    pixels = read_photos(path, round(side * fig.dpi)) if isinstance(path, str | tuple) and path else None
     if pixels is None:
         ax.set_facecolor(PALE)
         ax.text(0.5, 0.5, gap, ha="center", va="center", color=GREY, transform=ax.transAxes)

@@ -27,6 +27,7 @@ from goods.errors import ParameterError, StoppedInTime, TimeOverError
 from goods.files import folder_hash, resolve
 from goods.members.idle import refuse_idle
 from goods.params import OUTPUTS, REFIT, Params
+from goods.places import table_pieces
 from goods.run import Fold, Run, deadline
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Kind:
     models: tuple[str, ...] = ()  # the parameters that name model directories it reads
     planned: bool = False  # whether goods.cost can tell beforehand what it takes
     tracked: bool = False  # whether wandb follows its training
+    photos: bool = False  # whether it can't do without photos
 
     @property
     def by_fold(self) -> bool:
@@ -88,11 +90,12 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("dual", "image and text encoder under fused heads", "goods.members.dual",
-             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=True, tracked=True),
+             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=True, tracked=True,
+             photos=True),
         Kind("text", "a text encoder under a head", "goods.members.text",
              ("train", "ensemble", "submission"), ("model_name",), tracked=True),
         Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),
-        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS),
+        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, photos=True),
         Kind("blend", "other runs put together", "goods.members.blend", ("ensemble", "submission")),
     )
 }  # fmt: skip
@@ -128,6 +131,13 @@ def open_run(p: Params) -> Path:
         names = ["the refit" if number == REFIT else str(number) for number in adopted]
         print(f"taken over from {p.resume_from}: folds {', '.join(names)}", flush=True)
     return run.folder
+
+
+def read_goods(p: Params) -> Goods:
+    """The checked tables and photos of a run; goods without a single photo only for a kind that reads none."""
+    from goods.data import tables
+
+    return tables.read_goods(p, photos_needed=kind_of(p).photos)
 
 
 def fit(p: Params, goods: Goods, numbers: list[int] | None = None) -> None:
@@ -241,7 +251,7 @@ class Inputs:
 def step_inputs(step: str, p: Params) -> Inputs:
     """What a step of the pipeline reads, so that it runs again when something of it has changed."""
     kind, run = kind_of(p), Run.of(p)
-    data = tuple(resolve(getattr(p, name)) for name in DATA)
+    data = tuple(path for name in DATA for path in _files_of(resolve(getattr(p, name))))
     models = tuple(sorted(kind.model_hashes(p).items()))
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
     if step == "eda":
@@ -255,7 +265,13 @@ def step_inputs(step: str, p: Params) -> Inputs:
         others = [*(Run.named(p, name) for name in p.runs), *([teacher] if teacher else [])]
         read += [path for other in others for path in (other.oof, other.test)]
         return Inputs(data, tuple(read), models, code_version((kind.module, *ENSEMBLE_CODE)))
-    return Inputs(data[:2], (run.oof, run.test, run.metrics), (), code_version(SUBMISSION_CODE))
+    tables = tuple(path for name in DATA[:2] for path in _files_of(resolve(getattr(p, name))))
+    return Inputs(tables, (run.oof, run.test, run.metrics), (), code_version(SUBMISSION_CODE))
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A table's files where it comes in pieces, else the table or folder itself, there or not."""
+    return table_pieces(path) if "*" in path.name else [path]
 
 
 def result_files(step: str, fold: int | None, p: Params) -> list[Path]:

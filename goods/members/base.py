@@ -19,6 +19,8 @@ from goods.run import Fold, Run
 from goods.training.fold import finish_fold, to_train, what_makes
 from goods.training.rows import training_rows
 
+FEW_PRODUCTS = 500  # a fold of no more is trained before another process, which imports all anew, could begin
+
 
 @dataclass(frozen=True)
 class Part:
@@ -75,7 +77,7 @@ def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Pa
                 finish(p, goods, fold, kind.code(), logits)
 
 
-def side_by_side(fit_one: Callable[..., None], numbers: list[int], *arguments: Any) -> None:
-    """fit_one(number, *arguments) of each fold, in as many processes as there are processors."""
-    jobs = max(1, min(len(numbers), os.cpu_count() or 1))
-    in_parallel(fit_one, [(number, *arguments) for number in numbers], jobs)
+def side_by_side(fit_one: Callable[..., None], numbers: list[int], p: Params, goods: Goods, *arguments: Any) -> None:
+    """fit_one(number, p, goods, *arguments) of each fold, in as many processes as there are processors."""
+    jobs = max(1, min(len(numbers), os.cpu_count() or 1)) if len(goods.train) > FEW_PRODUCTS else 1
+    in_parallel(fit_one, [(number, p, goods, *arguments) for number in numbers], jobs)

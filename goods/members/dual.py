@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from goods.data.datasets import PhotoDataset, TensorsDataset
+from goods.data.datasets import PhotoDataset, TensorsDataset, photos_in
 from goods.data.photos import Augment, load_photo
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
@@ -161,7 +161,10 @@ def photo_dataset(
     train: bool = False,
     inputs: Inputs | None = None,
 ) -> PhotoDataset:
-    """Photos and token windows of a table's products as the classifier takes them, changed at random to train on."""
+    """Photos and token windows of a table's products as the classifier takes them, to train on changed at random.
+
+    Of a product's several photos one is drawn in training, else all are embedded, and the mean counts.
+    """
     tokenize = encoder.processor.tokenize
     columns = {"input_ids": tokenize(table["text"], table["title"], p.max_text_length, p.text_windows)}
     columns |= (inputs or Inputs()).extra(p, table)
@@ -169,7 +172,7 @@ def photo_dataset(
         columns["label"] = labels
     augment = Augment(p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg)
     changes = augment if train and any(augment) else None
-    return PhotoDataset(table["image"], encoder.image_size, changes, p.seed + p.seed_offset, **columns)
+    return PhotoDataset(photos_in(table), encoder.image_size, changes, p.seed + p.seed_offset, draw=train, **columns)
 
 
 def occlusion(p: Params, fold: Fold, texts: list[str], product: pd.Series, grid: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish, part_of, side_by_side
 from goods.models.tfidf import (
     INNER_FOLDS,
+    LinearFolds,
     LinearModel,
     choose_cost,
     load_linear,
@@ -56,11 +57,11 @@ def load(p: Params, fold: Fold) -> LinearModel:
 
 def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
     """Of a table, {fold number: {"text": (n, num_classes) logits}}."""
-    models = {fold.number: load(p, fold) for fold in folds}
+    models = LinearFolds([load(p, fold) for fold in folds])
 
     def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-        texts = tfidf_columns(products)
-        return {number: {"text": model.logits(texts)} for number, model in models.items()}
+        made = models.logits(tfidf_columns(products))
+        return {fold.number: {"text": logits} for fold, logits in zip(folds, made, strict=True)}
 
     return predict
 

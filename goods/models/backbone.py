@@ -160,15 +160,25 @@ class DualEncoder(nn.Module):
         pixels = (pixels.float() / 255 - self.mean) / self.std
         return _pooled(self.backbone.get_image_features(pixel_values=pixels, interpolate_pos_encoding=self.interpolate))
 
+    def embed_several(self, pixels: Tensor, photos: Tensor) -> Tensor:
+        """(batch, most, 3, size, size) uint8, of which each product has `photos`, (batch,), to means (batch, dim)."""
+        own = torch.arange(pixels.shape[1], device=photos.device) < photos[:, None]  # (batch, most)
+        parts = pixels[own].split(len(pixels))  # no more at once than where each product has one
+        return mean_by_product(torch.cat([self.embed_images(part) for part in parts]), own.nonzero()[:, 0], photos)
+
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """(batch, windows, max_text_length) ids to (batch, text_dim), the mean over the windows that hold text."""
         used = input_ids[..., 0] != self.processor.tokenizer.pad_token_id  # (batch, windows)
         used[:, 0] = True  # an empty text is padding, too, and is encoded all the same
         # SigLIP never saw an attention mask, and CLIP's text tower is causal: none is given.
         embeddings = _pooled(self.backbone.get_text_features(input_ids=input_ids[used]))  # (used windows, text_dim)
-        product = used.nonzero()[:, 0]
-        total = embeddings.new_zeros(len(used), embeddings.shape[1]).index_add(0, product, embeddings)
-        return total / used.sum(1, keepdim=True)
+        return mean_by_product(embeddings, used.nonzero()[:, 0], used.sum(1))
+
+
+def mean_by_product(embeddings: Tensor, product: Tensor, parts: Tensor) -> Tensor:
+    """(all parts, dim) embeddings, which product's each is, and how many each has, (n,), to their means, (n, dim)."""
+    total = embeddings.new_zeros(len(parts), embeddings.shape[1]).index_add(0, product, embeddings)
+    return total / parts[:, None]
 
 
 class TextEncoder(nn.Module):

@@ -18,11 +18,18 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from goods.code_version import PLUMBING, code_version
-from goods.data.datasets import PhotoDataset, TokensDataset
+from goods.data.datasets import PhotoDataset, TokensDataset, photos_in
 from goods.data.tables import Goods
 from goods.errors import GoodsError
 from goods.files import atomic_path, clear_temporaries, folder_hash, resolve
-from goods.models.backbone import DualEncoder, TextEncoder, check_model_dir, load_backbone, load_processor
+from goods.models.backbone import (
+    DualEncoder,
+    TextEncoder,
+    check_model_dir,
+    load_backbone,
+    load_processor,
+    mean_by_product,
+)
 from goods.models.device import autocast, pick_device, pick_precision, tensors_hash
 from goods.models.tuning import halve_frozen
 from goods.params import Params
@@ -247,10 +254,22 @@ def embed_products(p: Params, table: pd.DataFrame, embedder: Embedder | None = N
     """
     embedder, ids = embedder or Embedder(p), table["id"].tolist()
     embeddings = {
-        "image": embedder.photos(table["image"].tolist(), table["sha"].tolist(), ids),
+        "image": _photos_of(embedder, table, ids),
         "text": embedder.texts(table["text"].tolist(), table["title"].tolist(), ids),
     }
     return embeddings | extra_embeddings(p, table)
+
+
+def _photos_of(embedder: Embedder, table: pd.DataFrame, ids: list[str]) -> Tensor:
+    """(n, image_dim): of a product with several photos their mean, of one without any that of a white one."""
+    images, shas = photos_in(table), photos_in(table, "sha")
+    if "images" not in table:
+        return embedder.photos(images, shas, ids)
+    rows = [(row, *photo) for row, (paths, hashes) in enumerate(zip(images, shas, strict=True))
+            for photo in zip(paths or [""], hashes or [""], strict=True)]  # fmt: skip
+    product, paths, hashes = zip(*rows, strict=True)
+    embeddings = embedder.photos(paths, hashes, [ids[row] for row in product])
+    return mean_by_product(embeddings, torch.tensor(product), torch.tensor([max(1, len(paths)) for paths in images]))
 
 
 def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:

@@ -83,9 +83,16 @@ class GoodsClassifier(nn.Module):
         super().__init__()
         self.encoder, self.heads = encoder, heads
 
-    def forward(self, pixels: Tensor, input_ids: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
-        """(batch, 3, size, size) uint8, (batch, windows, length) ids to {output: (batch, num_classes)}."""
-        return self.heads(self.encoder.embed_images(pixels), self.encoder.embed_texts(input_ids), extra)
+    def forward(
+        self, pixels: Tensor, input_ids: Tensor, extra: Tensor | None = None, photos: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """(batch, 3, size, size) uint8, (batch, windows, length) ids to {output: (batch, num_classes)}.
+
+        With `photos`, (batch,), pixels are (batch, most, 3, size, size), of which so many are a product's own.
+        """
+        several = photos is not None
+        image = self.encoder.embed_several(pixels, photos) if several else self.encoder.embed_images(pixels)
+        return self.heads(image, self.encoder.embed_texts(input_ids), extra)
 
 
 class TextClassifier(nn.Module):

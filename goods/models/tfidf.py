@@ -16,7 +16,7 @@ from sklearn.svm import LinearSVC
 from goods.errors import DamagedFileError
 from goods.files import atomic_path, read_frame, read_json, write_json
 from goods.metrics import METRICS, fit_temperature
-from goods.models.token_counts import COLUMNS, vectorizer_of
+from goods.models.token_counts import COLUMNS, vectorizer_of, weigh_tokens
 from goods.params import Params
 
 COSTS = (0.3, 1.0, 3.0)  # of the support vector machine, chosen inside each training part
@@ -120,6 +120,55 @@ class LinearModel:
         return (
             full_margins(x @ self.coefficients.T + self.intercepts, self.classes, self.num_classes) / self.temperature
         )
+
+
+class LinearFolds:
+    """The models of several folds over one count of each text's tokens, which takes most of the time.
+
+    Of each part: places of the tokens that any fold knows, and for these, fold after fold, the inverse document
+    frequencies (tokens, folds) and what a token at length 1 adds to each margin (tokens, folds, classes seen).
+    """
+
+    def __init__(self, models: Sequence[LinearModel]) -> None:
+        self.models = models
+        self._places: dict[str, dict[str, int]] = {}
+        self._idf: dict[str, np.ndarray] = {}
+        self._weights: dict[str, list[np.ndarray]] = {}
+        for name in {name: None for model in models for name in model.vectorizers}:
+            known = [model.vectorizers[name].vocabulary_ if name in model.vectorizers else {} for model in models]
+            places = {token: place for place, token in enumerate(dict.fromkeys(t for of in known for t in of))}
+            self._places[name], self._idf[name] = places, np.zeros((len(places), len(models)))
+            self._weights[name] = []
+            for number, (model, vocabulary) in enumerate(zip(models, known, strict=True)):
+                weights = np.zeros((len(places), len(model.coefficients)))
+                if vocabulary:
+                    rows = [places[token] for token in vocabulary]
+                    columns = _columns_of(model, name)[list(vocabulary.values())]
+                    idf = model.vectorizers[name].idf_[list(vocabulary.values())]
+                    self._idf[name][rows, number] = idf
+                    weights[rows] = model.coefficients[:, columns].T * idf[:, None]
+                self._weights[name].append(weights)
+
+    def logits(self, texts: pd.DataFrame) -> list[np.ndarray]:
+        """Each model's (n, num_classes) logits of tfidf_columns' table, as its own `logits` has them."""
+        margins = [np.tile(model.intercepts, (len(texts), 1)) for model in self.models]
+        for name, places in self._places.items():
+            counts = weigh_tokens(name, texts[COLUMNS[name]], places)  # (n, tokens)
+            lengths = np.sqrt(counts.power(2) @ np.square(self._idf[name]))  # (n, folds)
+            for number, weights in enumerate(self._weights[name]):
+                margins[number] += (counts @ weights) / np.where(lengths[:, number] > 0, lengths[:, number], 1)[:, None]
+        return [full_margins(values, model.classes, model.num_classes) / model.temperature
+                for values, model in zip(margins, self.models, strict=True)]  # fmt: skip
+
+
+def _columns_of(model: LinearModel, part: str) -> np.ndarray:
+    """Where a part's features stand among the model's."""
+    start = 0
+    for name, vectorizer in model.vectorizers.items():
+        if name == part:
+            return np.arange(start, start + len(vectorizer.vocabulary_))
+        start += len(vectorizer.vocabulary_)
+    raise KeyError(part)
 
 
 def save_linear(model: LinearModel, weights: Path, details: Path) -> None:

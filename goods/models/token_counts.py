@@ -6,7 +6,7 @@ each weighs, comes from its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,17 +39,28 @@ class TokenCounts:
 
 def count_tokens(texts: pd.DataFrame) -> TokenCounts:
     """The tokens of tfidf_columns' table, less those of too few products for any fold."""
-    counters: dict[str, Callable[[Iterable[str]], tuple[list[str], csr_matrix]]]
-    counters = {"words": _count_words, "characters": _count_characters, "title": _count_words}
     tokens, weights = {}, {}
-    for name, count in counters.items():
-        found, counts = count(texts[COLUMNS[name]])
+    for name in PARTS:
+        found, counts = _counter(name)(texts[COLUMNS[name]])
         kept = _products_with(counts) >= MIN_PRODUCTS[name]
         tokens[name], counts = np.array(found, dtype=object)[kept], counts[:, kept]
         counts.sort_indices()
         counts.data = 1 + np.log(counts.data)
         weights[name] = counts
     return TokenCounts(tokens, weights)
+
+
+def weigh_tokens(name: str, texts: Iterable[str], place_of: Mapping[str, int]) -> csr_matrix:
+    """(n, tokens) weights of a part's known tokens, by their places; what isn't known is left out."""
+    found, counts = _counter(name)(texts)
+    places = np.array([place_of.get(token, -1) for token in found], dtype=np.int64)
+    counts = counts[:, places >= 0].astype(np.float64)
+    weights, columns = 1 + np.log(counts.data), places[places >= 0][counts.indices]
+    return csr_matrix((weights, columns, counts.indptr), shape=(counts.shape[0], len(place_of)))
+
+
+def _counter(name: str) -> Callable[[Iterable[str]], tuple[list[str], csr_matrix]]:
+    return _count_characters if name == "characters" else _count_words
 
 
 def _count_words(texts: Iterable[str]) -> tuple[list[str], csr_matrix]:

@@ -68,7 +68,7 @@ def predict(model: nn.Module, dataset: Dataset, p: Params, accelerator: Accelera
 def decoded_chunks(dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
     """The dataset in chunks whose decoded photos fit in TEST_CHUNK_BYTES: several folds predict what is read once."""
     rows = list(range(len(dataset)))
-    most = max(1, TEST_CHUNK_BYTES // (3 * dataset.size**2))
+    most = max(1, TEST_CHUNK_BYTES // (3 * dataset.most * dataset.size**2))
     for start in range(0, len(rows), most):
         part = rows[start : start + most]
         batches = [part[at : at + p.eval_batch_size] for at in range(0, len(part), p.eval_batch_size)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from competition import photo
+from PIL import Image
 
-from goods.data.datasets import PhotoDataset, TensorsDataset, collate
+from goods.data.datasets import PhotoDataset, TensorsDataset, collate, photos_in
 from goods.data.photos import load_photo
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -35,3 +37,39 @@ def test_tensors_come_in_whole_batches():
     batches = list(torch.utils.data.DataLoader(dataset, batch_size=3, collate_fn=collate))
     assert [batch["label"].tolist() for batch in batches] == [[0, 1, 2], [3, 4]]
     assert batches[1]["x"].tolist() == [[6, 7], [8, 9]]
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Photos of one colour each: their paths."""
+    paths = [str(tmp_path / f"{level}.png") for level in (10, 20, 30, 40)]
+    for path in paths:
+        Image.new("L", (4, 4), int(path.rsplit("/", 1)[-1][:2])).save(path)
+    return paths
+
+
+def test_of_several_photos_all_come_where_nothing_is_drawn(colours):
+    dataset = PhotoDataset([tuple(colours[:3]), (), (colours[3],)], 8, label=torch.arange(3))
+    (batch,) = torch.utils.data.DataLoader(dataset, batch_size=3, collate_fn=collate)
+    assert tuple(batch["pixels"].shape) == (3, 3, 3, 8, 8) and batch["photos"].tolist() == [3, 1, 1]
+    assert batch["pixels"][:, :, 0, 0, 0].tolist() == [[10, 20, 30], [255] * 3, [40, 255, 255]]
+    assert batch["label"].tolist() == [0, 1, 2]
+
+
+def test_one_photo_is_drawn_anew_each_epoch_by_seed_epoch_and_row(colours):
+    def drawn(seed: int, epoch: int) -> list[int]:
+        dataset = PhotoDataset([tuple(colours)] * 40, 8, seed=seed, draw=True)
+        dataset.epoch = epoch
+        assert all(set(dataset[row]) == {"pixels"} for row in (0, 1))
+        return [int(dataset[row]["pixels"][0, 0, 0]) for row in range(40)]
+
+    first = drawn(1, 1)
+    assert drawn(1, 1) == first and set(first) == {10, 20, 30, 40}
+    assert drawn(1, 2) != first and drawn(2, 1) != first
+
+
+def test_photos_of_a_table_are_texts_or_tuples():
+    single = pd.DataFrame({"image": ["a.jpg", ""], "sha": ["1", ""]})
+    assert (photos_in(single), photos_in(single, "sha")) == (["a.jpg", ""], ["1", ""])
+    several = single.assign(images=[("a.jpg", "b.jpg"), ()], shas=[("1", "2"), ()])
+    assert (photos_in(several), photos_in(several, "sha")) == ([("a.jpg", "b.jpg"), ()], [("1", "2"), ()])

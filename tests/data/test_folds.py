@@ -234,3 +234,16 @@ def test_rare_classes_are_named(goods):
     (goods.folder / "labels.json").write_text(json.dumps(CLASSES))
     assert rare_classes(goods.read(), 4) == []
     assert rare_classes(goods.read(), 5)[1] == "Toys has 4 rows for 5 folds: some folds have none of it"
+
+
+def test_products_that_share_any_of_their_photos_share_a_group():
+    photos = [("a", "b"), ("c",), (), ("d", "b"), ("c", "e"), (), ("f", "f")]
+    assert duplicate_groups(photos).tolist() == [0, 1, 2, 0, 1, 3, 4]
+    table = pd.DataFrame({"sha": "", "shas": photos, "text": [f"thing {k}" for k in range(7)]})
+    assert product_groups(table, load_params()).tolist() == [0, 1, 2, 0, 1, 3, 4]
+
+
+def test_a_photo_of_many_products_is_no_copy_wherever_it_stands():
+    photos = [("placeholder", str(k)) for k in range(MAX_SHARED + 1)]
+    assert len(set(duplicate_groups(photos))) == MAX_SHARED + 1
+    assert len(set(duplicate_groups(photos[1:]))) == 1

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 from drawn import CLASSES, check_drawn, names, title
 
-from goods.figures.ensemble import curves, embedding_map, method_gains, modality_scores, prediction_balance, reliability
+from goods.figures.ensemble import (
+    acceptance,
+    curves,
+    embedding_map,
+    method_gains,
+    modality_scores,
+    prediction_balance,
+    reliability,
+    sureness,
+)
 
 
 @pytest.mark.parametrize(
@@ -107,3 +116,25 @@ def test_the_map_says_how_pure_neighbourhoods_are():
     mixed = embedding_map(rng.normal(size=(40, 2)), rng.integers(2, size=40), ["a", "b"]).get_suptitle()
     assert not mixed.startswith("100 %")
     assert embedding_map(apart[:1], labels[:1], ["a", "b"]).get_suptitle().startswith("There are too few")
+
+
+def test_acceptance_finds_what_needs_no_look(tmp_path):
+    share = np.linspace(0.01, 1, 100)
+    curve = pd.DataFrame({"share": share, "precision": 1 - share / 5, "low": 0.98 - share / 5})
+    chosen = pd.DataFrame({"share": [0.5, 0.25, 0.0], "precision": [0.91, 0.96, np.nan]}, index=[0.9, 0.95, 0.99])
+    fig = acceptance(curve, chosen)
+    assert title(fig) == "At a wanted precision of 95 %, 25 % need no look, and 96 % of them are right out of fold"
+    assert [text.get_text() for text in fig.axes[0].texts] == ["90 %", "95 %"]
+    check_drawn(fig, tmp_path / "acceptance.png")
+    assert title(acceptance(curve, chosen.tail(1))) == "All accepted, 80 % are right; too few to promise more"
+    assert title(acceptance(curve.head(0), chosen)) == "There are no predictions to accept"
+
+
+def test_sureness_compares_new_products_with_the_known(tmp_path):
+    fig = sureness(np.array([0.3, 0.5, 0.95]), np.array([0.7, 0.8, 0.9]), 0.9)
+    assert title(fig) == "On new products it is less sure than out of fold; 33 % are accepted"
+    check_drawn(fig, tmp_path / "sureness.png")
+    assert title(sureness(np.array([0.8]), np.array([0.8]), 2.0)).endswith(
+        "it is as sure as out of fold; 0 % are accepted"
+    )
+    assert title(sureness(np.array([]), np.array([0.8]), 0.9)) == "There are no predictions to compare"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from drawn import CLASSES, LABELS, PREDICTIONS, names, products, texts, title
+from drawn import CLASSES, LABELS, PREDICTIONS, check_drawn, names, products, texts, title
 
-from goods.figures.errors import class_f1, confused_pairs, confusion_matrix, worst_errors
+from goods.figures.errors import class_f1, confused_pairs, confusion_matrix, least_sure, worst_errors
 
 
 def test_confusion_matrix_rows_are_percent_of_the_class():
@@ -58,3 +58,12 @@ def test_worst_errors_come_surest_first():
     assert [row[0] for row in shown] == ["given: All Beauty", "given: Beauty", "given: Beauty"]
     right = frame[frame["label"] == frame["prediction"]]
     assert title(worst_errors(right, CLASSES)) == "There are no mistakes"
+
+
+def test_least_sure_shows_the_two_classes_they_lie_between(tmp_path):
+    frame = products(10, 3).assign(first="Books", second="Toys & Games", probability=[0.5 - k / 100 for k in range(10)])
+    fig = least_sure(frame, 4)
+    assert title(fig) == "Least sure: Books or Toys & Games at 41 %"
+    assert [texts(ax)[-1] for ax in fig.axes] == ["41 %", "42 %", "43 %", "44 %"]
+    check_drawn(fig, tmp_path / "least_sure.png")
+    assert title(least_sure(frame.head(0))) == "There are no predictions to look at"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from drawn import CLASSES, LABELS, check_drawn, products, texts, title
 from PIL import Image
@@ -14,7 +16,7 @@ from goods.figures import eda, ensemble, errors, training
 from goods.figures.eda import class_balance, fold_balance, sample_grid, text_lengths
 from goods.figures.ensemble import prediction_balance
 from goods.figures.errors import class_f1, confused_pairs, confusion_matrix, worst_errors
-from goods.figures.style import read_photo, short
+from goods.figures.style import read_photo, read_photos, short
 from goods.files import ROOT
 
 ODD_NAMES = [
@@ -110,7 +112,7 @@ def test_public_functions_are_typed_and_described():
         for name, f in vars(room).items()
         if inspect.isfunction(f) and f.__module__ == room.__name__ and name[0] != "_"
     ]
-    assert len(public) == 22
+    assert len(public) == 25
     for function in public:
         assert inspect.signature(function).return_annotation == "Figure"
         assert len(inspect.getdoc(function).splitlines()) >= 3
@@ -140,3 +142,17 @@ def test_a_notebook_shows_each_figure_once_and_keeps_its_own_plots(tmp_path):
 
 def test_titles_are_shown_as_people_read_them():
     assert short("Men &amp; Women") == "Men & Women"
+
+
+def test_several_photos_of_a_product_are_shown_in_a_grid(tmp_path):
+    paths = [str(tmp_path / f"{colour}.png") for colour in ("red", "lime", "blue")]
+    for path in paths:
+        Image.new("RGB", (8, 8), Path(path).stem).save(path)
+    shown = read_photos((*paths, str(tmp_path / "gone.png")), 20)
+    assert shown.shape == (20, 20, 3)
+    corners = [shown[5, 5], shown[5, 15], shown[15, 5], shown[15, 15]]
+    assert [corner.tolist() for corner in corners] == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255] * 3]
+    assert np.array_equal(read_photos((paths[0],), 20), read_photo(paths[0], 20)) and read_photos((), 20) is None
+    frame = products(2, 1).assign(image=paths[0], images=[tuple(paths), ()])
+    drawn = [ax.images[0].get_array() for ax in sample_grid(frame, ["Books"], per_class=2).axes if ax.images]
+    assert sorted(len(np.unique(np.asarray(pixels).reshape(-1, 3), axis=0)) for pixels in drawn) == [1, 4]

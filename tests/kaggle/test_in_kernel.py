@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import touch
 from kaggle_server import LAYOUTS, Kaggle, mount
 
 from goods.errors import GoodsError
@@ -39,6 +40,13 @@ def test_a_hundred_thousand_files_are_found_within_seconds(tmp_path: Path) -> No
     began = time.perf_counter()
     assert attached.find_inputs(tmp_path)["competition"] == [tmp_path / "z" / "tables"]
     assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("names", ["train.tsv test.tsv", "train.parquet test.csv.gz",
+                                   "train-00000-of-00002.parquet test-00000-of-00001.parquet"])  # fmt: skip
+def test_tables_of_every_kind_make_a_competition(tmp_path: Path, names: str) -> None:
+    touch(tmp_path, *(f"goods/data/{name}" for name in names.split()), "other/train.md", "other/test.md")
+    assert attached.find_inputs(tmp_path)["competition"] == [tmp_path / "goods" / "data"]
 
 
 def test_what_is_not_attached_is_said(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,18 @@ def test_all_folds_are_scored_and_predicted(make):
 
 
 @pytest.mark.slow
+def test_folds_trained_side_by_side_are_those_trained_in_turn(make, monkeypatch):
+    in_turn, beside = make(run="in-turn"), make(run="side-by-side")
+    goods = read_goods(in_turn)
+    fit_all(in_turn, goods)
+    monkeypatch.setattr("goods.members.base.FEW_PRODUCTS", 0)  # as if there were many
+    fit_all(beside, goods)
+    for one, other in zip(Run.of(in_turn).folds(), Run.of(beside).folds(), strict=True):
+        assert one.weights.read_bytes() == other.weights.read_bytes()
+        assert one.oof.read_bytes() == other.oof.read_bytes() and one.test.read_bytes() == other.test.read_bytes()
+
+
+@pytest.mark.slow
 def test_it_learns_nothing_from_the_rows_it_is_scored_on(make):
     p = make(run="honest", skip_folds=2)
     goods = read_goods(p)

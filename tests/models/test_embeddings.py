@@ -16,16 +16,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from backbones import change_weights, cut, photo
+from backbones import change_weights, classifier, cut, photo
 from safetensors import safe_open
+from torch.utils.data import default_collate
 
+from goods.data.datasets import PhotoDataset
 from goods.data.photos import load_photo
 from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT
 from goods.members import predict_test
 from goods.models.backbone import DualEncoder, TextEncoder
-from goods.models.embeddings import Embedder, TextEmbedder, extra_embeddings, save_embeddings
+from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings, save_embeddings
 from goods.models.heads import heads_like
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import Params
@@ -307,3 +309,31 @@ def test_saved_embeddings_carry_their_ids_and_find_neighbours(make, sample, enco
     assert (copies["test id"] == copies["train id"]).all() and copies["cosine"].min() > 0.999
     rows, points = map_points(train)
     assert points.shape == (len(rows), 2) and np.isfinite(points).all()
+
+
+def test_a_product_of_several_photos_has_their_mean(p: Params, products: Products) -> None:
+    images = [tuple(products.images[:3]), (), (products.images[1],)]
+    shas = [tuple(products.shas[:3]), (), (products.shas[1],)]
+    table = pd.DataFrame({
+        "id": list("abc"), "title": "cup", "text": "cup", "image": [each[0] if each else "" for each in images],
+        "sha": [each[0] if each else "" for each in shas], "images": images, "shas": shas,
+    })  # fmt: skip
+    found = embed_products(p, table)["image"]
+    single = Embedder(p).photos([*products.images[:3], ""], [*products.shas[:3], ""])
+    expected = torch.stack([single[:3].mean(0), single[3], single[1]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_classifier_takes_the_mean_of_several_photos(p: Params, products: Products) -> None:
+    model = classifier(p).eval()
+    images = [tuple(products.images[:3]), (), (products.images[1],)]
+    dataset = PhotoDataset(images, model.encoder.image_size)
+    batch = default_collate([dataset[row] for row in range(3)])
+    ids = model.encoder.processor.tokenize(["cup"] * 3, ["cup"] * 3, p.max_text_length)
+    with torch.no_grad():
+        found = model(batch["pixels"], ids, photos=batch["photos"])
+        each = [model.encoder.embed_images(torch.stack([load_photo(path, dataset.size) for path in paths or ("",)]))
+                for paths in images]  # fmt: skip
+        expected = model.heads(torch.stack([part.mean(0) for part in each]), model.encoder.embed_texts(ids))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)

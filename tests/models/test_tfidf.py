@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.sparse import csr_matrix
 
 from goods.data.tables import read_goods
-from goods.models.tfidf import COSTS, choose_cost, heaviest_words, make_svm, svm_logits
+from goods.models.tfidf import COSTS, LinearFolds, LinearModel, choose_cost, heaviest_words, make_svm, svm_logits
+from goods.models.token_counts import count_tokens, fit_tfidf
 from goods.params import Params
 from goods.run import Run
 from goods_utils import fit_all
@@ -68,3 +70,20 @@ def test_the_cost_is_chosen_on_no_more_inner_folds_than_are_needed(enough, folds
     monkeypatch.setattr("goods.models.tfidf.make_svm", counted)
     cost, temperature = choose_cost(lambda rows: x[rows], labels, inner, make(num_classes=4))
     assert fits == list(COSTS) * folds and cost in COSTS and 0.1 < temperature < 10
+
+
+def test_folds_over_one_count_of_tokens_are_what_each_is_alone() -> None:
+    rng = np.random.default_rng(0)
+    words = np.array("red blue cup mug lamp desk toy car".split())
+    titles = [" ".join(rng.choice(words, 2)) for _ in range(60)]
+    texts = pd.DataFrame({"text": [f"{title} {rng.choice(words)} for you" for title in titles], "title": titles})
+    labels, counts, models = rng.integers(3, size=60), count_tokens(texts), []
+    for rows in (np.arange(40), np.arange(10, 60)[labels[10:] > 0]):  # the second never sees a class
+        tfidf = fit_tfidf(counts, rows)
+        svm = make_svm(1.0, Params()).fit(tfidf.features(counts, rows), labels[rows])
+        models.append(LinearModel(tfidf.vectorizers(counts), svm.coef_, svm.intercept_, svm.classes_, 0.5, 3))
+    new = pd.DataFrame({"text": ["a red cup, unheard of", "", *texts["text"][:9]], "title": ["", "", *titles[:9]]})
+    found = LinearFolds(models).logits(new)
+    for model, logits in zip(models, found, strict=True):
+        np.testing.assert_allclose(logits, model.logits(new), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(LinearFolds(models).logits(new.iloc[[5]])[0], found[0][[5]], rtol=0, atol=1e-9)

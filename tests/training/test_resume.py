@@ -19,10 +19,14 @@ import pytest
 import torch
 import yaml
 from conftest import Stopped, fit, fit_in_stretches, stopped_after
+from safetensors.torch import load_file
 
+from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT
+from goods.members import refit
 from goods.params import Params
+from goods.predictions import read_choices
 from goods.run import Run
 from goods.training import loop
 from goods.training.fold import read_logs
@@ -129,38 +133,61 @@ def command(tmp_path):
     return command
 
 
+# To import all takes longer than to train, so it is done once: each training is a fork of this process, which is given
+# its command line, and says its number and how it ended.
+FORKS = """
+import os, sys
+import goods_utils, transformers.models.siglip.modeling_siglip, transformers.optimization
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        os.dup2(2, 1)
+        goods_utils.main(line.split())
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
 @pytest.mark.slow
-def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
-    p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
+def test_killed_five_times_it_ends_with_the_same_bytes(make, command, tmp_path):
+    p = make(run="whole", **RECIPE | {"soup": False, "keep": "best"}, num_epochs=6, checkpoint_minutes=0.0)
     fit(p)
     step_seconds = read_logs(Run.of(p))["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
-    started = command(p, "killed")
-    folder = p.run_dir.parent / "killed" / "fold1"
-    rng, kills = random.Random(0), 0
-    while not (folder / "metrics.json").is_file():
-        process = subprocess.Popen(
-            [sys.executable, *started], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        if kills < 5:
-            wait_for_a_new_state(Run(folder.parent).fold(1).state, process)
+    script, *arguments = command(p, "killed")
+    fold, said, rng = Run(p.run_dir.parent / "killed").fold(1), tmp_path / "said.txt", random.Random(0)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said.open("w"), "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKS], cwd=ROOT, **pipes) as forks:
+        for _ in range(5):
+            before = changed(fold.state)
+            print(*arguments, file=forks.stdin, flush=True)
+            training = int(forks.stdout.readline())
+            wait_for_another(fold.state, before)
             time.sleep(rng.uniform(0, 2 * step_seconds))  # in steps: a fast machine must not finish before the fifth
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode in (0, -signal.SIGKILL), output.decode()
-    assert kills == 5
-    assert "epoch 6 of 6: train_loss" in output.decode() and "\r" not in output.decode()  # a line an epoch, no bars
-    whole = p.run_dir / "fold1" / "oof.parquet"
-    assert whole.read_bytes() == (folder / "oof.parquet").read_bytes()
+            os.kill(training, signal.SIGKILL)
+            assert int(forks.stdout.readline()) == -signal.SIGKILL and not fold.trained, said.read_text()
+    last = subprocess.Popen(
+        [sys.executable, script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output = last.communicate(timeout=120)[0].decode()
+    assert last.returncode == 0, output
+    assert "epoch 6 of 6: train_loss" in output and "\r" not in output  # a line an epoch, no bars
+    whole = Run.of(p).fold(1)
+    assert whole.oof.read_bytes() == fold.oof.read_bytes()
+    assert whole.choices.read_bytes() == fold.choices.read_bytes()
 
 
-def wait_for_a_new_state(state: Path, process: subprocess.Popen) -> None:
-    def written() -> int:
-        return state.stat().st_mtime_ns if state.is_file() else 0
+def changed(state: Path) -> int:
+    """When a state was saved; 0 where none is."""
+    return state.stat().st_mtime_ns if state.is_file() else 0
 
-    before = written()
-    while written() == before and process.poll() is None:
+
+def wait_for_another(state: Path, before: int) -> None:
+    """Waits until a later state than that of `before` is there."""
+    end = time.monotonic() + 120
+    while changed(state) == before and time.monotonic() < end:
         time.sleep(0.02)
+    assert changed(state) != before
 
 
 def launch_two(arguments: list[str]) -> str:
@@ -175,15 +202,22 @@ def launch_two(arguments: list[str]) -> str:
 @pytest.mark.slow
 def test_two_processes_train_as_one(make, command):
     batch_size = 83  # of 84 rows: the last batch is one row for two processes
-    p = make(run="one", tune="full", dropout=0.0, batch_size=batch_size)
+    p = make(run="one", tune="full", dropout=0.0, batch_size=batch_size, keep="best", ema_decay=0.9)
     one = fit(p)
     launch_two(command(p, "two"))
     run = Run(p.run_dir.parent / "two")
+    refit(p, read_goods(p))
+    launch_two([*command(p, "two"), "--refit"])
+    for name, tensor in load_file(Run.of(p).refit.weights).items():
+        torch.testing.assert_close(load_file(run.refit.weights)[name], tensor, atol=1e-3, rtol=0)  # fp16 on its way
     two = pd.read_parquet(run.fold(1).oof)
     assert two["id"].tolist() == one["id"].tolist()
     np.testing.assert_allclose(logits(two), logits(one), atol=1e-4)
     losses = [read_logs(each)["train_loss"] for each in (Run.of(p), run)]
     np.testing.assert_allclose(*losses, atol=1e-4)
+    kept = [read_choices(each.fold(1).choices) for each in (Run.of(p), run)]
+    assert list(kept[0]) == list(kept[1]) == ["epoch 1", "epoch 2"]
+    np.testing.assert_allclose(kept[1]["epoch 2"]["fused"], kept[0]["epoch 2"]["fused"], atol=1e-4)
 
 
 def test_a_process_without_a_product_of_its_own_adds_nothing():

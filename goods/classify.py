@@ -1,0 +1,320 @@
+"""A table of products through a predictor to a table of predictions: in parts, so that a call that is killed goes on.
+
+Each part is written whole below <out>.parts; at the end they are joined to one file, and what was done is kept beside
+it as <out>.job.json. The same job again does nothing, another one under the same name is refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from goods.accept import Acceptance, acceptance_of
+from goods.data.photos import inspect_photos
+from goods.data.products import CHECKED_ROWS, PhotoFinder, ProductTable, check_products, find_product_photos
+from goods.data.tables import Goods, photo_cache
+from goods.errors import GoodsError
+from goods.field_types import Float
+from goods.files import atomic_path, file_hash, held, read_frame, read_json_if_whole, resolve, write_frame, write_json
+from goods.params import Params
+from goods.predictor import Predictor, Tables
+from goods.progress import progress_bar
+from goods.run import Run
+
+PLACES = ("", "second_", "third_")  # of the classes that are named, the likeliest first
+PHOTO = "photo_status"  # in a part only: what its photo was like
+ENDINGS = (".parquet", ".csv")
+NO_PHOTOS = "none"  # in place of a folder
+SAMPLE_ROWS = 5000  # products that are compared with the training ones
+
+
+class PredictParams(Params):
+    """What predict.ipynb needs on top of Params: `p = gu.read_params(globals(), PredictParams)`."""
+
+    table: str | None = Field(None, description="products to classify: .csv, .tsv or .parquet; null: test_csv")
+    images: str | None = Field(
+        None, description="folder of their photos, <id>.jpg; none: predict without; null: test_images_dir"
+    )
+    image_column: str | None = Field(None, description="column with the paths of their photos")
+    out: str | None = Field(
+        None, description="the predictions: .parquet or .csv; null: predictions.parquet in the run's folder"
+    )
+    precision: Float = Field(0.95, gt=0, lt=1, description="how many of the accepted predictions are to be right")
+    probabilities: bool = Field(False, description="add the probability of every class")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of one job."""
+
+    out: Path
+
+    @property
+    def parts(self) -> Path:
+        """The folder of the parts, while the job isn't done."""
+        return self.out.with_name(f"{self.out.name}.parts")
+
+    @property
+    def record(self) -> Path:
+        """What the finished file was made from."""
+        return self.out.with_name(f"{self.out.name}.job.json")
+
+    @property
+    def begun(self) -> Path:
+        """What the parts are made from."""
+        return self.parts / "job.json"
+
+    @property
+    def bad_images(self) -> Path:
+        """The photos that couldn't be used."""
+        return self.out.with_name(f"{self.out.name}.bad_images.csv")
+
+    def part(self, number: int) -> Path:
+        """One part's table."""
+        return self.parts / f"part{number:06}.parquet"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One table through one predictor, checked: nothing of it is written yet."""
+
+    predictor: Predictor
+    table: ProductTable
+    photos: PhotoFinder | None
+    acceptance: Acceptance
+    out: Path
+    probabilities: bool = False
+
+    @property
+    def oof(self) -> pd.DataFrame:
+        """The run's out-of-fold predictions, from which it is known what may be accepted."""
+        return read_frame(self.predictor.run.oof, ["id", "label", "fold"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its file depends on."""
+        where = {"images": str(self.photos.folder), "image_column": self.photos.column} if self.photos else {}
+        return {"run": self.predictor.run.name, "fingerprint": self.predictor.fingerprint, "rows": self.table.rows,
+                "table": file_hash(self.table.path), "precision": self.acceptance.wanted,
+                "threshold": self.acceptance.threshold, "probabilities": self.probabilities,
+                "part_rows": self.predictor.rows, **where}  # fmt: skip
+
+    def stretches(self, rows: int) -> Iterator[pd.DataFrame]:
+        """The table in stretches of so many rows, with the paths of its photos as `image`."""
+        for products in self.table.stretches(rows):
+            found = self.photos.of(products, self.predictor.p.id_column) if self.photos else ""
+            yield products.assign(image=found)
+
+    def run(self) -> dict[str, Any]:
+        """Writes a row for each product, in the table's order; returns what is worth saying.
+
+        Columns: id, label (as train.csv writes it), probability, accept, second, second_probability, third,
+        third_probability, and c0 ... with `probabilities`. Photos that can't be used are listed in
+        <out>.bad_images.csv. Raises GoodsError where `out` is of another job, or another process writes it.
+        """
+        files, facts = Outputs(self.out), self.facts
+        if done := check_free(files, facts):
+            return done
+        files.parts.mkdir(parents=True, exist_ok=True)
+        with held(files.parts / "held.lock", str(self.out), [files.parts]):
+            write_json(files.begun, facts)
+            parts = [files.part(number) for number in range(-(-self.table.rows // facts["part_rows"]))]
+            self._write(parts, facts["part_rows"])
+            summary = join_parts(files, parts)
+            write_json(files.record, facts | {"summary": summary})
+        shutil.rmtree(files.parts, ignore_errors=True)
+        return summary
+
+    def read(self) -> pd.DataFrame:
+        """What run() has written."""
+        return read_frame(self.out) if self.out.suffix == ".parquet" else pd.read_csv(self.out, dtype={"id": str})
+
+    def sample(self, rows: int = SAMPLE_ROWS, seed: int = 0) -> pd.DataFrame:
+        """Some of the products, drawn from all of the table, with the paths of their photos as `image`."""
+        drawn = np.zeros(self.table.rows, dtype=bool)
+        drawn[np.random.default_rng(seed).permutation(self.table.rows)[:rows]] = True
+        parts, start = [], 0
+        for products in self.stretches(CHECKED_ROWS):
+            parts.append(products[drawn[start : start + len(products)]])
+            start += len(products)
+        return pd.concat(parts, ignore_index=True)
+
+    def least_sure(self, top: int = 8) -> pd.DataFrame:
+        """The products to look at first: id, title, image, first, second (names of classes), probability."""
+        found, id_column = self.read().nsmallest(top, "probability"), self.predictor.p.id_column
+        name_of = dict(zip(map(str, self.predictor.labels), self.predictor.classes, strict=True))
+        named = {
+            place: found[column].astype(str).map(name_of) for place, column in (("first", "label"), ("second",) * 2)
+        }
+        wanted = pd.concat([part[part[id_column].isin(found["id"])] for part in self.stretches(CHECKED_ROWS)])
+        title = "title" if "title" in wanted else self.predictor.text_columns[0]
+        table = pd.DataFrame({"id": wanted[id_column], "title": wanted[title], "image": wanted["image"]})
+        return found[["id", "probability"]].assign(**named).merge(table, on="id")
+
+    def files(self) -> pd.DataFrame:
+        """What run() has left, with sizes."""
+        paths = (self.out, Outputs(self.out).record, Outputs(self.out).bad_images)
+        return pd.DataFrame([(str(f), round(f.stat().st_size / 1000, 1)) for f in paths if f.is_file()],
+                            columns=["file", "kB"])  # fmt: skip
+
+    def report(self, summary: Mapping[str, Any]) -> str:
+        """What has become of the job, in a sentence or two."""
+        said = f"{summary['rows']:,} products in {self.out}, {summary['accepted']:,} of them accepted"
+        if summary["missing_photos"] or summary["unreadable_photos"]:
+            said += (f"; {summary['missing_photos']:,} photos are missing and {summary['unreadable_photos']:,} "
+                     f"unreadable ({Outputs(self.out).bad_images.name}): predicted by what is left")  # fmt: skip
+        return said
+
+    def _write(self, parts: Sequence[Path], rows: int) -> None:
+        ready = {path for path in parts if path.is_file()}
+        done = min(self.table.rows, len(ready) * rows)
+        name = f"run {self.predictor.run.name}"
+        with progress_bar(total=self.table.rows, initial=done, desc=name, unit=" products") as bar:
+            for path, products in zip(parts, self.stretches(rows), strict=True):
+                if path not in ready:
+                    write_frame(path, predicted_rows(self.predictor, products, self.acceptance, self.probabilities))
+                    bar.update(len(products))
+
+
+def prepare_job(
+    predictor: Predictor,
+    table: str | Path,
+    out: str | Path,
+    images: str | Path | None = None,
+    image_column: str | None = None,
+    precision: float = 0.95,
+    probabilities: bool = False,
+) -> Job:
+    """The job, with all that is wrong with it said before anything is predicted: raises GoodsError.
+
+    images: the folder of the photos, <id>.jpg, or "none" to predict without. image_column: the column with their paths,
+    relative to `images` or to the table's folder.
+    """
+    out = resolve(out)
+    if out.suffix not in ENDINGS:
+        raise GoodsError(f"{out} must end in .parquet or .csv")
+    acceptance = acceptance_of(predictor.run, precision)
+    id_column = predictor.p.id_column
+    more = [image_column] if image_column else []
+    checked = check_products(resolve(table), id_column, predictor.text_columns, more)
+    folder = resolve(images) if images and str(images) != NO_PHOTOS else None
+    if predictor.reads_photos and not images and not image_column:
+        raise GoodsError(f"run '{predictor.run.name}' looks at photos: name their folder (images), their column "
+                         f"(image_column), or '{NO_PHOTOS}' to predict without any")  # fmt: skip
+    looks = predictor.reads_photos and (folder or image_column)
+    photos = find_product_photos(checked, id_column, folder, image_column) if looks else None
+    return Job(predictor, checked, photos, acceptance, out, probabilities)
+
+
+def job_of(p: PredictParams, predictor: Predictor) -> Job:
+    """The job that predict.ipynb's parameters describe: the run's own test set where they name no table."""
+    images = p.images or (None if p.image_column else p.test_images_dir)
+    table, out = p.table or p.test_csv, p.out or Run.of(p).predictions
+    return prepare_job(predictor, table, out, images, p.image_column, p.precision, p.probabilities)
+
+
+def beside_training(job: Job, goods: Goods) -> Goods:
+    """The training products, and some of the new ones in place of the test set: what goods.eda can compare.
+
+    What is known of the new ones' photos is kept as that of the others is.
+    """
+    products, p = job.sample(), job.predictor.p
+    test = Tables(products, p.id_column).of(tuple(p.text_columns))
+    photos = inspect_photos(test[["id", "image"]].assign(table="test"), cache=photo_cache(p))
+    of_train = goods.photos[goods.photos["table"] == "train"]
+    return replace(goods, test=test, photos=pd.concat([of_train, photos], ignore_index=True))
+
+
+def check_free(files: Outputs, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a finished job that was the same has said, {} where this one is to be done or gone on with.
+
+    Raises GoodsError where the file or its parts are of another job.
+    """
+    done, begun = read_json_if_whole(files.record), read_json_if_whole(files.begun)
+    summary = done.pop("summary", {})
+    if files.out.exists() and done == facts:
+        return summary
+    for path, before in ((files.out, done), (files.parts, begun)):
+        if path.exists() and before != facts and not (path == files.parts and not before):
+            differ = [name for name in facts if before.get(name) != facts[name]]
+            why = f"it was made with another {', '.join(differ)}" if before else "it isn't known what it was made from"
+            raise GoodsError(f"{path} is there already, and {why}; take another name for --out, or remove it")
+    return {}
+
+
+def predicted_rows(
+    predictor: Predictor, products: pd.DataFrame, acceptance: Acceptance, probabilities: bool = False
+) -> pd.DataFrame:
+    """The rows of the predictions of products: the columns of Job.run, and photo_status."""
+    found, ids = predictor.classify(products), products[predictor.p.id_column].tolist()
+    table = result_table(ids, found.probabilities, predictor.labels, acceptance.threshold, probabilities)
+    return table.assign(**{PHOTO: found.photos})
+
+
+def result_table(
+    ids: Sequence[str], probabilities: np.ndarray, labels: Sequence[Any], threshold: float, all_classes: bool = False
+) -> pd.DataFrame:
+    """id, label, probability, accept, second, second_probability, third, third_probability; c0 ... for all classes.
+
+    probabilities: (n, num_classes). Of two classes there is no third.
+    """
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, : len(PLACES)]
+    numbers = all(isinstance(label, int) for label in labels)
+    named, kind = np.asarray(labels, dtype=np.int64 if numbers else object), "Int64" if numbers else object
+    columns: dict[str, Any] = {"id": pd.Series(list(ids), dtype=object)}
+    for place, prefix in enumerate(PLACES):
+        label, value = [None] * len(ids), np.full(len(ids), np.nan)
+        if place < order.shape[1]:
+            label, value = named[order[:, place]], probabilities[np.arange(len(ids)), order[:, place]]
+        columns |= {prefix.rstrip("_") or "label": pd.Series(label, dtype=kind), f"{prefix}probability": value}
+        if not place:
+            columns["accept"] = value >= threshold
+    if all_classes:
+        columns |= {f"c{k}": probabilities[:, k] for k in range(probabilities.shape[1])}
+    return pd.DataFrame(columns)
+
+
+def join_parts(files: Outputs, parts: Sequence[Path]) -> dict[str, Any]:
+    """Writes the job's file, and the list of its bad photos, from its parts; returns what is worth saying."""
+    accepted, rows, bad = 0, 0, [pd.DataFrame(columns=["id", PHOTO])]
+    with atomic_path(files.out) as temporary, _writer(files.out.suffix, temporary) as write:
+        for part in parts:
+            frame = read_frame(part, ["id", PHOTO], "remove it, and give the same command again")
+            accepted, rows = accepted + int(frame["accept"].sum()), rows + len(frame)
+            bad.append(frame.loc[~frame[PHOTO].isin(["ok", ""]), ["id", PHOTO]])
+            write(frame.drop(columns=PHOTO))
+    listed = pd.concat(bad).rename(columns={PHOTO: "status"})
+    if len(listed):
+        with atomic_path(files.bad_images) as temporary:
+            listed.to_csv(temporary, index=False)
+    missing = int((listed["status"] == "missing").sum())
+    return {"rows": rows, "accepted": accepted, "missing_photos": missing, "unreadable_photos": len(listed) - missing}
+
+
+@contextmanager
+def _writer(ending: str, path: Path) -> Iterator[Callable[[pd.DataFrame], None]]:
+    """What appends tables to a new file."""
+    with ExitStack() as opened:
+        text = opened.enter_context(path.open("w", encoding="utf-8", newline="")) if ending == ".csv" else None
+        parquet: list[pq.ParquetWriter] = []
+
+        def write(frame: pd.DataFrame) -> None:
+            if text:
+                frame.to_csv(text, index=False, header=not text.tell(), float_format="%.6f", lineterminator="\n")
+                return
+            rows = pa.Table.from_pandas(frame, preserve_index=False)
+            if not parquet:
+                parquet.append(opened.enter_context(pq.ParquetWriter(path, rows.schema)))
+            parquet[0].write_table(rows)
+
+        yield write

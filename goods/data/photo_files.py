@@ -1,0 +1,204 @@
+"""Which photos a product has: by its id, by a column or a pattern of columns, in a folder or inside Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from goods.data.table_files import holds_photos, is_parquet
+from goods.errors import DamagedFileError
+from goods.files import atomic_path, file_stamp, read_json, write_json
+from goods.places import PHOTO_ENDINGS, table_pieces
+
+NONE_NAMED = "no photo named"  # the status of a product that its table gives no photo
+UNPACKED_AT_ONCE = 64  # photos inside Parquet held in memory
+
+Cell = str | tuple[str | Path, ...]  # what a table says of a product's photos: to be looked up, or files already
+
+
+def find_photos(folder: Path) -> dict[str, str]:
+    """Path of each photo of a folder by its file name and by the name without its ending; .jpg before .png."""
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in PHOTO_ENDINGS]
+    files.sort(key=lambda f: PHOTO_ENDINGS.index(f.suffix.lower()), reverse=True)
+    return {name: str(f) for f in files for name in (f.stem, f.name)}
+
+
+class PhotoFolder:
+    """A folder of photos, asked by names; each of its folders is listed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._listed: dict[str, dict[str, str]] = {}
+
+    def find(self, name: str) -> str:
+        """The path of a photo, "" where there is none: a file name, with or without its ending, or a path.
+
+        A path may begin with the folder's own name, as it does where it was meant from further up.
+        """
+        if leaves_folder(name):
+            return ""
+        parts = PurePosixPath(posixpath.normpath(file_name(name))).parts
+        for start in range(len(parts)):
+            if start == 0 or self.folder.parts[-start:] == parts[:start]:
+                inner, last = "/".join(parts[start:-1]), parts[-1]
+                found = self._names(inner).get(last, "") or self._other(inner, last)
+                if found:
+                    return found
+        return ""
+
+    def _names(self, inner: str) -> dict[str, str]:
+        if inner not in self._listed:
+            folder = self.folder / inner
+            self._listed[inner] = find_photos(folder) if folder.is_dir() else {}
+        return self._listed[inner]
+
+    def _other(self, inner: str, last: str) -> str:
+        """A file of any ending, named in full."""
+        path = self.folder / inner / last
+        return str(path) if path.suffix.lower() not in PHOTO_ENDINGS and path.is_file() else ""
+
+
+def file_name(name: str) -> str:
+    """A photo's name with slashes; of a web address the last part."""
+    if re.match(r"https?://", name):
+        return unquote(urlsplit(name).path.rsplit("/", 1)[-1]) or "."
+    return name.replace("\\", "/")
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a path leads out of the folder that it begins in."""
+    path = file_name(name)
+    absolute = PurePosixPath(path).is_absolute() or bool(PureWindowsPath(path).drive)
+    return absolute or "\0" in path or posixpath.normpath(path).split("/")[0] == ".."
+
+
+def names_in(cell: str, folder: PhotoFolder) -> list[str]:
+    """The names of photos in a cell: one, or several in a list, split by | or by spaces."""
+    cell = cell.strip()
+    if cell.startswith("[") and cell.endswith("]"):
+        names = [a or b for a, b in re.findall(r"'([^']*)'|\"([^\"]*)\"", cell)] or cell[1:-1].split(",")
+    elif "|" in cell:
+        names = cell.split("|")
+    else:
+        names = cell.split()
+        ended = all(name.lower().endswith(PHOTO_ENDINGS) for name in names)
+        if len(names) > 1 and (_found(cell, folder) or not (ended or any(_found(name, folder) for name in names))):
+            names = [cell]  # one name with spaces
+    return list(dict.fromkeys(name for part in names if (name := part.strip())))
+
+
+def _found(name: str, folder: PhotoFolder) -> bool:
+    return not leaves_folder(name) and bool(folder.find(name))
+
+
+def columns_of(image_column: str) -> list[str]:
+    """The columns that image_column asks for: itself, or those in a pattern's brackets."""
+    return re.findall(r"\{([^{}]+)\}", image_column) or [image_column]
+
+
+def cells_of(table: pd.DataFrame, image_column: str, id_column: str) -> list[str]:
+    """What image_column says of each product's photos; a pattern such as {shop}/{id}.jpg is filled in."""
+    names = columns_of(image_column)
+    own = {name: table["id" if name == id_column else name].str.strip() for name in names}
+    if names == [image_column]:
+        return own[image_column].tolist()
+    parts = re.split(r"\{([^{}]+)\}", image_column)  # text, name, text, name, ..., text
+    rows = zip(*(own[part] for part in parts[1::2]), strict=True)
+    return ["".join(a + b for a, b in zip(parts[::2], (*row, ""), strict=True)) for row in rows]
+
+
+def photos_of(name: str, table: pd.DataFrame, folder: Path, cells: Sequence[Cell] | None = None) -> pd.DataFrame:
+    """table, id, image, status of each photo of a table, at least one row per product, in the table's order.
+
+    image is the photo's path, "" where there is none; status says then what is wrong, "" else. With `cells` the photos
+    that these name, else <id>.jpg.
+    """
+    if cells is None:
+        found = find_photos(folder) if folder.is_dir() else {}
+        images = [found.get(i, "") for i in table["id"]]
+        status = ["" if image else "missing" for image in images]
+        return pd.DataFrame({"table": name, "id": table["id"], "image": images, "status": status})
+    within = PhotoFolder(folder)
+    rows = [(i, *photo) for i, cell in zip(table["id"], cells, strict=True) for photo in _photos_in(cell, within)]
+    photos = pd.DataFrame(rows, columns=["id", "image", "status"], dtype=object)
+    photos.insert(0, "table", name)
+    return photos
+
+
+def _photos_in(cell: Cell, folder: PhotoFolder) -> list[tuple[str, str]]:
+    """(path, what is wrong) of each photo of a product."""
+    found = []
+    for name in names_in(cell, folder) if isinstance(cell, str) else cell:
+        if isinstance(name, Path):
+            found.append((str(name), ""))
+        else:
+            path = folder.find(name)
+            found.append((path, "" if path else f"missing: {name}"))
+    return found or [("", NONE_NAMED)]
+
+
+def outside(table: pd.DataFrame, cells: Sequence[Cell], folder: Path) -> list[str]:
+    """The ids of products whose photos are named by paths that lead out of the photo folder."""
+    within = PhotoFolder(folder)
+    named = ([name for name in (names_in(cell, within) if isinstance(cell, str) else cell) if isinstance(name, str)]
+             for cell in cells)  # fmt: skip
+    return [i for i, names in zip(table["id"], named, strict=True) if any(leaves_folder(name) for name in names)]
+
+
+# Inside Parquet ------------------------------------------------------------------------------------------------------
+
+
+def unpack_photos(table: Path, column: str, folder: Path) -> list[Cell] | None:
+    """The photos inside a Parquet table's column, each written to `folder` once, by the hash of its bytes.
+
+    One cell per row: the files, and names where a photo is given by its path alone. None where the column holds no
+    photos. What was unpacked is known by the table's name, size and time.
+    """
+    pieces = [piece for piece in table_pieces(table) if is_parquet(piece)]
+    if not pieces or not all(_has_photos(piece, column) for piece in pieces):
+        return None
+    index = folder / f"{hashlib.sha256(f'{file_stamp(pieces)} {column}'.encode()).hexdigest()[:32]}.json"
+    try:
+        rows = read_json(index)["rows"]
+    except (DamagedFileError, KeyError):
+        rows = [row for piece in pieces for row in _unpacked(piece, column, folder)]
+        write_json(index, {"rows": rows})
+    return [tuple(folder / name if here else name for here, name in row) for row in rows]
+
+
+def _has_photos(piece: Path, column: str) -> bool:
+    schema = pq.read_schema(piece)
+    return column in schema.names and holds_photos(schema.field(column).type)
+
+
+def _unpacked(piece: Path, column: str, folder: Path) -> Iterator[list[tuple[bool, str]]]:
+    """Of each row its photos: whether it is a file of `folder`, and its name."""
+    for batch in pq.ParquetFile(piece).iter_batches(UNPACKED_AT_ONCE, columns=[column]):
+        for cell in batch.column(0).to_pylist():
+            photos = cell if isinstance(cell, list) else [cell]
+            yield [photo for one in photos if (photo := _write_photo(one, folder))]
+
+
+def _write_photo(photo: Any, folder: Path) -> tuple[bool, str] | None:
+    data, name = (photo.get("bytes"), photo.get("path")) if isinstance(photo, dict) else (photo, None)
+    if data is None:
+        return (False, str(name)) if name else None
+    file = hashlib.sha256(data).hexdigest()[:32] + _ending(name)
+    path = folder / file[:2] / file
+    if not path.is_file() or path.stat().st_size != len(data):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    return True, f"{file[:2]}/{file}"
+
+
+def _ending(name: Any) -> str:
+    ending = Path(str(name or "")).suffix.lower()
+    return ending if ending in PHOTO_ENDINGS else ".jpg"

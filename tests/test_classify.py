@@ -1,0 +1,221 @@
+"""The command `predict`: a table of products to a table of predictions, and what bad input gets."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Sample
+
+from goods.classify import Outputs, result_table
+from goods.predictor import Predictor
+from goods_utils import main
+
+HEAD = ["id", "label", "probability", "accept", "second", "second_probability", "third", "third_probability"]
+
+
+class Call(NamedTuple):
+    """A call of the command: its exit status, and what it said."""
+
+    status: int
+    out: str
+    error: str
+
+
+@pytest.fixture
+def predict(kinds, sample: Sample, tmp_path: Path, capsys) -> Callable[..., Call]:
+    """Calls the command for test.csv and its photos; options are given by their names, None leaves one out."""
+
+    def call(run: str = "words", **given: str | None) -> Call:
+        folder = kinds[run].run_dir if run in kinds else run
+        options = {"run": str(folder), "table": str(sample.data / "test.csv"), "precision": "0.5",
+                   "images": str(sample.data / "test_images" / "test_images"),
+                   "out": str(tmp_path / "predictions.parquet")} | given  # fmt: skip
+        words = [word for name, value in options.items() if value is not None
+                 for word in (f"--{name.replace('_', '-')}", *([value] if value else []))]  # fmt: skip
+        capsys.readouterr()
+        try:
+            main(["predict", *words])
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return Call(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(predict, tmp_path: Path) -> Callable[..., str]:
+    """Calls the command, which must refuse with one sentence, status 2, and nothing written."""
+
+    def call(**given: str | None) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        done = predict(**given)
+        assert done.status == 2 and not done.out and done.error.startswith("goods_utils.py: ")
+        assert len(done.error.splitlines()) == 1 and sorted(tmp_path.rglob("*")) == before
+        return done.error
+
+    return call
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"id": str})
+
+
+def test_a_row_for_each_product_in_order_with_labels_as_they_came(kinds, predict, sample: Sample, tmp_path) -> None:
+    done = predict(probabilities="")
+    assert done.status == 0 and "42 products in" in done.out and "out of fold, each fold under the other" in done.out
+    found, run = read(tmp_path / "predictions.parquet"), kinds["words"].run_dir
+    probabilities = pd.read_csv(run / "submission_probs.csv", dtype={"id": str})
+    assert list(found) == HEAD + [f"c{k}" for k in range(21)]
+    assert found["id"].tolist() == pd.read_csv(sample.data / "test.csv", dtype=str)["id"].tolist()
+    assert found["label"].tolist() == pd.read_csv(run / "submission.csv")["categories"].tolist()
+    np.testing.assert_allclose(found[[f"c{k}" for k in range(21)]], probabilities.iloc[:, 1:], atol=1.5e-6)
+    best = np.sort(probabilities.iloc[:, 1:].to_numpy(), axis=1)[:, ::-1]
+    np.testing.assert_allclose(found[[name for name in HEAD if "prob" in name]], best[:, :3], atol=1.5e-6)
+    assert found["accept"].any() and not found["accept"].all()
+    assert found.loc[found["accept"], "probability"].min() > found.loc[~found["accept"], "probability"].max()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.parquet", "predictions.parquet.job.json"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_tables_of_all_forms_give_the_same(predict, sample: Sample, tmp_path: Path, ending: str) -> None:
+    table = pd.read_csv(sample.data / "test.csv", dtype=str, keep_default_na=False).head(9)
+    path = tmp_path / f"new.{ending}"
+    if ending == "parquet":
+        table.replace({"": None}).to_parquet(path, row_group_size=4)
+    else:
+        table.to_csv(path, index=False, sep={"csv": ",", "tsv": "\t"}[ending])
+    assert predict(table=str(path), out=str(tmp_path / "short.csv")).status == 0
+    assert predict(out=str(tmp_path / "whole.csv")).status == 0
+    pd.testing.assert_frame_equal(read(tmp_path / "short.csv"), read(tmp_path / "whole.csv").head(9))
+
+
+def test_ids_and_named_labels_stay_exact() -> None:
+    table = result_table(["=1+1", "007"], np.array([[0.25, 0.75], [0.5, 0.5]]), ["+books", "0"], 0.6)
+    assert table["id"].tolist() == ["=1+1", "007"] and table["label"].tolist() == ["0", "+books"]
+    assert table["accept"].tolist() == [True, False] and table["second"].tolist() == ["+books", "0"]
+    assert table["third"].isna().all() and table["third_probability"].isna().all()
+
+
+# Going on ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From now on the call dies when it has predicted so many parts of 8 rows."""
+    monkeypatch.setattr("goods.training.inputs.TEXT_ROWS", 8)
+    classify = Predictor.classify
+
+    def after(parts: int) -> None:
+        calls = count()
+
+        def dying(predictor: Predictor, products: pd.DataFrame) -> object:
+            if next(calls) >= parts:
+                raise KeyboardInterrupt
+            return classify(predictor, products)
+
+        monkeypatch.setattr(Predictor, "classify", dying)
+
+    return after
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_killed_call_goes_on_to_the_same_bytes(predict, killed_after, tmp_path: Path, ending: str) -> None:
+    whole, path = tmp_path / f"whole.{ending}", tmp_path / f"predictions.{ending}"
+    predict(out=str(whole))
+    killed_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        predict(out=str(path))
+    files = Outputs(path)
+    assert not path.exists() and [files.part(n).is_file() for n in range(5)] == [True, True, True, False, False]
+    assert "another precision" in predict(out=str(path), precision="0.6").error
+    killed_after(3)  # the other three of six
+    assert predict(out=str(path)).status == 0 and not files.parts.exists()
+    killed_after(0)
+    assert predict(out=str(path)).status == 0  # done already
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_of_another_job_is_not_written_over(predict, refused, sample: Sample, tmp_path: Path) -> None:
+    predict()
+    shutil.copy(sample.data / "train.csv", tmp_path / "other.csv")
+    assert "is there already, and it was made with another rows, table;" in refused(table=str(tmp_path / "other.csv"))
+    assert "made with another run, fingerprint" in refused(run="bert")
+    Outputs(tmp_path / "predictions.parquet").record.unlink()
+    assert "it isn't known what it was made from; take another name for --out" in refused()
+
+
+# Photos --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_photos_that_cannot_be_used_are_counted_listed_and_done_without(
+    predict, sample: Sample, tmp_path: Path
+) -> None:
+    table = pd.read_csv(sample.data / "test.csv", dtype=str, keep_default_na=False).head(5)
+    table["photo"] = ["", "broken.jpg", "nowhere.jpg", "good.png", "good.png"]
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    shutil.copy(next(sample.data.rglob("test_images/*.jpg")), tmp_path / "good.png")
+    table.to_csv(tmp_path / "new.csv", index=False)
+    done = predict("head", table=str(tmp_path / "new.csv"), images=None, image_column="photo")
+    assert "2 photos are missing and 1 unreadable (predictions.parquet.bad_images.csv): predicted by what" in done.out
+    listed = pd.read_csv(tmp_path / "predictions.parquet.bad_images.csv", dtype=str)
+    assert listed["id"].tolist() == table["id"].tolist()[:3]
+    assert listed["status"].tolist() == ["missing", "unreadable: not a photo", "missing"]
+    assert len(read(tmp_path / "predictions.parquet")) == 5
+    without = predict("head", table=str(tmp_path / "new.csv"), images="none", out=str(tmp_path / "without.csv"))
+    assert without.status == 0
+    first = read(tmp_path / "without.csv")["probability"][:3], read(tmp_path / "predictions.parquet")["probability"][:3]
+    np.testing.assert_allclose(*first, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_photos_that_are_nowhere_are_refused(refused, sample: Sample, tmp_path: Path) -> None:
+    assert "run 'head' looks at photos: name their folder (images)" in refused(run="head", images=None)
+    assert f"there is no folder {tmp_path}/nowhere with photos" in refused(run="head", images=str(tmp_path / "nowhere"))
+    above = str(sample.data / "test_images")
+    assert f"has a photo <id>.jpg in {above}; did you mean {above}/test_images?" in refused(run="head", images=above)
+    said = refused(run="head", images=None, image_column="title")
+    assert "has a file that column title names, below" in said
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+TABLES = {
+    "id,title\n1,a\n": "lacks description, which the run was trained on; it has id, title",
+    "id,title,description\n": "it has no rows",
+    "id,title,description\n1,a,b\n ,c,d\n1,e,f\n2,,\n": "1 rows have no id; 1 rows have an id that stands there",
+    "id,title,description\n1,a,b\n2,a\n": "the row that ends on line 3 has 2 cells, and the header 3",
+    "id,title,description\n1,caf\xe9,b\n": "is not UTF-8",
+    "": "lacks id, title, description",
+}
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_a_table_that_cannot_be_used_is_refused_in_a_sentence(refused, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "new.csv"
+    path.write_bytes(text.encode("latin-1"))
+    assert TABLES[text] in refused(table=str(path))
+
+
+def test_other_bad_input_is_refused_in_a_sentence(refused, sample: Sample, tmp_path: Path) -> None:
+    (tmp_path / "new.parquet").write_bytes(b"no table")
+    (tmp_path / "empty").mkdir()
+    for given, said in (
+        ({"table": str(tmp_path / "new.parquet")}, "is not a Parquet table"),
+        ({"table": str(tmp_path / "nowhere.csv")}, "there is no table"),
+        ({"table": str(sample.data)}, "must end in .csv, .tsv or .parquet"),
+        ({"out": str(tmp_path / "out.xlsx")}, "must end in .parquet or .csv"),
+        ({"run": str(tmp_path / "empty")}, "there is no run in"),
+        ({"precision": "95"}, "precision 95.0 must lie between 0 and 1"),
+        ({"set": "image_size=32"}, "image_size can't be set for a trained run"),
+        ({"models": "model_name=nowhere"}, "models names model_name, which none of the runs reads"),
+    ):
+        assert said in refused(**given)
