@@ -179,9 +179,9 @@ def add_predict(commands: Any) -> None:
     """The arguments of `predict`."""
     command = commands.add_parser("predict", help="classify a table of products by a finished run")
     command.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
-    command.add_argument("--table", required=True, help="the products: .csv, .tsv or .parquet")
-    command.add_argument("--images", help="folder of their photos, <id>.jpg; none: predict without")
-    command.add_argument("--image-column", help="column with their photos' paths, below --images or beside the table")
+    command.add_argument("--table", required=True, help="the products, a table of any kind that trains")
+    command.add_argument("--images", help="folder of their photos; none: predict without")
+    command.add_argument("--image-column", help="what names or holds their photos; the run's own by default")
     command.add_argument("--out", required=True, help="the predictions: .parquet or .csv")
     command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
     command.add_argument("--probabilities", action="store_true", help="add the probability of every class")

@@ -20,16 +20,19 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from goods.accept import Acceptance, acceptance_of
+from goods.data.datasets import as_tuples, photos_in
+from goods.data.photo_files import columns_of, write_photo
 from goods.data.photos import inspect_photos
-from goods.data.products import CHECKED_ROWS, PhotoFinder, ProductTable, check_products, find_product_photos
-from goods.data.tables import Goods, photo_cache
+from goods.data.products import PhotoFinder, ProductTable, check_products, find_product_photos
+from goods.data.tables import Goods, photo_cache, unpacked_cache
 from goods.errors import GoodsError
 from goods.field_types import Float
-from goods.files import atomic_path, file_hash, held, read_frame, read_json_if_whole, resolve, write_frame, write_json
+from goods.files import atomic_path, held, read_frame, read_json_if_whole, resolve, write_frame, write_json
 from goods.params import Params
 from goods.predictor import Predictor, Tables
 from goods.progress import progress_bar
 from goods.run import Run
+from goods.training.inputs import AND
 
 PLACES = ("", "second_", "third_")  # of the classes that are named, the likeliest first
 PHOTO = "photo_status"  # in a part only: what its photo was like
@@ -41,11 +44,8 @@ SAMPLE_ROWS = 5000  # products that are compared with the training ones
 class PredictParams(Params):
     """What predict.ipynb needs on top of Params: `p = gu.read_params(globals(), PredictParams)`."""
 
-    table: str | None = Field(None, description="products to classify: .csv, .tsv or .parquet; null: test_csv")
-    images: str | None = Field(
-        None, description="folder of their photos, <id>.jpg; none: predict without; null: test_images_dir"
-    )
-    image_column: str | None = Field(None, description="column with the paths of their photos")
+    table: str | None = Field(None, description="products to classify, a table as test_csv may be; null: test_csv")
+    images: str | None = Field(None, description="folder of their photos; none: predict without; null: test_images_dir")
     out: str | None = Field(
         None, description="the predictions: .parquet or .csv; null: predictions.parquet in the run's folder"
     )
@@ -105,12 +105,12 @@ class Job:
         """What its file depends on."""
         where = {"images": str(self.photos.folder), "image_column": self.photos.column} if self.photos else {}
         return {"run": self.predictor.run.name, "fingerprint": self.predictor.fingerprint, "rows": self.table.rows,
-                "table": file_hash(self.table.path), "precision": self.acceptance.wanted,
+                "table": self.table.contents(), "precision": self.acceptance.wanted,
                 "threshold": self.acceptance.threshold, "probabilities": self.probabilities,
                 "part_rows": self.predictor.rows, **where}  # fmt: skip
 
     def stretches(self, rows: int) -> Iterator[pd.DataFrame]:
-        """The table in stretches of so many rows, with the paths of its photos as `image`."""
+        """The table in stretches of so many rows, with its photos as `image`: paths, bytes, or tuples of several."""
         for products in self.table.stretches(rows):
             found = self.photos.of(products, self.predictor.p.id_column) if self.photos else ""
             yield products.assign(image=found)
@@ -140,14 +140,23 @@ class Job:
         return read_frame(self.out) if self.out.suffix == ".parquet" else pd.read_csv(self.out, dtype={"id": str})
 
     def sample(self, rows: int = SAMPLE_ROWS, seed: int = 0) -> pd.DataFrame:
-        """Some of the products, drawn from all of the table, with the paths of their photos as `image`."""
+        """Some of the products, drawn from all of the table, with the paths of their photos as `image`.
+
+        Photos that are inside the table are written to the cache, as those of the training goods are.
+        """
         drawn = np.zeros(self.table.rows, dtype=bool)
         drawn[np.random.default_rng(seed).permutation(self.table.rows)[:rows]] = True
         parts, start = [], 0
-        for products in self.stretches(CHECKED_ROWS):
-            parts.append(products[drawn[start : start + len(products)]])
+        for products in self.stretches(self.predictor.rows):
+            parts.append(self._with_paths(products[drawn[start : start + len(products)]]))
             start += len(products)
         return pd.concat(parts, ignore_index=True)
+
+    def _with_paths(self, products: pd.DataFrame) -> pd.DataFrame:
+        folder, images = unpacked_cache(self.predictor.p), as_tuples(products["image"])
+        paths = [tuple(str(folder / write_photo(photo, folder)) if isinstance(photo, bytes) else photo for photo in own)
+                 for own in images]  # fmt: skip
+        return products.assign(image=pd.Series(paths, index=products.index, dtype=object))
 
     def least_sure(self, top: int = 8) -> pd.DataFrame:
         """The products to look at first: id, title, image, first, second (names of classes), probability."""
@@ -156,9 +165,10 @@ class Job:
         named = {
             place: found[column].astype(str).map(name_of) for place, column in (("first", "label"), ("second",) * 2)
         }
-        wanted = pd.concat([part[part[id_column].isin(found["id"])] for part in self.stretches(CHECKED_ROWS)])
+        stretches = self.stretches(self.predictor.rows)
+        wanted = pd.concat([self._with_paths(part[part[id_column].isin(found["id"])]) for part in stretches])
         title = "title" if "title" in wanted else self.predictor.text_columns[0]
-        table = pd.DataFrame({"id": wanted[id_column], "title": wanted[title], "image": wanted["image"]})
+        table = pd.DataFrame({"id": wanted[id_column], "title": wanted[title], "image": wanted["image"].str[0]})
         return found[["id", "probability"]].assign(**named).merge(table, on="id")
 
     def files(self) -> pd.DataFrame:
@@ -173,6 +183,8 @@ class Job:
         if summary["missing_photos"] or summary["unreadable_photos"]:
             said += (f"; {summary['missing_photos']:,} photos are missing and {summary['unreadable_photos']:,} "
                      f"unreadable ({Outputs(self.out).bad_images.name}): predicted by what is left")  # fmt: skip
+        if summary["truncated_photos"]:
+            said += f"; {summary['truncated_photos']:,} photos end too early and are read as far as they go"
         return said
 
     def _write(self, parts: Sequence[Path], rows: int) -> None:
@@ -197,29 +209,28 @@ def prepare_job(
 ) -> Job:
     """The job, with all that is wrong with it said before anything is predicted: raises GoodsError.
 
-    images: the folder of the photos, <id>.jpg, or "none" to predict without. image_column: the column with their paths,
-    relative to `images` or to the table's folder.
+    images: the folder of the photos, or "none" to predict without. image_column: the column that names or holds them,
+    or a pattern of columns, as the parameter; the run's own by default. Without `images`, paths begin at the table.
     """
     out = resolve(out)
     if out.suffix not in ENDINGS:
         raise GoodsError(f"{out} must end in .parquet or .csv")
     acceptance = acceptance_of(predictor.run, precision)
     id_column = predictor.p.id_column
-    more = [image_column] if image_column else []
-    checked = check_products(resolve(table), id_column, predictor.text_columns, more)
-    folder = resolve(images) if images and str(images) != NO_PHOTOS else None
-    if predictor.reads_photos and not images and not image_column:
+    looks = predictor.reads_photos and str(images) != NO_PHOTOS
+    column = (image_column or predictor.image_column) if looks else None
+    checked = check_products(resolve(table), id_column, predictor.text_columns, columns_of(column) if column else [])
+    if looks and not images and not column:
         raise GoodsError(f"run '{predictor.run.name}' looks at photos: name their folder (images), their column "
                          f"(image_column), or '{NO_PHOTOS}' to predict without any")  # fmt: skip
-    looks = predictor.reads_photos and (folder or image_column)
-    photos = find_product_photos(checked, id_column, folder, image_column) if looks else None
+    folder = resolve(images) if images else None
+    photos = find_product_photos(checked, id_column, folder, column) if looks else None
     return Job(predictor, checked, photos, acceptance, out, probabilities)
 
 
 def job_of(p: PredictParams, predictor: Predictor) -> Job:
     """The job that predict.ipynb's parameters describe: the run's own test set where they name no table."""
-    images = p.images or (None if p.image_column else p.test_images_dir)
-    table, out = p.table or p.test_csv, p.out or Run.of(p).predictions
+    table, images, out = p.table or p.test_csv, p.images or p.test_images_dir, p.out or Run.of(p).predictions
     return prepare_job(predictor, table, out, images, p.image_column, p.precision, p.probabilities)
 
 
@@ -230,7 +241,8 @@ def beside_training(job: Job, goods: Goods) -> Goods:
     """
     products, p = job.sample(), job.predictor.p
     test = Tables(products, p.id_column).of(tuple(p.text_columns))
-    photos = inspect_photos(test[["id", "image"]].assign(table="test"), cache=photo_cache(p))
+    each = test[["id"]].assign(table="test", image=photos_in(test)).explode("image", ignore_index=True)
+    photos = inspect_photos(each, cache=photo_cache(p))
     of_train = goods.photos[goods.photos["table"] == "train"]
     return replace(goods, test=test, photos=pd.concat([of_train, photos], ignore_index=True))
 
@@ -291,14 +303,17 @@ def join_parts(files: Outputs, parts: Sequence[Path]) -> dict[str, Any]:
         for part in parts:
             frame = read_frame(part, ["id", PHOTO], "remove it, and give the same command again")
             accepted, rows = accepted + int(frame["accept"].sum()), rows + len(frame)
-            bad.append(frame.loc[~frame[PHOTO].isin(["ok", ""]), ["id", PHOTO]])
+            wrong = [not {*said.split(AND)} <= {"ok", ""} for said in frame[PHOTO]]
+            bad.append(frame.loc[wrong, ["id", PHOTO]])
             write(frame.drop(columns=PHOTO))
     listed = pd.concat(bad).rename(columns={PHOTO: "status"})
     if len(listed):
         with atomic_path(files.bad_images) as temporary:
             listed.to_csv(temporary, index=False)
-    missing = int((listed["status"] == "missing").sum())
-    return {"rows": rows, "accepted": accepted, "missing_photos": missing, "unreadable_photos": len(listed) - missing}
+    each = listed["status"].str.split(AND, regex=False).explode()
+    missing, good, cut = (int(found.sum()) for found in (each == "missing", each == "ok", each.str.startswith("trunc")))
+    return {"rows": rows, "accepted": accepted, "missing_photos": missing, "truncated_photos": cut,
+            "unreadable_photos": len(each) - missing - good - cut}  # fmt: skip
 
 
 @contextmanager

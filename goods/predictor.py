@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from goods.data.tables import listing
+from goods.data.datasets import as_tuples
 from goods.data.texts import clean_text, join_texts
 from goods.ensemble.learned import FoldMean, RunBlend, read_learned
-from goods.errors import GoodsError, OtherRunError, ParameterError
+from goods.errors import GoodsError, OtherRunError, ParameterError, listing
 from goods.files import file_hash, folder_hash, read_json, resolve
 from goods.members import predicting_folds, predictor_of
 from goods.params import RUNTIME_FIELDS, Params
@@ -35,8 +35,8 @@ SETTINGS = RUNTIME_FIELDS | {"mixed_precision"}  # what may differ from the run'
 class Classified(NamedTuple):
     """What became of a table of products.
 
-    probabilities: (n, num_classes), calibrated. photos: (n,) "ok", "missing", or why a photo is unreadable, where the
-    run looks at photos; else "".
+    probabilities: (n, num_classes), calibrated. photos: (n,) "ok", "missing", or what is wrong with a photo, where the
+    run looks at photos; else "". Of several photos each in its place: "ok | missing".
     """
 
     probabilities: np.ndarray
@@ -72,18 +72,25 @@ class Predictor:
         """How many products are worked on at once: more of them take no more memory."""
         return self._inputs.rows
 
+    @property
+    def image_column(self) -> str | None:
+        """What names the photos of the goods it was trained on."""
+        return self._source.image_column
+
     def predict(self, products: pd.DataFrame) -> np.ndarray:
         """(n, num_classes) calibrated probabilities of products, whatever their number, in their order.
 
         products: the text columns as the run's tables have them; `image`, the path of a photo or its bytes, "" for
-        none; and the id column, by which errors name a product. What is not there is taken as empty, but for the text
-        columns: raises GoodsError without them.
+        none, a tuple of several; and the id column, by which errors name a product. What is not there is taken as
+        empty, but for the text columns: raises GoodsError without them.
         """
         return self.classify(products).probabilities
 
     def classify(self, products: pd.DataFrame) -> Classified:
         """`predict`, and what its photos were like."""
-        parts = [self._chunk(products.iloc[at : at + self.rows]) for at in range(0, len(products), self.rows)]
+        most = max((len(photos) for photos in as_tuples(_filled(products, "image"))), default=1)
+        rows = max(1, self.rows // most)
+        parts = [self._chunk(products.iloc[at : at + rows]) for at in range(0, len(products), rows)]
         if not parts:
             self._columns_of(products)
             return Classified(np.zeros((0, self.num_classes)), [])
@@ -102,21 +109,24 @@ class Predictor:
 
 
 class Tables:
-    """Products as the runs' models take them: id, title, text, image; once for each choice of text columns."""
+    """Products as the runs' models take them, once for each choice of text columns."""
 
     def __init__(self, products: pd.DataFrame, id_column: str) -> None:
         self._products, self._made = products, dict[tuple[str, ...], pd.DataFrame]()
-        self.images = _filled(products, "image")
+        self.images = as_tuples(_filled(products, "image"))
         own = id_column in products
         self._ids = [str(name) for name in products[id_column]] if own else [str(row) for row in products.index]
 
     def of(self, columns: tuple[str, ...]) -> pd.DataFrame:
-        """id, title (cleaned), text (cleaned and joined) and image."""
+        """id, title (cleaned), text (cleaned and joined), image; images, tuples, where some have several."""
         if columns not in self._made:
             raw = pd.DataFrame({name: [str(cell) for cell in _filled(self._products, name)] for name in columns})
             titles = _filled(self._products, "title" if "title" in self._products else columns[0])
             made = {"id": self._ids, "title": [clean_text(str(title)) for title in titles], "text": join_texts(raw)}
-            self._made[columns] = pd.DataFrame(made | {"image": pd.Series(self.images, dtype=object)})
+            made["image"] = pd.Series([photos[0] for photos in self.images], dtype=object)
+            if any(len(photos) > 1 for photos in self.images):
+                made["images"] = pd.Series(self.images, dtype=object)
+            self._made[columns] = pd.DataFrame(made)
         return self._made[columns]
 
 
@@ -154,7 +164,7 @@ class _FoldsSource:
     """The trained folds of one run."""
 
     def __init__(self, run: Run, p: Params, learned: FoldMean, inputs: SharedInputs, models: dict[str, str]) -> None:
-        self.p, self._learned, self.columns = p, learned, tuple(p.text_columns)
+        self.p, self._learned, self.columns, self.image_column = p, learned, tuple(p.text_columns), p.image_column
         folds = whole_folds(run, learned)
         self._predict = predictor_of(p, folds, inputs)
         made_from = {fold.folder.name: fold.made_from() for fold in folds}
@@ -170,6 +180,8 @@ class _BlendSource:
     def __init__(self, run: Run, p: Params, learned: RunBlend, runs: dict[str, _Source]) -> None:
         self.p, self._learned, self._runs = p, learned, runs
         self.columns = tuple(dict.fromkeys(column for each in runs.values() for column in each.columns))
+        named = (each.image_column for each in runs.values())
+        self.image_column = p.image_column or next(filter(None, named), None)
         prints = [each.fingerprint for each in runs.values()]
         self.fingerprint = _hash(file_hash(run.method), file_hash(run.blend_weights), prints)
 

@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from goods.data.photo_files import columns_of, photos_of
-from goods.data.tables import photo_cells, read_raw
+from goods.data.photo_files import columns_of
+from goods.data.products import check_products, find_product_photos
 from goods.ensemble.learned import RunBlend, read_learned
 from goods.ensemble.runs import learn_blend
 from goods.ensemble.submission import write_rows
-from goods.errors import GoodsError, OtherRunError
+from goods.errors import OtherRunError
 from goods.files import resolve
 from goods.members import open_run
 from goods.params import Params
 from goods.predictor import Predictor, check_run, load_predictor, whole_runs
 from goods.progress import progress_bar
 from goods.run import Run
+from goods.training.inputs import AND
 from kaggle_kernel.attached import earlier_run, link, link_runs, named_run, the_contents
 
 Attached = Mapping[str, Sequence[Path]]
@@ -63,34 +64,23 @@ def submit(p: Params, predictor: Predictor) -> pd.DataFrame:
 
     Raises GoodsError with all that is wrong with the table. Photos that are missing or can't be read are counted.
     """
-    products = read_test(p, predictor.text_columns)
-    parts, statuses = [], []
-    with progress_bar(total=len(products), desc=f"run {p.run}", unit=" products") as bar:
-        for at in range(0, len(products), predictor.rows):
-            found = predictor.classify(products.iloc[at : at + predictor.rows])
+    column = predictor.image_column if predictor.reads_photos else None
+    named = columns_of(column) if column else []
+    table = check_products(resolve(p.test_csv), p.id_column, predictor.text_columns, named)
+    folder = resolve(p.test_images_dir)
+    finder = find_product_photos(table, p.id_column, folder, column) if predictor.reads_photos else None
+    ids, parts, bad = [], [], 0
+    with progress_bar(total=table.rows, desc=f"run {p.run}", unit=" products") as bar:
+        for products in table.stretches(predictor.rows):
+            images = finder.of(products, p.id_column) if finder else [""] * len(products)
+            found = predictor.classify(products.assign(image=pd.Series(images, index=products.index, dtype=object)))
+            bad += sum(not {*said.split(AND)} <= {"ok", ""} for said in found.photos)
             parts.append(found.probabilities)
-            statuses += found.photos
-            bar.update(len(found.photos))
-    if bad := sum(status not in ("ok", "") for status in statuses):
-        print(f"{bad:,} of {len(products):,} photos are missing or can't be read: predicted by what is left")
-    ids = products[predictor.p.id_column].tolist()
-    names = (p.id_column, p.label_column)
-    return write_rows(Run.of(p), ids, np.concatenate(parts), predictor.labels, names)
-
-
-def read_test(p: Params, text_columns: Sequence[str]) -> pd.DataFrame:
-    """test.csv as it stands, with the paths of its photos as `image`; no photo is opened."""
-    problems: list[str] = []
-    path, photo_columns = resolve(p.test_csv), columns_of(p.image_column) if p.image_column else []
-    table = read_raw(path, p, [*text_columns, *photo_columns], problems)
-    if table is None or problems:
-        raise GoodsError("the test set can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
-    photos = photos_of("test", table, resolve(p.test_images_dir), photo_cells(path, table, p))
-    photos = photos[photos["status"] == ""]
-    if several := int(photos["id"].duplicated().sum()):
-        print(f"of products with several photos the first is looked at: {several:,} others are left out")
-    images = photos.drop_duplicates("id").set_index("id")["image"].reindex(table["id"], fill_value="")
-    return table.assign(image=images.to_numpy(dtype=object)).rename(columns={"id": p.id_column})
+            ids += products[p.id_column].tolist()
+            bar.update(len(products))
+    if bad:
+        print(f"{bad:,} of {len(ids):,} products lack a photo, or have one that is damaged: predicted by what is left")
+    return write_rows(Run.of(p), ids, np.concatenate(parts), predictor.labels, (p.id_column, p.label_column))
 
 
 def _gathered(p: Params, before: Run, folders: Sequence[Path], scratch: Path) -> Run:

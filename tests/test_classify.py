@@ -183,18 +183,20 @@ def test_photos_that_are_nowhere_are_refused(refused, sample: Sample, tmp_path: 
     above = str(sample.data / "test_images")
     assert f"has a photo <id>.jpg in {above}; did you mean {above}/test_images?" in refused(run="head", images=above)
     said = refused(run="head", images=None, image_column="title")
-    assert "has a file that column title names, below" in said
+    assert "has a file that image_column title names, below" in said
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
 
 TABLES = {
-    "id,title\n1,a\n": "lacks description, which the run was trained on; it has id, title",
+    "id,title\n1,a\n": "lacks description, which the run reads; it has id, title",
+    "id,title,Description \n1,a,b\n": "rename Description  to description",
     "id,title,description\n": "it has no rows",
     "id,title,description\n1,a,b\n ,c,d\n1,e,f\n2,,\n": "1 rows have no id; 1 rows have an id that stands there",
-    "id,title,description\n1,a,b\n2,a\n": "the row that ends on line 3 has 2 cells, and the header 3",
+    "id,title,description\n1,a,b\n2,a\n": "1 rows have more or fewer cells than the header's 3 (they end on lines 3)",
     "id,title,description\n1,caf\xe9,b\n": "is not UTF-8",
-    "": "lacks id, title, description",
+    "": "new.csv is empty",
+    'id,title,description\n1,"a,b\n2,c,d\n3,"e,f\n4,g,h\n': "the quote that opens on line 2 swallows the lines after",
 }
 
 
@@ -206,12 +208,12 @@ def test_a_table_that_cannot_be_used_is_refused_in_a_sentence(refused, tmp_path:
 
 
 def test_other_bad_input_is_refused_in_a_sentence(refused, sample: Sample, tmp_path: Path) -> None:
-    (tmp_path / "new.parquet").write_bytes(b"no table")
+    (tmp_path / "new.parquet").write_bytes(b"PAR1")
     (tmp_path / "empty").mkdir()
     for given, said in (
-        ({"table": str(tmp_path / "new.parquet")}, "is not a Parquet table"),
-        ({"table": str(tmp_path / "nowhere.csv")}, "there is no table"),
-        ({"table": str(sample.data)}, "must end in .csv, .tsv or .parquet"),
+        ({"table": str(tmp_path / "new.parquet")}, "can't be read as Parquet"),
+        ({"table": str(tmp_path / "nowhere.csv")}, "there is no "),
+        ({"table": str(sample.data)}, "there is no "),
         ({"out": str(tmp_path / "out.xlsx")}, "must end in .parquet or .csv"),
         ({"run": str(tmp_path / "empty")}, "there is no run in"),
         ({"precision": "95"}, "precision 95.0 must lie between 0 and 1"),

@@ -24,7 +24,7 @@ def fitting_columns(missing: Sequence[str], there: Sequence[str], asked: Mapping
     """
     named = {name for value in asked.values() for name in ([value] if isinstance(value, str) else value or ())}
     free = [name for name in there if name not in named]
-    fits = {name: fit for name in missing if (fit := _nearest(name, free))}
+    fits = {name: fit for name in missing if (fit := nearest_column(name, free))}
     settings = []
     for parameter, value in asked.items():
         if isinstance(value, str) and value in fits:
@@ -34,7 +34,8 @@ def fitting_columns(missing: Sequence[str], there: Sequence[str], asked: Mapping
     return " ".join(settings)
 
 
-def _nearest(name: str, there: Sequence[str]) -> str | None:
+def nearest_column(name: str, there: Sequence[str]) -> str | None:
+    """The column that is called almost so, if there is one."""
     plain = {_plain(other): other for other in reversed(there)}
     near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.75)
     return plain[near[0]] if near else None

@@ -19,6 +19,11 @@ def photos_in(table: pd.DataFrame, column: str = "image") -> list[str | tuple[st
     return table[f"{column}s" if f"{column}s" in table else column].tolist()
 
 
+def as_tuples(images: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The photos of each product as a tuple, never an empty one: "" stands for none."""
+    return [(tuple(image) or ("",)) if isinstance(image, tuple | list) else (image,) for image in images]
+
+
 class PhotoDataset(Dataset):
     """Photos read when asked for, and what stands beside them: pixels (3, size, size) uint8, columns[name][row].
 
@@ -36,7 +41,7 @@ class PhotoDataset(Dataset):
         draw: bool = False,
         **columns: torch.Tensor,
     ) -> None:
-        self.images = [(image,) if isinstance(image, str) else image or ("",) for image in images]
+        self.images = as_tuples(images)
         self.size, self.augment, self.seed, self.draw, self.columns = size, augment, seed, draw, columns
         self.most = 1 if draw else max(map(len, self.images), default=1)
         self.epoch = 0
@@ -57,10 +62,10 @@ class PhotoDataset(Dataset):
 
 
 class UncheckedPhotos(PhotoDataset):
-    """Photos that nobody has looked at yet: pixels, and status, "ok" or what is wrong, in which case they are white."""
+    """Photos, or their bytes, that nobody has looked at yet: pixels, white ones where there is none, and status."""
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        pixels, status = load_or_white(self.images[row], self.size)
+        pixels, status = load_or_white(*self.images[row], self.size)
         return {"pixels": pixels, "status": status}
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from goods.errors import listing
 
@@ -14,25 +17,45 @@ class Suspect(NamedTuple):
     """A cell that runs over several lines, and lines of it that may be rows of their own."""
 
     line: int  # on which its quote opens
-    rows: list[list[str]]  # cells of these lines, split at every separator
+    ids: list[str]  # what these lines have where a row has its id
     sure: bool  # whether its quote is closed where no cell ends
 
 
-def looked_through(lines: Iterable[str], separator: str, columns: Sequence[str] | None, id_column: str) -> str:
+class _Ids:
+    """The ids of a table of any length: 8 bytes of each, and what forms they have."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[str, set[int]] = {}  # by form
+        self._hashes = array("q")
+
+    def add(self, name: str) -> None:
+        self._hashes.append(hash(name))
+        self._lengths.setdefault(_form(name), set()).add(len(name))
+
+    def like(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that look like ids, and that no row has."""
+        found = [name for name in names if len(name) in self._near(_form(name))]
+        there = np.isin([hash(name) for name in found], np.asarray(self._hashes))
+        return [name for name, known in zip(found, there, strict=True) if not known]
+
+    def _near(self, form: str) -> set[int]:
+        found = self._lengths.get(form, set())
+        # Where they vary, a little more or less is no surprise.
+        return found | {*range(min(found) - 1, max(found) + 2)} if len(found) > 1 else found
+
+
+def looked_through(lines: Iterable[str], separator: str, header: Sequence[str], id_column: str) -> str:
     """What is wrong with the rows of a table of text, to be said after its name: "" where nothing is.
 
-    A quote that is never closed; rows that a stray quote has swallowed; rows of another length than the header's
-    `columns`. None for these, where the table couldn't be read: lengths aren't looked at then.
+    A quote that is never closed; rows that a stray quote has swallowed; rows of another length than the header's.
     """
     suspects: list[Suspect] = []
     ragged: list[int] = []
-    ids: set[str] = set()
-    header, line, text = list(columns or ()), 1, ""
+    ids, line, text = _Ids(), 1, ""
+    place = header.index(id_column) if id_column in header else 0
     for number, (cells, line, text) in enumerate(_records(lines, separator)):
-        header = header or cells
-        place = header.index(id_column) if id_column in header else 0
         if "\n" in text.rstrip("\r\n"):
-            suspects += _suspects(text, line, separator, len(header))
+            suspects += _suspects(text, line, separator, len(header), place)
         if number and len(cells) > place:
             ids.add(cells[place].strip())
         if len(cells) != len(header) and (len(cells) > 1 or "".join(cells).strip()):
@@ -40,9 +63,9 @@ def looked_through(lines: Iterable[str], separator: str, columns: Sequence[str] 
     if open_at := [start for start, end in _quoted(text, separator) if end < 0]:
         return (f" is not a CSV table: a quote opens on line {line + text.count(chr(10), 0, open_at[0])} and is never "
                 'closed; close it there, or double it ("") where it belongs to the text')  # fmt: skip
-    if suspects and (problem := _swallowed(suspects, place, ids)):
+    if problem := _swallowed(suspects, ids):
         return problem
-    if ragged and columns:
+    if ragged:
         return (f": {len(ragged)} rows have more or fewer cells than the header's {len(header)} "
                 f"(they end on lines {listing(ragged)})")  # fmt: skip
     return ""
@@ -81,7 +104,7 @@ def _quoted(record: str, separator: str) -> Iterator[tuple[int, int]]:
         at = following + 1
 
 
-def _suspects(record: str, line: int, separator: str, width: int) -> Iterator[Suspect]:
+def _suspects(record: str, line: int, separator: str, width: int, place: int) -> Iterator[Suspect]:
     """The cells of a record that run over several lines of which some, or where all is well closed all, may be rows."""
     for start, end in _quoted(record, separator):
         if end < 0 or "\n" not in record[start:end]:
@@ -92,21 +115,16 @@ def _suspects(record: str, line: int, separator: str, width: int) -> Iterator[Su
         rows = [text.rstrip("\r").split(separator) for text in later]
         long = [cells for cells in rows if len(cells) >= width]
         if long and (sure or len(long) == len(rows)):
-            yield Suspect(line + record.count("\n", 0, start), long, sure)
+            names = [cells[place].strip() for cells in long]
+            yield Suspect(line + record.count("\n", 0, start), names, sure)
 
 
-def _swallowed(suspects: Sequence[Suspect], place: int, ids: set[str]) -> str:
+def _swallowed(suspects: Sequence[Suspect], ids: _Ids) -> str:
     """The sentence for the first suspect whose lines begin like other rows, with ids that no row has."""
-    lengths: dict[str, set[int]] = {}
-    for name in ids:
-        lengths.setdefault(_form(name), set()).add(len(name))
-    for found in lengths.values():
-        if len(found) > 1:  # where they vary, a little more or less is no surprise
-            found |= {*range(min(found) - 1, max(found) + 2)}
+    unknown = set(ids.like(name for suspect in suspects for name in suspect.ids)) if suspects else set()
     for suspect in suspects:
-        names = [cells[place].strip() for cells in suspect.rows]
-        new = [name for name in names if name not in ids and len(name) in lengths.get(_form(name), ())]
-        if new and (suspect.sure or len(new) == len(names)):
+        new = [name for name in suspect.ids if name in unknown]
+        if new and (suspect.sure or len(new) == len(suspect.ids)):
             return (f": the quote that opens on line {suspect.line} swallows the lines after it; {len(new)} of them "
                     f"look like rows (ids {listing(new)}), which would be lost; close it there, or double it "
                     '("") where it belongs to the text')  # fmt: skip

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import pyarrow.parquet as pq
 
-from goods.data.table_files import holds_photos, is_parquet
+from goods.data.table_files import holds_photos, is_parquet, stretches
 from goods.errors import DamagedFileError
 from goods.files import atomic_path, file_stamp, read_json, write_json
 from goods.places import PHOTO_ENDINGS, table_pieces
@@ -53,6 +53,10 @@ class PhotoFolder:
                 if found:
                     return found
         return ""
+
+    def by_id(self, name: str) -> str:
+        """The path of the photo that is called by a product's id, "" where there is none."""
+        return self._names("").get(name, "")
 
     def _names(self, inner: str) -> dict[str, str]:
         if inner not in self._listed:
@@ -121,12 +125,11 @@ def photos_of(name: str, table: pd.DataFrame, folder: Path, cells: Sequence[Cell
     image is the photo's path, "" where there is none; status says then what is wrong, "" else. With `cells` the photos
     that these name, else <id>.jpg.
     """
+    within = PhotoFolder(folder)
     if cells is None:
-        found = find_photos(folder) if folder.is_dir() else {}
-        images = [found.get(i, "") for i in table["id"]]
+        images = [within.by_id(i) for i in table["id"]]
         status = ["" if image else "missing" for image in images]
         return pd.DataFrame({"table": name, "id": table["id"], "image": images, "status": status})
-    within = PhotoFolder(folder)
     rows = [(i, *photo) for i, cell in zip(table["id"], cells, strict=True) for photo in _photos_in(cell, within)]
     photos = pd.DataFrame(rows, columns=["id", "image", "status"], dtype=object)
     photos.insert(0, "table", name)
@@ -145,12 +148,11 @@ def _photos_in(cell: Cell, folder: PhotoFolder) -> list[tuple[str, str]]:
     return found or [("", NONE_NAMED)]
 
 
-def outside(table: pd.DataFrame, cells: Sequence[Cell], folder: Path) -> list[str]:
+def outside(ids: Sequence[str], cells: Sequence[Cell], within: PhotoFolder) -> list[str]:
     """The ids of products whose photos are named by paths that lead out of the photo folder."""
-    within = PhotoFolder(folder)
     named = ([name for name in (names_in(cell, within) if isinstance(cell, str) else cell) if isinstance(name, str)]
              for cell in cells)  # fmt: skip
-    return [i for i, names in zip(table["id"], named, strict=True) if any(leaves_folder(name) for name in names)]
+    return [i for i, names in zip(ids, named, strict=True) if any(leaves_folder(name) for name in names)]
 
 
 # Inside Parquet ------------------------------------------------------------------------------------------------------
@@ -162,9 +164,9 @@ def unpack_photos(table: Path, column: str, folder: Path) -> list[Cell] | None:
     One cell per row: the files, and names where a photo is given by its path alone. None where the column holds no
     photos. What was unpacked is known by the table's name, size and time.
     """
-    pieces = [piece for piece in table_pieces(table) if is_parquet(piece)]
-    if not pieces or not all(_has_photos(piece, column) for piece in pieces):
+    if not photos_inside(table, column):
         return None
+    pieces = table_pieces(table)
     index = folder / f"{hashlib.sha256(f'{file_stamp(pieces)} {column}'.encode()).hexdigest()[:32]}.json"
     try:
         rows = read_json(index)["rows"]
@@ -174,31 +176,42 @@ def unpack_photos(table: Path, column: str, folder: Path) -> list[Cell] | None:
     return [tuple(folder / name if here else name for here, name in row) for row in rows]
 
 
+def photos_inside(table: Path, column: str) -> bool:
+    """Whether a table is Parquet, with photos in that column."""
+    pieces = table_pieces(table)
+    return bool(pieces) and all(is_parquet(piece) and _has_photos(piece, column) for piece in pieces)
+
+
 def _has_photos(piece: Path, column: str) -> bool:
     schema = pq.read_schema(piece)
     return column in schema.names and holds_photos(schema.field(column).type)
 
 
+def photos_in_cell(cell: Any) -> list[tuple[bytes | None, str]]:
+    """The photos of a cell of Parquet: the bytes, None where a photo is given by its path alone, and the path."""
+    photos = cell if isinstance(cell, list) else [cell]
+    pairs = [(photo.get("bytes"), photo.get("path")) if isinstance(photo, dict) else (photo, "") for photo in photos]
+    return [(data, str(name or "")) for data, name in pairs if data is not None or name]
+
+
 def _unpacked(piece: Path, column: str, folder: Path) -> Iterator[list[tuple[bool, str]]]:
     """Of each row its photos: whether it is a file of `folder`, and its name."""
-    for batch in pq.ParquetFile(piece).iter_batches(UNPACKED_AT_ONCE, columns=[column]):
-        for cell in batch.column(0).to_pylist():
-            photos = cell if isinstance(cell, list) else [cell]
-            yield [photo for one in photos if (photo := _write_photo(one, folder))]
+    for table in stretches(piece, UNPACKED_AT_ONCE, "", [column], photos=True):
+        for cell in table[column]:
+            yield [(data is not None, name if data is None else write_photo(data, folder, name))
+                   for data, name in photos_in_cell(cell)]  # fmt: skip
 
 
-def _write_photo(photo: Any, folder: Path) -> tuple[bool, str] | None:
-    data, name = (photo.get("bytes"), photo.get("path")) if isinstance(photo, dict) else (photo, None)
-    if data is None:
-        return (False, str(name)) if name else None
+def write_photo(data: bytes, folder: Path, name: str = "") -> str:
+    """Writes a photo to `folder` once, by the hash of its bytes; returns its path from there on."""
     file = hashlib.sha256(data).hexdigest()[:32] + _ending(name)
     path = folder / file[:2] / file
     if not path.is_file() or path.stat().st_size != len(data):
         with atomic_path(path) as temporary:
             temporary.write_bytes(data)
-    return True, f"{file[:2]}/{file}"
+    return f"{file[:2]}/{file}"
 
 
-def _ending(name: Any) -> str:
-    ending = Path(str(name or "")).suffix.lower()
+def _ending(name: str) -> str:
+    ending = Path(name).suffix.lower()
     return ending if ending in PHOTO_ENDINGS else ".jpg"

@@ -60,13 +60,18 @@ def inspect_photos(photos: pd.DataFrame, cache: Path) -> pd.DataFrame:
 
 def usable(photos: pd.DataFrame) -> pd.Series:
     """(n,) bool: the photos that can be shown, those that end too early among them."""
-    return (photos["status"] == "ok") | photos["status"].str.startswith("truncated")
+    return photos["status"].map(can_be_shown).astype(bool)
 
 
-def _inspect(path: str) -> tuple[str, str, int, int, str]:
+def can_be_shown(status: str) -> bool:
+    """Whether a photo of that status is ok, or ends too early."""
+    return status == "ok" or status.startswith("truncated")
+
+
+def _inspect(photo: str | bytes) -> tuple[str, str, int, int, str]:
     data = b""
     try:
-        data = Path(path).read_bytes()
+        data = _bytes_of(photo)
         with _open(io.BytesIO(data)) as image:
             facts = image.width, image.height, image.mode
             status = _status(image, data)
@@ -117,32 +122,40 @@ class Augment(NamedTuple):
     jpeg: float = 0.0  # share compressed once more
 
 
-def open_upright(path: str | io.BytesIO, side: int) -> Image.Image:
-    """The RGB photo at `path`, or in its bytes, turned as its EXIF data say, white where it is transparent.
+def open_upright(path: str | bytes, side: int) -> Image.Image:
+    """The RGB photo at `path`, or in these bytes, turned as its EXIF data say, white where it is transparent.
 
     A large JPEG is decoded at the smallest of its eighths that is still `side` wide and high (Pillow's draft mode);
     any other photo has its own size. What a photo that ends too early lacks is white. Raises whatever Pillow raises on
     a file of which nothing can be read.
     """
-    with _open(path) as photo:
-        draft = photo.draft("RGB", (side, side))
+    return _read(path, side)[0]
+
+
+def _read(path: str | bytes, side: int) -> tuple[Image.Image, bool]:
+    """open_upright's photo, and whether its decoder came to its end."""
+    with _open(io.BytesIO(path) if isinstance(path, bytes) else path) as photo:
+        draft, whole = photo.draft("RGB", (side, side)), True
         try:
             image = _to_rgb(photo)
         except Exception:
-            image = _salvaged(path, side)
+            image, whole = _salvaged(path, side), False
             if not image:
                 raise
-        return _upright(_whole_pixels(image, draft and draft[1]), photo)
+        return _upright(_whole_pixels(image, draft and draft[1]), photo), whole
 
 
-def _salvaged(path: str | io.BytesIO, side: int) -> Image.Image | None:
+def _bytes_of(photo: str | bytes) -> bytes:
+    return photo if isinstance(photo, bytes) else Path(photo).read_bytes()
+
+
+def _salvaged(path: str | bytes, side: int) -> Image.Image | None:
     def opened(data: bytes) -> Image.Image:
         image = _open(io.BytesIO(data))
         image.draft("RGB", (side, side))
         return image
 
-    data = path.getvalue() if isinstance(path, io.BytesIO) else Path(path).read_bytes()
-    if not (found := salvage(opened, data)):
+    if not (found := salvage(opened, _bytes_of(path))):
         return None
     image, read, _ = found
     image = _to_rgb(image)
@@ -176,20 +189,20 @@ def load_photo(path: str, size: int, augment: Augment | None = None, seed: Seque
 
 
 def load_or_white(path: str | bytes, size: int) -> tuple[torch.Tensor, str]:
-    """load_photo's pixels and "ok"; white ones and "missing", or why it is unreadable, where there is no photo.
+    """load_photo's pixels and inspect_photos' status; white ones where there is no photo, or none can be read.
 
     path: the photo's, or its bytes.
     """
-    if not path:
+    if path == "":
         return load_photo("", size), "missing"
     try:
-        return load_photo(io.BytesIO(path) if isinstance(path, bytes) else path, size), "ok"
+        image, whole = _read(path, size)
+        return squash(image, size), "ok" if whole else _inspect(path)[1]
     except FileNotFoundError:
         return load_photo("", size), "missing"
-    except UnidentifiedImageError:
-        return load_photo("", size), "unreadable: not a photo"
     except Exception as error:  # Pillow's plugins raise anything on damaged bytes; none of it may stop a run
-        return load_photo("", size), f"unreadable: {error or type(error).__name__}"
+        status = _inspect(path)[1]
+        return load_photo("", size), f"unreadable: {error}" if can_be_shown(status) else status
 
 
 def _whole_pixels(image: Image.Image, box: tuple[float, ...] | None) -> Image.Image:

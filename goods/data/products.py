@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
-from goods.data.photos import find_photos
-from goods.data.tables import listing
-from goods.errors import GoodsError
+from goods.data.advice import nearest_column
+from goods.data.photo_files import (
+    UNPACKED_AT_ONCE,
+    PhotoFolder,
+    cells_of,
+    columns_of,
+    find_photos,
+    names_in,
+    outside,
+    photos_in_cell,
+    photos_inside,
+)
+from goods.data.table_files import CHECKED_ROWS, check_cells, stretches
+from goods.errors import GoodsError, listing
+from goods.files import file_hash
+from goods.places import table_pieces
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-CHECKED_ROWS = 65_536  # read at once where only ids are looked at
+Photos = str | bytes | tuple[str | bytes, ...]  # of a product: a path, or a photo's bytes; "" for none; or several
 
 
 @dataclass(frozen=True)
 class ProductTable:
-    """A table that has been checked: its rows, and the columns that are read, all as text."""
+    """A table that has been checked: its rows, and the columns that are read, as text but for photos inside."""
 
     path: Path
     columns: tuple[str, ...]
     rows: int
+    id_column: str = "id"
 
     def stretches(self, rows: int) -> Iterator[pd.DataFrame]:
         """The table in stretches of so many rows, the last one shorter; empty cells are ""."""
-        return _stretches(self.path, self.columns, rows)
+        return stretches(self.path, rows, self.id_column, self.columns, photos=True)
+
+    def contents(self) -> str:
+        """A hash of its bytes; of a table in pieces one of each."""
+        return " ".join(map(file_hash, table_pieces(self.path)))
 
 
 def check_products(path: Path, id_column: str, text_columns: Sequence[str], more: Sequence[str] = ()) -> ProductTable:
-    """The table at `path`: .csv, .tsv or .parquet; `title` is read where it has one.
+    """The table at `path`, of any kind that goods.data.table_files reads; `title` is read where it has one.
 
-    Raises GoodsError, with all that is wrong with it: columns that are not there, ids that are empty or stand there
-    twice, rows of another width, no row at all, another encoding than UTF-8.
+    Raises GoodsError, with all that is wrong with it: what goods.data.table_files.check_cells finds, columns that are
+    not there, ids that are empty or stand there twice, no row at all.
     """
-    if path.suffix not in (*SEPARATORS, ".parquet"):
-        raise GoodsError(f"{path} must end in .csv, .tsv or .parquet")
-    if not path.is_file():
-        raise GoodsError(f"there is no table {path}")
-    needed, header = list(dict.fromkeys([id_column, *text_columns, *more])), _header(path)
+    needed, header = list(dict.fromkeys([id_column, *text_columns, *more])), check_cells(path, id_column)
     if missing := [name for name in needed if name not in header]:
-        raise GoodsError(f"{path} lacks {listing(missing)}, which the run was trained on; it has {listing(header)}")
+        free = [name for name in header if name not in needed]
+        fits = [f"{near} to {name}" for name in missing if (near := nearest_column(name, free))]
+        raise GoodsError(f"{path} lacks {listing(missing)}, which the run reads; it has {listing(header)}"
+                         + (f"; rename {listing(fits)}" if fits else ""))  # fmt: skip
     hashes, empty, rows = [], 0, 0
-    for stretch in _stretches(path, (id_column,), CHECKED_ROWS):
+    for stretch in stretches(path, CHECKED_ROWS, id_column, [id_column]):
         ids = stretch[id_column][stretch[id_column].str.strip() != ""]
         empty, rows = empty + len(stretch) - len(ids), rows + len(stretch)
         hashes.append(pd.util.hash_array(ids.to_numpy(), categorize=False))  # 8 bytes an id, whatever it is like
@@ -60,14 +72,14 @@ def check_products(path: Path, id_column: str, text_columns: Sequence[str], more
     if problems:
         raise GoodsError(f"{path} can't be used: {'; '.join(problems)}")
     title = ["title"] if "title" in header else []
-    return ProductTable(path, tuple(dict.fromkeys([*needed, *title])), rows)
+    return ProductTable(path, tuple(dict.fromkeys([*needed, *title])), rows, id_column)
 
 
 def _repeated(path: Path, id_column: str, most: int = 6) -> list[str]:
     """Some ids that stand in the table more than once; no more than that many are looked for."""
     seen: set[str] = set()
     found: dict[str, None] = {}
-    for stretch in _stretches(path, (id_column,), CHECKED_ROWS):
+    for stretch in stretches(path, CHECKED_ROWS, id_column, [id_column]):
         for name in stretch[id_column]:
             if name in seen and name.strip():
                 found[name] = None
@@ -77,111 +89,65 @@ def _repeated(path: Path, id_column: str, most: int = 6) -> list[str]:
     return list(found)
 
 
-def _header(path: Path) -> list[str]:
-    if path.suffix == ".parquet":
-        return list(_parquet(path).schema_arrow.names)
-    with _CsvRows(path) as rows:
-        return next(rows, [])
-
-
-def _stretches(path: Path, columns: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
-    if path.suffix == ".parquet":
-        left: list[pd.DataFrame] = []
-        for batch in _parquet(path).iter_batches(rows, columns=list(dict.fromkeys(columns))):
-            left.append(batch.to_pandas())  # of at most `rows`: row groups may end before
-            if sum(map(len, left)) >= rows:
-                whole = pd.concat(left, ignore_index=True)
-                yield _as_text(whole.iloc[:rows])
-                left = [whole.iloc[rows:]]
-        if sum(map(len, left)):
-            yield _as_text(pd.concat(left, ignore_index=True))
-        return
-    with _CsvRows(path) as lines:
-        header = next(lines)
-        places = [header.index(name) for name in columns]
-        while stretch := list(islice(lines, rows)):
-            yield pd.DataFrame({name: [row[at] for row in stretch] for name, at in zip(columns, places, strict=True)},
-                               dtype=object)  # fmt: skip
-
-
-def _parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except Exception as error:  # pyarrow raises anything on damaged bytes
-        raise GoodsError(f"{path} is not a Parquet table: {str(error).splitlines()[0]}") from None
-
-
-def _as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """All cells as text, "" where there is nothing."""
-    table = table.astype(object).where(table.notna(), "").reset_index(drop=True)
-    return table.map(lambda cell: cell if isinstance(cell, str) else str(cell)).astype(object)
-
-
-class _CsvRows:
-    """The rows of a CSV or TSV, checked for their width, with errors as sentences; a context manager."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.file = path, path.open(encoding="utf-8-sig", newline="")
-
-    def __enter__(self) -> Iterator[list[str]]:
-        return self._checked()
-
-    def __exit__(self, *_: Any) -> None:
-        self.file.close()
-
-    def _checked(self) -> Iterator[list[str]]:
-        width, reader = 0, csv.reader(self.file, delimiter=SEPARATORS[self.path.suffix])
-        try:
-            for row in reader:
-                if not row or (len(row) == 1 and width > 1 and not row[0].strip()):
-                    continue  # an empty line
-                if width and len(row) != width:
-                    raise GoodsError(f"{self.path}: the row that ends on line {reader.line_num} has {len(row)} cells, "
-                                     f"and the header {width}")  # fmt: skip
-                width = width or len(row)
-                yield row
-        except UnicodeDecodeError as error:
-            raise GoodsError(
-                f"{self.path} is not UTF-8 ({error.reason} after line {reader.line_num}); save it as UTF-8"
-            ) from None
-        except csv.Error as error:
-            raise GoodsError(f"{self.path} is no table ({error}, line {reader.line_num})") from None
-
-
 # Its photos ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PhotoFinder:
-    """Where the photos of products are: by their ids in a folder, or by the paths in a column of the table.
+    """Where the photos of products are: in a folder by their ids or as `column` says, or `inside` the table."""
 
-    folder: of the photos, or to which the paths are relative. found: photos of the folder by their names.
-    """
-
-    folder: Path
+    within: PhotoFolder
     column: str | None
-    found: Mapping[str, str]
+    inside: bool = False
 
-    def of(self, products: pd.DataFrame, id_column: str) -> list[str]:
-        """(n,) paths of the products' photos; "" where there is none."""
-        if self.column:
-            return [str(self.folder / cell) if cell.strip() else "" for cell in products[self.column]]
-        return [self.found.get(name, "") for name in products[id_column]]
+    @property
+    def folder(self) -> Path:
+        """In which the photos are."""
+        return self.within.folder
+
+    def of(self, products: pd.DataFrame, id_column: str) -> list[Photos]:
+        """(n,) the photos of products; one that isn't there is "", so that each has its place."""
+        if not self.column:
+            return [self.within.by_id(name) for name in products[id_column]]
+        find = self.within.find
+        if self.inside:
+            found = [tuple(find(name) if data is None else data for data, name in photos_in_cell(cell))
+                     for cell in products[self.column]]  # fmt: skip
+        else:
+            found = [tuple(map(find, names_in(cell, self.within))) for cell in cells_of(products, self.column, "id")]
+        return [photos if len(photos) > 1 else (*photos, "")[0] for photos in found]
 
 
 def find_product_photos(table: ProductTable, id_column: str, folder: Path | None, column: str | None) -> PhotoFinder:
-    """The photos of a table; raises GoodsError where not one of its products has a photo there."""
-    if folder and not folder.is_dir():
+    """The photos of a table; raises GoodsError where not one of its products has a photo there.
+
+    column: that names them, below `folder` or else beside the table, or a pattern of columns; or that holds them.
+    Paths that lead out of the folder are refused.
+    """
+    inside = bool(column) and photos_inside(table.path, column)
+    if folder and not folder.is_dir() and not inside:
         raise GoodsError(f"there is no folder {folder} with photos")
-    finder = PhotoFinder(folder or table.path.parent, column, {} if column or not folder else find_photos(folder))
-    for stretch in table.stretches(CHECKED_ROWS):
-        if any(path and (not column or Path(path).is_file()) for path in finder.of(stretch, id_column)):
-            return finder
-    inner = sorted(path for path in finder.folder.iterdir() if path.is_dir())
-    where = (
-        f"a file that column {column} names, below {finder.folder}"
-        if column
-        else f"a photo <{id_column}>.jpg in {folder}"
-    )
-    hint = f"; did you mean {inner[0]}?" if inner and not finder.found and not column else ""
-    raise GoodsError(f"no product of {table.path} has {where}{hint}")
+    finder = PhotoFinder(PhotoFolder(folder or table.path.parent), column, inside)
+    columns, found, leaving = [id_column, *(columns_of(column) if column else [])], False, []
+    rows = UNPACKED_AT_ONCE if inside else CHECKED_ROWS
+    for stretch in stretches(table.path, rows, table.id_column, columns, photos=True):
+        if column and not inside:
+            leaving += outside(stretch[id_column], cells_of(stretch, column, "id"), finder.within)
+        found = found or any(any(photos) for photos in finder.of(stretch, id_column))
+        if found and (inside or not column):
+            break
+    if leaving:
+        raise GoodsError(f"{len(leaving)} products of {table.path} name photos by absolute paths or out of "
+                         f"{finder.folder} (ids {listing(leaving)}); name them from that folder on")  # fmt: skip
+    if not found:
+        raise GoodsError(_none_found(table, id_column, finder))
+    return finder
+
+
+def _none_found(table: ProductTable, id_column: str, finder: PhotoFinder) -> str:
+    where, hint = f"a photo <{id_column}>.jpg in {finder.folder}", ""
+    if finder.column:
+        where = f"a file that image_column {finder.column} names, below {finder.folder}"
+    elif (inner := sorted(f for f in finder.folder.iterdir() if f.is_dir())) and not find_photos(finder.folder):
+        hint = f"; did you mean {inner[0]}?"
+    return f"no product of {table.path} has {where}{hint}"

@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -26,42 +26,67 @@ SEPARATORS = ",;\t|:^~#"
 SPOKEN = {"\t": "tabs"}
 DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError)  # RuntimeError: locked
 csv.field_size_limit(2**31 - 1)  # descriptions may be longer than its 128 KiB
+CHECKED_ROWS = 65_536  # read at once where a table is looked through
 
 
 def read_cells(path: Path, problems: list[str], id_column: str = "id") -> pd.DataFrame | None:
-    """The table as text, nothing but an empty cell empty; what is wrong with it is added to `problems`, and None comes.
+    """The whole table, as `stretches` reads it; what is wrong with it is added to `problems`, and None comes."""
+    try:
+        columns = check_cells(path, id_column)
+        tables = list(stretches(path, CHECKED_ROWS, id_column))
+    except GoodsError as error:
+        problems.append(str(error))
+        return None
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns, dtype=object)
 
-    A list of texts in Parquet comes as one cell, with | between them; photos inside Parquet as empty cells (see
-    goods.data.photo_files.unpack_photos). `id_column` helps to find out what separates the cells.
+
+def check_cells(path: Path, id_column: str) -> list[str]:
+    """The columns of a table, which is looked through once: `stretches` will give each of its rows.
+
+    Raises GoodsError where it isn't there or damaged, where a stray quote swallows rows or some have more or fewer
+    cells than others, and where its pieces have other columns.
     """
-    pieces = table_pieces(path)
-    if not pieces:
-        problems.append(f"there is no {path}" + _other_tables(path))
-        return None
-    found = [_parquet(piece, problems) if is_parquet(piece) else _separated(piece, problems, id_column)
-             for piece in pieces]  # fmt: skip
-    tables = [table for table in found if table is not None]
-    if len(tables) < len(pieces):
-        return None
-    if other := [piece for piece, table in zip(pieces, tables, strict=True) if {*table} != {*tables[0]}]:
-        problems.append(f"{other[0]} has other columns than {pieces[0]}: {listing(tables[pieces.index(other[0])])}")
-        return None
-    return pd.concat(tables, ignore_index=True) if len(tables) > 1 else tables[0]
+    if not (pieces := table_pieces(path)):
+        raise GoodsError(f"there is no {path}" + _other_tables(path))
+    found = [(list(_fields(piece)) if is_parquet(piece) else _checked(piece, id_column)) for piece in pieces]
+    if other := [number for number, columns in enumerate(found) if {*columns} != {*found[0]}]:
+        raise GoodsError(f"{pieces[other[0]]} has other columns than {pieces[0]}: {listing(found[other[0]])}")
+    return found[0]
+
+
+def stretches(
+    path: Path, rows: int, id_column: str, columns: Sequence[str] | None = None, photos: bool = False
+) -> Iterator[pd.DataFrame]:
+    """A table in stretches of `rows`, the last one shorter, as text: nothing but an empty cell is empty.
+
+    columns: those that are read; None for all. A list of texts in Parquet comes as one cell, with | between them;
+    photos inside Parquet as empty cells, or with `photos` as they are. `id_column` helps to find out what separates
+    the cells. Raises GoodsError for what can't be read.
+    """
+    left = []
+    for piece in table_pieces(path):
+        read = _parquet(piece, rows, columns, photos) if is_parquet(piece) else _text(piece, rows, columns, id_column)
+        for table in read:
+            left.append(table)
+            if sum(map(len, left)) >= rows:
+                whole = pd.concat(left, ignore_index=True)
+                yield whole.iloc[:rows]
+                left = [whole.iloc[rows:]]
+    if sum(map(len, left)):
+        yield pd.concat(left, ignore_index=True)
 
 
 def rows_of(path: Path, id_column: str = "id") -> int | None:
     """Rows of a table, None where it can't be read."""
     try:
-        pieces = table_pieces(path)
-        return sum(pq.read_metadata(f).num_rows if is_parquet(f) else _count(f, id_column) for f in pieces) or None
-    except (*DAMAGED, ValueError):  # read_cells says what is wrong with a table; a plan does without
+        return sum(pq.read_metadata(f).num_rows if is_parquet(f) else _count(f, id_column)
+                   for f in table_pieces(path)) or None  # fmt: skip
+    except (OSError, ValueError):  # check_cells says what is wrong with a table; a plan does without
         return None
 
 
 def _count(path: Path, id_column: str) -> int:
-    separator = separator_of(path, id_column)
-    with open_bytes(path) as file:
-        return len(pd.read_csv(file, sep=separator, usecols=[0], dtype=str, encoding="utf-8-sig"))
+    return sum(map(len, _text(path, CHECKED_ROWS, [0], id_column)))
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -107,46 +132,51 @@ def _plain(name: str) -> str:
     return name.strip().casefold()
 
 
-def _separated(path: Path, problems: list[str], id_column: str) -> pd.DataFrame | None:
+@contextmanager
+def _in_sentences(path: Path) -> Iterator[None]:
+    """What reading a table of text may raise, as GoodsErrors."""
     try:
+        yield
+    except UnicodeDecodeError:
+        raise GoodsError(f"{path} is not UTF-8 ({_first_bad_byte(path)}); save it as UTF-8") from None
+    except pd.errors.EmptyDataError:
+        raise GoodsError(f"{path} is empty") from None
+    except (pd.errors.ParserError, csv.Error) as error:
+        raise GoodsError(f"{path} is not a CSV table: {str(error).strip()}") from None
+    except DAMAGED as error:
+        raise GoodsError(f"{path} can't be read: {error or type(error).__name__}") from None
+
+
+def _checked(path: Path, id_column: str) -> list[str]:
+    """The columns of a table of text; raises GoodsError where not each of its rows would be read as one."""
+    with _in_sentences(path):
         separator = separator_of(path, id_column)
         if separator != ("\t" if ".tsv" in path.name.lower() else ","):
             print(f"{path}: its cells are separated by {SPOKEN.get(separator, repr(separator))}", flush=True)
         with open_bytes(path) as file:
-            # "NA" and "null" are words here: nothing but an empty cell is empty.
-            table = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        problem = _lost_rows(path, separator, list(table.columns), id_column)
-    except UnicodeDecodeError:
-        problem = f"{path} is not UTF-8 ({_first_bad_byte(path)}); save it as UTF-8"
-    except pd.errors.EmptyDataError:
-        problem = f"{path} is empty"
-    except pd.errors.ParserError as error:
-        problem = _lost_rows(path, separator, None, id_column)
-        problem = problem or f"{path} is not a CSV table: {str(error).strip()}"
-    except GoodsError as error:
-        problem = str(error)
-    except DAMAGED as error:
-        problem = f"{path} can't be read: {error or type(error).__name__}"
-    if problem:
-        problems.append(problem)
-        return None
-    return table.astype(object)
+            columns = list(pd.read_csv(file, sep=separator, encoding="utf-8-sig", nrows=0))
+        with open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+            if problem := looked_through(lines, separator, columns, id_column):
+                raise GoodsError(f"{path}{problem}")
+    return columns
 
 
-def _lost_rows(path: Path, separator: str, columns: list[str] | None, id_column: str) -> str:
-    with open_bytes(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
-        problem = looked_through(lines, separator, columns, id_column)
-    return f"{path}{problem}" if problem else ""
+def _text(path: Path, rows: int, columns: Sequence[str | int] | None, id_column: str) -> Iterator[pd.DataFrame]:
+    with _in_sentences(path), open_bytes(path) as file:
+        # "NA" and "null" are words here: nothing but an empty cell is empty.
+        tables = pd.read_csv(file, sep=separator_of(path, id_column), dtype=str, keep_default_na=False,
+                             encoding="utf-8-sig", usecols=columns, chunksize=rows)  # fmt: skip
+        for table in tables:
+            yield table.astype(object)
 
 
 def _first_bad_byte(path: Path) -> str:
     with open_bytes(path) as file:
-        data = file.read()  # whole: pandas counts from the start of its buffer
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        return f"byte {data[error.start]:#04x} on line {line}"
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"byte {line[error.start]:#04x} on line {number}"
     return "it changed while it was read"
 
 
@@ -180,21 +210,31 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
-def _parquet(path: Path, problems: list[str]) -> pd.DataFrame | None:
+def _fields(path: Path) -> dict[str, pa.DataType]:
+    """The columns of a Parquet table and what they hold; raises GoodsError for damaged bytes."""
     try:
-        file = pq.ParquetFile(path)
-        photos = [field.name for field in file.schema_arrow if holds_photos(field.type)]
-        table = file.read([field.name for field in file.schema_arrow if field.name not in photos])
-        cells = {name: _as_text(table[name]) for name in table.column_names}
-        rows = file.metadata.num_rows
+        return {field.name: field.type for field in pq.read_schema(path)}
     except Exception as error:  # pyarrow raises anything on damaged bytes
-        problems.append(f"{path} can't be read as Parquet: {str(error).splitlines()[0] or type(error).__name__}")
-        return None
-    cells |= {name: [""] * rows for name in photos}
-    return pd.DataFrame({field.name: cells[field.name] for field in file.schema_arrow}, dtype=object)
+        raise _damaged(path, error) from None
 
 
-def _as_text(column: pa.ChunkedArray) -> list[str]:
+def _damaged(path: Path, error: Exception) -> GoodsError:
+    return GoodsError(f"{path} can't be read as Parquet: {next(iter(str(error).splitlines()), type(error).__name__)}")
+
+
+def _parquet(path: Path, rows: int, columns: Sequence[str] | None, photos: bool) -> Iterator[pd.DataFrame]:
+    kinds = {name: kind for name, kind in _fields(path).items() if columns is None or name in columns}
+    left_out = {name for name, kind in kinds.items() if holds_photos(kind) and not photos}
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(rows, columns=[name for name in kinds if name not in left_out]):
+            cells = {name: [""] * len(batch) if name in left_out else batch[name].to_pylist() if holds_photos(kind)
+                     else _as_text(batch[name]) for name, kind in kinds.items()}  # fmt: skip
+            yield pd.DataFrame({name: pd.Series(of, dtype=object) for name, of in cells.items()})
+    except Exception as error:  # pyarrow raises anything on damaged bytes
+        raise _damaged(path, error) from None
+
+
+def _as_text(column: pa.Array) -> list[str]:
     kind = column.type
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type

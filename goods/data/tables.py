@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from goods.data.labels import read_class_names
 from goods.data.photo_files import (
     NONE_NAMED,
     Cell,
+    PhotoFolder,
     cells_of,
     columns_of,
     find_photos,
@@ -96,7 +96,7 @@ def _read_tables(
     for name, columns in needed.items():
         path = resolve(getattr(p, f"{name}_csv"))
         if (table := read_table(path, p, columns, problems)) is not None:
-            cells[name] = photo_cells(path, table, p)
+            cells[name] = _photo_cells(path, table, p)
             tables[name] = table.drop(columns=["images", "shas"], errors="ignore")  # these names are ours
     named = _class_names(resolve(p.train_csv).parent / "labels.json", problems)
     labels: list[int | str] = []
@@ -105,11 +105,11 @@ def _read_tables(
     return tables, cells, named, labels
 
 
-def photo_cells(path: Path, table: pd.DataFrame, p: Params) -> list[Cell] | None:
+def _photo_cells(path: Path, table: pd.DataFrame, p: Params) -> list[Cell] | None:
     """What a table says of its photos, by p.image_column; None: they are found by id."""
     if not p.image_column:
         return None
-    unpacked = unpack_photos(path, p.image_column, resolve(p.outputs_dir) / "cache" / "unpacked")
+    unpacked = unpack_photos(path, p.image_column, unpacked_cache(p))
     return cells_of(table, p.image_column, p.id_column) if unpacked is None else unpacked
 
 
@@ -132,20 +132,16 @@ def photo_cache(p: Params) -> Path:
     return resolve(p.outputs_dir) / "cache" / "photos" / code_version(("goods.data.photos",))
 
 
+def unpacked_cache(p: Params) -> Path:
+    """Where photos lie that were inside a table."""
+    return resolve(p.outputs_dir) / "cache" / "unpacked"
+
+
 def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> pd.DataFrame | None:
     """The table with all cells as text, its text joined and cleaned; what is wrong with it is added to `problems`."""
-    if (table := read_raw(path, p, [*p.text_columns, *more], problems)) is not None:
-        table["text"] = join_texts(table[list(p.text_columns)])
-        titles = table["title"] if "title" in table else table[p.text_columns[0]]
-        table["title"] = [clean_text(title) for title in titles]
-    return table
-
-
-def read_raw(path: Path, p: Params, needed: Sequence[str], problems: list[str]) -> pd.DataFrame | None:
-    """The table as it stands, all cells as text, its ids called id; what is wrong with it is added to `problems`."""
     if (table := read_cells(path, problems, p.id_column)) is None:
         return None
-    if missing := [name for name in dict.fromkeys((p.id_column, *needed)) if name not in table]:
+    if missing := [name for name in dict.fromkeys((p.id_column, *p.text_columns, *more)) if name not in table]:
         asked = {name: getattr(p, name) for name in COLUMNS} | {"group_by": set(p.group_by) - {"photo", "text"}}
         fitting = fitting_columns(missing, list(table.columns), asked)
         advice = f"; set {fitting}" if fitting else f" (see {', '.join(asked)})"
@@ -161,6 +157,9 @@ def read_raw(path: Path, p: Params, needed: Sequence[str], problems: list[str]) 
     twice = table["id"][table["id"].duplicated() & (table["id"].str.strip() != "")].unique()
     if len(twice):
         problems.append(f"{path}: {len(twice)} ids stand there more than once ({listing(twice)})")
+    table["text"] = join_texts(table[list(p.text_columns)])
+    titles = table["title"] if "title" in table else table[p.text_columns[0]]
+    table["title"] = [clean_text(title) for title in titles]
     return table
 
 
@@ -222,7 +221,7 @@ def _photo_problems(
         if needed and (problem := _folder_problem(folder, named)):
             problems.append(problem)
     for name, table in tables.items():
-        if cells[name] and (ids := outside(table, cells[name], folders[name])):
+        if cells[name] and (ids := outside(table["id"], cells[name], PhotoFolder(folders[name]))):
             problems.append(f"{name}: {len(ids)} products name photos by absolute paths or out of {folders[name]} "
                             f"(ids {listing(ids)}); name them from that folder on")  # fmt: skip
     return problems

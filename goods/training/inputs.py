@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from goods.data.datasets import PhotoDataset, TensorsDataset, UncheckedPhotos
+from goods.data.datasets import PhotoDataset, TensorsDataset, UncheckedPhotos, as_tuples, photos_in
+from goods.data.photos import can_be_shown
 from goods.files import folder_hash, resolve
-from goods.models.backbone import DualEncoder
+from goods.models.backbone import DualEncoder, mean_by_product
 from goods.models.device import pick_device, pick_precision
 from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings
 from goods.params import Params
@@ -20,6 +22,8 @@ from goods.training.inference import decoded_chunks, make_loader
 
 PHOTO_ROWS, TEXT_ROWS = 1024, 4096  # products that are worked on at once, with and without their photos
 PIXEL_BYTES = 2**30  # decoded photos held in memory at once, where several members look at them
+AND = " | "  # between what each of a product's several photos is like
+Images = list[tuple[Any, ...]]  # of each product its photos: paths or bytes, "" for none
 
 
 class Inputs:
@@ -51,7 +55,8 @@ class SharedInputs(Inputs):
     """Those of any other table, made once for all members that ask for the same, and kept only until the next table.
 
     The same means: a backbone of the same contents, image_size, text settings and precision. Photos that can't be read
-    are white, and `photo_status` says so. Nothing is written to disk.
+    are left out of a product's several, white where it has no other, and `photo_status` says so. Nothing is written to
+    disk.
     """
 
     def __init__(self) -> None:
@@ -59,7 +64,7 @@ class SharedInputs(Inputs):
         self._encoders: dict[tuple, Embedder] = {}
         self._made: dict[Any, tuple[Any, Any]] = {}
         self._readers: defaultdict[int, set] = defaultdict(set)  # who looks at photos of a size
-        self._status: tuple[list, list[str]] = ([], [])
+        self._status: tuple[Images, list[str]] = ([], [])  # of each photo, in one list
 
     @property
     def reads_photos(self) -> bool:
@@ -68,7 +73,7 @@ class SharedInputs(Inputs):
 
     @property
     def rows(self) -> int:
-        """How many products are best worked on at once."""
+        """How many products are best worked on at once, where each has one photo."""
         held = sum(3 * size**2 for size in self._readers if self._is_held(size))
         most = PHOTO_ROWS if self._readers else TEXT_ROWS
         return max(1, min(most, PIXEL_BYTES // held)) if held else most
@@ -85,10 +90,9 @@ class SharedInputs(Inputs):
 
     def embeddings(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
         """As Inputs; each distinct one is computed once per table."""
-        encoder, images, ids = self._encoder(p), products["image"].tolist(), products["id"].tolist()
+        encoder, images, ids = self._encoder(p), as_tuples(photos_in(products)), products["id"].tolist()
         texts, titles = products["text"].tolist(), products["title"].tolist()
-        size = encoder.encoder.image_size
-        image = self._once(self._image_key(p), images, lambda: encoder.pass_photos(self._batches(images, size, p), ids))
+        image = self._once(self._image_key(p), images, lambda: self._photo_embeddings(encoder, images, ids, p))
         text_key = ("text", *self._contents(p, p.model_name), p.max_text_length, p.text_windows, p.text_columns)
         text = self._once(text_key, (texts, titles), lambda: encoder.pass_texts(texts, titles, ids))
         return {"image": image, "text": text} | self.extra(p, products)
@@ -103,11 +107,37 @@ class SharedInputs(Inputs):
 
     def chunks(self, dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
         """The dataset with its photos decoded, whole: a table that is longer than `rows` comes in parts."""
-        yield TensorsDataset(pixels=self._pixels(dataset.images, dataset.size, p), **dataset.columns)
+        pixels, columns = self._pixels(dataset.images, dataset.size, p), dataset.columns
+        if dataset.most > 1:
+            counted = self._counted(dataset.images)
+            columns = columns | {"photos": torch.tensor([len(own) for own in counted])}
+            most = int(columns["photos"].max())
+            pixels = pixels[torch.tensor([own + own[-1:] * (most - len(own)) for own in counted])]
+        yield TensorsDataset(pixels=pixels, **columns)
 
     def photo_status(self, images: Sequence[Any]) -> list[str] | None:
-        """(n,) "ok" or what is wrong with each photo of the table that was just asked for; None where none was read."""
-        return self._status[1] if self._status[0] == list(images) else None
+        """(n,) "ok" or what is wrong with each photo of the table that was just asked for; None where none was read.
+
+        Of a product with several photos, what each of them is like, with AND between them.
+        """
+        of, found = self._status
+        return [AND.join(found[place] for place in own) for own in _places(of)] if of == as_tuples(images) else None
+
+    def _photo_embeddings(self, encoder: Embedder, images: Images, ids: Sequence[str], p: Params) -> Tensor:
+        """(n, image_dim): of several photos the mean of those that can be read."""
+        names = [name for name, own in zip(ids, images, strict=True) for _ in own]
+        embeddings = encoder.pass_photos(self._batches(images, encoder.encoder.image_size, p), names)
+        if len(embeddings) == len(images):
+            return embeddings
+        counted = self._counted(images)
+        product = torch.tensor([row for row, own in enumerate(counted) for _ in own])
+        places = torch.tensor([place for own in counted for place in own])
+        return mean_by_product(embeddings[places], product, torch.tensor([len(own) for own in counted]))
+
+    def _counted(self, images: Images) -> list[list[int]]:
+        """Of each product the places of the photos that count: those that can be read, else a white one."""
+        status = self._status[1]
+        return [[place for place in own if can_be_shown(status[place])] or own[:1] for own in _places(images)]
 
     def _encoder(self, p: Params) -> Embedder:
         """The frozen backbone, loaded once for all image sizes and text settings."""
@@ -142,17 +172,17 @@ class SharedInputs(Inputs):
         readers = self._readers[size]
         return len(readers) > 1 or not all(isinstance(reader, tuple) for reader in readers)
 
-    def _batches(self, images: list, size: int, p: Params) -> Iterator[Tensor]:
+    def _batches(self, images: Images, size: int, p: Params) -> Iterator[Tensor]:
         if self._is_held(size):
             yield from self._pixels(images, size, p).split(p.eval_batch_size)
         else:
             yield from self._read(images, size, p)
 
-    def _pixels(self, images: list, size: int, p: Params) -> Tensor:
-        """(n, 3, size, size) uint8, decoded once for all who ask."""
+    def _pixels(self, images: Images, size: int, p: Params) -> Tensor:
+        """(all photos, 3, size, size) uint8, decoded once for all who ask."""
 
         def read() -> Tensor:
-            whole, start = torch.empty(len(images), 3, size, size, dtype=torch.uint8), 0
+            whole, start = torch.empty(sum(map(len, images)), 3, size, size, dtype=torch.uint8), 0
             for pixels in self._read(images, size, p):  # copied: a batch that is kept keeps its worker's file open
                 whole[start : start + len(pixels)] = pixels
                 start += len(pixels)
@@ -160,9 +190,9 @@ class SharedInputs(Inputs):
 
         return self._once(("pixels", size), images, read)
 
-    def _read(self, images: list, size: int, p: Params) -> Iterator[Tensor]:
-        found: list[str] = []
-        for batch in make_loader(UncheckedPhotos(images, size), p, batch_size=p.eval_batch_size):
+    def _read(self, images: Images, size: int, p: Params) -> Iterator[Tensor]:
+        found, photos = list[str](), [photo for own in images for photo in own]
+        for batch in make_loader(UncheckedPhotos(photos, size), p, batch_size=p.eval_batch_size):
             found += batch["status"]
             yield batch["pixels"]
         self._status = images, found
@@ -175,3 +205,9 @@ class SharedInputs(Inputs):
         if model_name not in self.hashes:
             self.hashes[model_name] = folder_hash(resolve(model_name))
         return self.hashes[model_name], pick_precision(p.mixed_precision)
+
+
+def _places(images: Images) -> list[list[int]]:
+    """Of each product the places of its photos in one list of all."""
+    ends = accumulate(map(len, images))
+    return [list(range(end - len(own), end)) for own, end in zip(images, ends, strict=True)]

@@ -199,7 +199,7 @@ def test_what_is_not_attached_is_said_before_the_work(kernel: Kernel, home: Home
         kernel.prepare("both", blend_method="mean")
     session = kernel.prepare("both")
     (kernel.root / "input" / "goods-classification" / "test.csv").write_text("id,title\n1,a\n1,b\n")
-    with pytest.raises(GoodsError, match=r"can't be used:\n- .*test.csv lacks description"):
+    with pytest.raises(GoodsError, match=r"test\.csv lacks description"):
         in_kernel.run(session)
 
 
