@@ -74,10 +74,10 @@ kaggle-status: .venv/installed ## how the kernel's last version is getting on
 kaggle-output: .venv/installed ## brings the run of the kernel's last version to outputs/ (RUN= names another one)
 	@$(PY) -m kaggle_kernel.push output --run "$(RUN)"
 
-kaggle-weights: .venv/installed ## the trained folds of that run as a private dataset (RUN= names another one)
+kaggle-weights: .venv/installed ## the models of that run, of any kind, as a private dataset (RUN= names another one)
 	@$(PY) -m kaggle_kernel.push weights --run "$(RUN)"
 
-kaggle-backbone: .venv/installed ## the weights of the kernel's backbone as a private dataset, once
+kaggle-backbone: .venv/installed ## the encoders that the kernel's config names as private datasets, once
 	@$(PY) -m kaggle_kernel.push backbone
 
 test-kaggle: .venv-kaggle/installed sample ## the road on the sample, two folds, with the versions of Kaggle's image

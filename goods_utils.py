@@ -167,6 +167,14 @@ def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
 
 
+def export(run: str, to: str, merge: bool) -> str:
+    """The command `export`: the finished run of that name, or in that folder, as the folder `to` to hand on."""
+    from goods.export import export_run
+
+    folder = Path(run).absolute() if Run(Path(run)).exists else resolve(Params().outputs_dir) / run
+    return export_run(Run(folder), Path(to).absolute(), merge)
+
+
 def add_predict(commands: Any) -> None:
     """The arguments of `predict`."""
     command = commands.add_parser("predict", help="classify a table of products by a finished run")
@@ -210,6 +218,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
     cost.add_argument("--gpu", help="T4, L4, A100 ...; the default is the GPU there is, else T4")
     report = commands.add_parser("report", help="report.html of a run, whatever it has so far")
+    handed = commands.add_parser("export", help="a finished run as a folder to hand on: its models and a model card")
+    handed.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
+    handed.add_argument("--to", required=True, help="the folder to make")
+    handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
     add_predict(commands)
     for command in (fit, cost, report):
         command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
@@ -220,6 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         predict(options)
         return
     try:
+        if options.command == "export":
+            print(export(options.run, options.to, options.merge))
+            return
         given = dict(parse_setting(text) for text in options.set)
         if options.command == "plan":
             print(show_plan(load_params(options.config, **given), options.gpu))

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -55,6 +56,31 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name at the end, or vanishes when the block fails.
+
+    `path` must not be there, or empty. Raises DiskFullError where the block finds no room left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*.making"):  # of calls that were killed
+        process = stale.name.split(".")[-2]
+        if not process.isdecimal() or not is_alive(int(process)):
+            shutil.rmtree(stale, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.making")
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, path)
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFullError(f"the disk is full: {path} can't be written, and nothing of it is left. Make room and "
+                                "give the same command again") from None  # fmt: skip
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 
 from goods.metric_names import SHOWN_AS, metric_first
 
-RESAMPLES = 400  # of the rows, for the interval of a gain
+RESAMPLES = 400  # of the rows, for the interval of a score or a gain
 
 
 def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -103,6 +103,15 @@ def score(labels: np.ndarray, logits: np.ndarray, first: str = "macro_f1") -> di
     """All METRICS of (n, num_classes) logits for (n,) labels, by name; the F1 are over the classes that occur."""
     labels = np.asarray(labels)
     return {name: METRICS[name].of(labels, logits) for name in metric_first(first, *METRICS)}
+
+
+def interval(labels: np.ndarray, logits: np.ndarray, metric: str = "macro_f1") -> tuple[float, float, float]:
+    """The metric of (n, num_classes) logits, and its 95 % interval over resamples of the rows."""
+    by = METRICS[metric]
+    seen, rng = by.sees(labels, logits), np.random.default_rng(0)
+    rows = (rng.integers(len(labels), size=len(labels)) for _ in range(RESAMPLES))
+    low, high = np.percentile([by.over(labels[drawn], seen[drawn]) for drawn in rows], [2.5, 97.5])
+    return by.over(labels, seen), float(low), float(high)
 
 
 def paired_gain(

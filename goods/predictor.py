@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from goods.files import file_hash, folder_hash, read_json, resolve
 from goods.members import predicting_folds, predictor_of
 from goods.params import RUNTIME_FIELDS, Params
 from goods.predictions import main_of
-from goods.run import VERSION, Run
+from goods.run import VERSION, Fold, Run
 from goods.training.inputs import SharedInputs
 
 SETTINGS = RUNTIME_FIELDS | {"mixed_precision"}  # what may differ from the run's own
@@ -165,10 +165,7 @@ class _FoldsSource:
 
     def __init__(self, run: Run, p: Params, learned: FoldMean, inputs: SharedInputs, models: dict[str, str]) -> None:
         self.p, self._learned, self.columns, self.image_column = p, learned, tuple(p.text_columns), p.image_column
-        folds = predicting_folds(run, learned.folds)
-        if untrained := [fold.number for fold in folds if not fold.trained]:
-            raise GoodsError(f"run '{run.name}' in {run.folder} is not whole: its ensemble is of fold {untrained[0]}, "
-                             "too, which has no weights there; train it, or copy it whole")  # fmt: skip
+        folds = whole_folds(run, learned)
         self._predict = predictor_of(p, folds, inputs)
         made_from = {fold.folder.name: fold.made_from() for fold in folds}
         self.fingerprint = _hash(file_hash(run.method), models, made_from, p.mixed_precision, p.text_columns)
@@ -265,6 +262,29 @@ def check_run(run: Run) -> Run:
         raise OtherRunError(f"run '{run.name}' in {run.folder} has files of version {version}, and this project reads "
                             f"version {VERSION}: load it with what made it, or train it again")  # fmt: skip
     return run
+
+
+def whole_folds(run: Run, learned: FoldMean) -> list[Fold]:
+    """The folds that a run predicts with; raises GoodsError where the model of one isn't there."""
+    folds = predicting_folds(run, learned.folds)
+    if lost := [fold for fold in folds if not fold.predicts]:
+        raise GoodsError(f"run '{run.name}' in {run.folder} is not whole: its ensemble is of {lost[0].title}, too, "
+                         "which has no weights there; train it, or copy it whole")  # fmt: skip
+    return folds
+
+
+def whole_runs(run: Run) -> Iterator[tuple[Run, FoldMean | RunBlend]]:
+    """A finished run and, of a blend, those that it is put together from, with what each has learned.
+
+    Nothing is loaded. Raises as load_predictor does, for a model directory that isn't there apart.
+    """
+    learned = read_learned(check_run(run))
+    yield run, learned
+    if isinstance(learned, RunBlend):
+        for name in learned.runs:
+            yield from whole_runs(run.member(name))
+    else:
+        whole_folds(run, learned)
 
 
 def parameters_of(run: Run, settings: Mapping[str, Any]) -> Params:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 1  # of run.json
-MARKERS = frozenset(("run.json", "folds.parquet"))  # files by which a run is known wherever it lies
+MARKERS = frozenset(("run.json", "labels.json"))  # files by which a run is known wherever it lies
 FOLDS_FROM = ("n_folds", "seed")  # the parameters that folds are drawn by
 PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
@@ -65,7 +65,12 @@ class Fold:
     @property
     def trained(self) -> bool:
         """Whether the fold is trained to its end: metrics.json is written last, and must be whole."""
-        return bool(self.scores()) and (self.refit or self.oof.is_file()) and self.weights.is_file()
+        return self.predicts and (self.refit or self.oof.is_file())
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the model of a training that has ended is there; an export leaves the fold's own tables behind."""
+        return bool(self.scores()) and self.weights.is_file()
 
     @property
     def predicted(self) -> bool:
@@ -155,6 +160,7 @@ class Run:
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
         self.predictions = folder / "predictions.parquet"  # of the table that predict.ipynb was given
         self.report, self.goods_figures = folder / "report.html", folder / "figures"
+        self.export_record, self.card = folder / "export.json", folder / "README.md"  # of an exported one
 
     @classmethod
     def of(cls, p: Params) -> Run:
@@ -168,8 +174,12 @@ class Run:
 
     def member(self, name: str) -> Run:
         """A run that this one is put together from: inside its folder where it was exported, else beside it."""
-        inside = Run(self.folder / "runs" / name)
+        inside = self.inner(name)
         return inside if inside.exists else Run(self.folder.parent / name)
+
+    def inner(self, name: str) -> Run:
+        """The place of a member inside an exported blend."""
+        return Run(self.folder / "runs" / name)
 
     def fold(self, number: int) -> Fold:
         """A fold of the run, whether it is there or not."""
@@ -224,12 +234,26 @@ class Run:
         names = {path.name.replace(".running.", ".") for path in self.notebooks.glob("*.ipynb")}
         return sorted(name for name in names if not name.endswith(".unfinished.ipynb"))
 
-    def weight_files(self) -> list[Path]:
-        """The files that predict other products with the trained folds, and say what made them."""
-        shared = [self.record_file, self.folds_table, self.labels, self.neighbours]
-        folds = [fold for fold in (*self.folds(), self.refit) if fold.trained]
-        found = [path for f in folds for path in (f.weights, f.details, f.oof, f.choices, f.metrics, f.log, f.words)]
-        return [path for path in shared + found if path.is_file()]
+    def model_files(self, folds: Sequence[int]) -> list[Path]:
+        """The files that predict further products with these folds' models, or put its runs together."""
+        shared = [self.record_file, self.labels, self.method, self.metrics, self.blend_weights, self.neighbours]
+        own = [path for f in map(self.fold, folds) for path in (f.weights, f.details, f.metrics)]
+        return [path for path in shared + own if path.is_file()]
+
+    def taught_files(self) -> list[Path]:
+        """The test products that the run has labelled for the folds of a next one, and those folds; [] without."""
+        labelled = sorted(self.pseudo(0).parent.glob(f"*{self.pseudo(0).suffix}"))
+        return [self.folds_table, *labelled] if labelled and self.folds_table.is_file() else []
+
+    @property
+    def exported(self) -> bool:
+        """Whether it is the export of a run: its model and scores, and nothing to train on from."""
+        return self.export_record.is_file()
+
+    @property
+    def put_together(self) -> bool:
+        """Whether it has come to its end: an ensemble of its folds, or of its runs."""
+        return self.method.is_file()
 
     def tidy(self) -> None:
         """Removes what nobody will read once no process is at work: locks, unfinished writings, the last state but one

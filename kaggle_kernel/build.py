@@ -237,10 +237,11 @@ def make_metadata(
     """What kernel-metadata.json says: two T4s, private, and no internet unless `internet` is "yes".
 
     `model` is the backbone as a dataset, owner/name, or as a model, owner/model/framework/variation/version; `weights`
-    a dataset with a run's trained folds. With `resume` "yes" the kernel's own last output is attached.
+    a dataset with a run's models. Several of either stand with commas between them. With `resume` "yes" the kernel's
+    own last output is attached.
     """
-    model = model or f"{user}/{BACKBONE}"
-    datasets = [source for source in (model, weights) if source and source.count("/") == 1]
+    models = _listed(model) or [f"{user}/{BACKBONE}"]
+    datasets = [source for source in (*models, *_listed(weights)) if source.count("/") == 1]
     return {
         "id": f"{user}/{SLUG}",
         "title": SLUG.replace("-", " ").capitalize(),
@@ -254,9 +255,13 @@ def make_metadata(
         "machine_shape": "NvidiaTeslaT4",
         "competition_sources": [competition],
         "dataset_sources": datasets,
-        "model_sources": [source for source in (model,) if source.count("/") != 1],
+        "model_sources": [source for source in models if source.count("/") != 1],
         "kernel_sources": [f"{user}/{SLUG}"] if resume == "yes" else [],
     }
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def set_parameters(texts: Sequence[str]) -> dict[str, Any]:
@@ -279,8 +284,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of the notebook")
     parser.add_argument("--user", help="your Kaggle user name; kernel-metadata.json is then filled in")
     parser.add_argument("--competition", help=f"its slug ({COMPETITION})")
-    parser.add_argument("--model", help=f"the backbone: owner/name (USER/{BACKBONE}), or a Kaggle model")
-    parser.add_argument("--weights", help="a dataset with trained folds: owner/name")
+    parser.add_argument(
+        "--model", help=f"the backbone: owner/name (USER/{BACKBONE}), or a Kaggle model; several with commas"
+    )
+    parser.add_argument("--weights", help="a dataset with a run's models: owner/name")
     parser.add_argument("--resume", choices=("yes", "no"), help="attach the kernel's own last output")
     parser.add_argument("--internet", choices=("yes", "no"), help="for wandb online; nothing else needs it")
     given = parser.parse_args(arguments)

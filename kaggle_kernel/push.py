@@ -3,8 +3,8 @@
 python -m kaggle_kernel.push push          checks, then `kaggle kernels push`
 python -m kaggle_kernel.push status        queued, running, complete, or why it failed
 python -m kaggle_kernel.push output        brings the kernel's run, or that of --run, to outputs/
-python -m kaggle_kernel.push weights       its trained folds as a private dataset
-python -m kaggle_kernel.push backbone      the backbone of the kernel's config as a private dataset
+python -m kaggle_kernel.push weights       that run's models as a private dataset, as export makes them
+python -m kaggle_kernel.push backbone      the encoders of the kernel's config as private datasets
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from slugify import slugify
 
 from goods.cost.plan import KAGGLE_DISK_GB, plan_run
 from goods.errors import GoodsError
+from goods.export import export_run
 from goods.files import ROOT, resolve, write_json, write_text
 from goods.members import kind_of
 from goods.params import Params, load_run
@@ -259,26 +260,36 @@ def fetch_output(folder: Path, run: str) -> str:
 
 
 def send_weights(folder: Path, run: str) -> str:
-    """Makes a private dataset <run>-weights of a run's trained folds, or a version of it; returns what to attach."""
-    own = Run(ROOT / "outputs" / run)
-    if not own.exists or not own.trained():
-        raise GoodsError(
-            f"{own.folder} has no trained fold; train one, or name another run: make kaggle-weights RUN=..."
-        )
+    """Makes a private dataset <run>-weights of a finished run, or a version of it; returns what to attach.
+
+    It is what export makes, of any kind; of a run that has labelled test products also what pseudo_from reads.
+    """
+    own, stage = Run(ROOT / "outputs" / run), STAGE.with_name("kaggle-weights") / run
     user = read_metadata(folder)["id"].split("/")[0]
-    reference = send_dataset(f"{user}/{slugify(run)[:42]}-weights", own.folder, own.weight_files())
+    shutil.rmtree(stage, ignore_errors=True)
+    export_run(own, stage)
+    for file in own.taught_files():
+        copy = stage / file.relative_to(own.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
+    reference = send_dataset(f"{user}/{slugify(run)[:42]}-weights", stage, files)
     return f"{reference} is being made; attach it: make kernel USER={user} WEIGHTS={reference}"
 
 
 def send_backbone(folder: Path) -> str:
-    """Makes a private dataset of the backbone that the kernel's config names, or a version of it."""
-    model = resolve(kernel_params(build.check(folder)).model_name)
-    files = [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))]
-    if not {".json", ".safetensors"} <= {path.suffix for path in files}:
-        raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first (README.md)")
+    """Makes a private dataset of each model directory that the kernel's config names, or a version of it."""
+    p = kernel_params(build.check(folder))
+    models = [resolve(name) for name in (p.model_name, p.extra_embeddings) if name]
+    found = {model: [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))] for model in models}
+    for model, files in found.items():
+        if not {".json", ".safetensors"} <= {path.suffix for path in files}:
+            raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first "
+                             "(README.md)")  # fmt: skip
     user = read_metadata(folder)["id"].split("/")[0]
-    reference = send_dataset(f"{user}/{slugify(model.name)[:50]}", model, files)
-    return f"{reference} is being made, which takes some minutes; attach it: make kernel USER={user} MODEL={reference}"
+    made = [send_dataset(f"{user}/{slugify(model.name)[:50]}", model, files) for model, files in found.items()]
+    names = ",".join(made)
+    return f"{names} is being made, which takes some minutes; attach it: make kernel USER={user} MODEL={names}"
 
 
 def send_dataset(reference: str, root: Path, files: Iterable[Path]) -> str:

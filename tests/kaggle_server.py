@@ -69,10 +69,18 @@ def mount(sample: Any, root: Path, competition: str, model: str, output: Path | 
 
 
 def hide_more_products(competition: Path) -> pd.DataFrame:
-    """A mounted competition's test set as in a scoring re-run: larger, in another order, half of it without photos."""
-    table = competition / "test.csv"
+    """A mounted competition's test set as in a scoring re-run: three times as long, with other ids.
+
+    First the same products, then they again without photos, then with no text either.
+    """
+    table, photos = competition / "test.csv", competition / "test_images" / "test_images"
     test = pd.read_csv(table, dtype=str, keep_default_na=False)
-    hidden = pd.concat([test.iloc[::-1], test.assign(id=[f"hidden{i}" for i in range(len(test))])])
+    thirds = [test.assign(id=[f"{word}{i}" for i in range(len(test))]) for word in ("same", "blind", "empty")]
+    for before, after in zip(test["id"], thirds[0]["id"], strict=True):
+        for photo in photos.glob(f"{before}.*"):
+            photo.rename(photo.with_stem(after))
+    thirds[2][["title", "description"]] = ""
+    hidden = pd.concat(thirds)
     hidden.to_csv(table, index=False)
     return hidden
 

@@ -15,7 +15,8 @@ from conftest import Sample
 
 from goods.data import datasets
 from goods.errors import GoodsError, OtherRunError, ParameterError
-from goods.files import write_json
+from goods.export import export_run
+from goods.files import read_json, write_json
 from goods.models.backbone import DualEncoder
 from goods.params import Params
 from goods.predictor import load_predictor
@@ -131,17 +132,20 @@ def test_a_backbone_of_other_contents_is_refused_with_both_hashes(kinds, sample:
 
 
 @pytest.mark.slow
-def test_an_exported_blend_holds_its_runs(kinds, table: pd.DataFrame, tmp_path: Path) -> None:
-    exported = tmp_path / "to hand on"
-    shutil.copytree(kinds["blend"].run_dir, exported)
-    with pytest.raises(GoodsError, match=r"there is no run in .*; name the folder of one"):
-        load_predictor(exported)
-    for name in ("head", "last", "bert", "words", "near"):
-        shutil.copytree(kinds[name].run_dir, exported / "runs" / name)
-    tables = [path for path in exported.rglob("*.parquet") if path.name != "oof.parquet"]
-    for path in tables:  # no table of a run takes part
-        path.unlink()
+def test_an_exported_blend_predicts_alone_what_the_blend_does(kinds, table: pd.DataFrame, tmp_path: Path) -> None:
+    outputs, exported = tmp_path / "outputs", tmp_path / "to hand on"
+    shutil.copytree(kinds["blend"].run_dir.parent, outputs, ignore=shutil.ignore_patterns("cache"))
+    assert export_run(Run(outputs / "blend"), exported).startswith(f"{exported}: ")
+    shutil.rmtree(outputs)
+    tables = [path.relative_to(exported).as_posix() for path in exported.rglob("*.parquet")]
+    assert tables == ["ensemble/oof.parquet"]  # of which thresholds are made
+    assert sorted(path.name for path in (exported / "runs").iterdir()) == ["bert", "head", "last", "near", "words"]
     np.testing.assert_allclose(load_predictor(exported).predict(table), probabilities_of(kinds["blend"]), atol=1.5e-6)
+    assert 'models={"head/model_name": ..., "last/model_name": ..., "bert/' in (exported / "README.md").read_text()
+    record = exported / "runs" / "words" / "run.json"
+    write_json(record, read_json(record) | {"version": 99})
+    with pytest.raises(OtherRunError, match=r"run 'words' in .* has files of version 99, and this project reads"):
+        load_predictor(exported)
 
 
 @pytest.fixture

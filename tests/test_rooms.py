@@ -33,8 +33,8 @@ FLOORS = [
     {"training"},
     {"ensemble"},
     {"members"},
-    {"explain", "report", "predictor"},
-    {"classify"},
+    {"explain", "report", "predictor", "model_card"},
+    {"classify", "export"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")

@@ -122,9 +122,15 @@ def _score(part: pd.DataFrame, output: str, metric: str) -> dict[str, float]:
 
 
 def write_ensemble(run: Run, result: Ensemble, learned: FoldMean | RunBlend, **more: Any) -> None:
-    """Writes an ensemble's tables, what it has `learned` (method.json and its arrays), and its metrics with `more`."""
+    """Writes an ensemble's tables, what it has `learned` (method.json and its arrays), and its metrics with `more`.
+
+    One without a test set leaves none behind.
+    """
     write_frame(run.oof, result.oof)
-    write_frame(run.test, result.test)
+    if len(result.test):
+        write_frame(run.test, result.test)
+    else:
+        run.test.unlink(missing_ok=True)
     write_learned(run, learned)
     outputs, folds = outputs_of(result.oof), result.scores.index.drop("oof")
     metrics: dict[str, Any] = {name: result.scores.loc["oof", name].to_dict() for name in outputs}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
@@ -13,11 +17,15 @@ from goods.ensemble.combine import AVERAGE
 from goods.ensemble.folds import Ensemble, fold_scores, write_ensemble
 from goods.ensemble.learned import RunBlend
 from goods.errors import DamagedFileError, GoodsError, ParameterError
-from goods.files import read_frame, read_json
+from goods.files import read_frame, read_json, write_json
 from goods.metrics import METRICS, calibration_error, score
 from goods.params import Params
 from goods.predictions import frame_logits, logits_frame, outputs_of
 from goods.run import Run
+
+AGAIN = "run that run's pipeline first, or once more with --steps ensemble --force"
+MADE_WITH = "take the tables that it was made with, or make it anew under another name"
+NO_RUNS = "a blend needs runs, such as runs=linear,head: the runs to put together"
 
 
 def blend_runs(p: Params, goods: Goods) -> Ensemble:
@@ -28,16 +36,43 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
 
     Raises GoodsError when a run is missing or unfinished, or has other products, folds or labels.
     """
-    if not p.runs:
-        raise ParameterError("a blend needs runs, such as runs=linear,head: the runs to put together")
     folds = read_folds(goods, p)
-    members: dict[str, np.ndarray] = {}  # (n, num_classes) log-probabilities, nan where there are none
-    tests: dict[str, np.ndarray] = {}
-    for run in p.runs:
-        oof, test = _read_run(Run.named(p, run), folds, goods, p.allow_missing_folds)
-        for output in outputs_of(oof):
-            for part, table in ((members, oof), (tests, test)):
-                part[f"{run}/{output}"] = log_softmax(frame_logits(table, output), axis=1)
+    members = _read_oofs(p, folds, goods.labels)
+    tests: dict[str, np.ndarray] = {}  # (n, num_classes) log-probabilities
+    for name in p.runs:
+        tests |= _outputs(name, _read_test(Run.named(p, name), goods))
+    result, learned, more = _blend(p, members, folds)
+    result = replace(result, test=pd.concat([goods.test[["id"]], logits_frame(learned.combine(tests))], axis=1))
+    write_ensemble(Run.of(p), result, learned, **more)
+    return result
+
+
+def learn_blend(p: Params) -> Run:
+    """Puts runs together by their out-of-fold predictions alone; a Predictor of it predicts as blend_runs does.
+
+    For runs whose tables of the test set are of another one, or were left behind. Writes labels.json and ensemble/, but
+    for its test.parquet. Raises as blend_runs does.
+    """
+    if not p.runs:
+        raise ParameterError(NO_RUNS)
+    run, first = Run.of(p), Run.named(p, p.runs[0])
+    known = read_json(first.labels, AGAIN)
+    folds = read_frame(first.oof, ["id", "label", "fold"], AGAIN)[["id", "label", "fold"]]
+    lost = sorted(set(range(p.n_folds)) - set(folds["fold"]))
+    if lost and not p.allow_missing_folds:
+        raise GoodsError(f"run '{first.name}' has no out-of-fold predictions of fold {lost[0]}; train all of its "
+                         "folds, or set allow_missing_folds")  # fmt: skip
+    result, learned, more = _blend(p, _read_oofs(p, folds, known["labels"]), folds)
+    write_json(run.labels, known)
+    write_ensemble(run, result, learned, **more)
+    return run
+
+
+def _blend(p: Params, members: dict[str, np.ndarray], folds: pd.DataFrame) -> tuple[Ensemble, RunBlend, dict[str, Any]]:
+    """Members as one prediction out of fold, what it has learned, and what else is worth keeping; no test set yet.
+
+    members: (n, num_classes) log-probabilities, nan where there are none.
+    """
     stacked = np.stack(list(members.values()))  # (members, n, num_classes)
     known = np.isfinite(stacked).all((0, 2))
     if not known.any():
@@ -50,12 +85,11 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
     made = blend_members(stacked, labels, fold, methods, p.metric)
     oof = pd.concat([folds, logits_frame({"fused": log_softmax(made.oof, axis=1)})], axis=1)
     learned = RunBlend(tuple(members), made.combiner, made.temperature, made.picked)
-    on_test = learned.combine(tests)
     best = max(stacked, key=lambda values: METRICS[p.metric].worth(labels, values))
     named = dict(zip(members, stacked, strict=True))
     result = Ensemble(
         oof=oof,
-        test=pd.concat([goods.test[["id"]], logits_frame(on_test)], axis=1),
+        test=pd.DataFrame(),
         scores=fold_scores(oof, p.metric),
         missing=[k for k in range(p.n_folds) if k not in fold],
         uncalibrated=made.uncalibrated,
@@ -65,27 +99,50 @@ def blend_runs(p: Params, goods: Goods) -> Ensemble:
             "added": added_by(named, labels, fold, p.metric),
         },
     )
-    write_ensemble(Run.of(p), result, learned, method=made.method, **learned.choices)
-    return result
+    return result, learned, {"method": made.method, **learned.choices}
 
 
-def _read_run(run: Run, folds: pd.DataFrame, goods: Goods, incomplete: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The ensemble tables of a run, oof and test, checked against this run's products, folds and labels.
+def _read_oofs(p: Params, folds: pd.DataFrame, labels: list[int | str]) -> dict[str, np.ndarray]:
+    """{"head/fused": (n, num_classes) log-probabilities} of the runs' outputs, nan where there are none."""
+    if not p.runs:
+        raise ParameterError(NO_RUNS)
+    members: dict[str, np.ndarray] = {}
+    for name in p.runs:
+        members |= _outputs(name, _read_oof(Run.named(p, name), folds, labels, p.allow_missing_folds))
+    return members
+
+
+def _outputs(name: str, table: pd.DataFrame) -> dict[str, np.ndarray]:
+    return {f"{name}/{output}": log_softmax(frame_logits(table, output), axis=1) for output in outputs_of(table)}
+
+
+def _finite(run: Run, path: Path, columns: list[str]) -> pd.DataFrame:
+    """A table of a run's predictions; raises GoodsError where some are not numbers."""
+    frame = read_frame(path, columns, AGAIN)
+    if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
+        raise GoodsError(f"run '{run.name}' holds values that are not numbers; {AGAIN}")
+    return frame
+
+
+def _read_test(run: Run, goods: Goods) -> pd.DataFrame:
+    """What a run has predicted of the test set."""
+    test = _finite(run, run.test, ["id"])
+    if test["id"].tolist() != goods.test["id"].tolist():
+        raise GoodsError(f"run '{run.name}' has predicted another test.csv; {MADE_WITH}")
+    return test
+
+
+def _read_oof(run: Run, folds: pd.DataFrame, labels: list[int | str], incomplete: bool) -> pd.DataFrame:
+    """A run's out-of-fold predictions, checked against this run's products, folds and labels.
 
     With `incomplete`, products that the run has no out-of-fold prediction of have nan.
     """
-    name, made_with = run.name, "take the tables that it was made with, or make it anew under another name"
-    again = "run that run's pipeline first, or once more with --steps ensemble --force"
-    oof, test = read_frame(run.oof, ["id", "label", "fold"], again), read_frame(run.test, ["id"], again)
-    labels = read_json(run.labels, again).get("labels")
+    name, oof = run.name, _finite(run, run.oof, ["id", "label", "fold"])
     if oof["id"].duplicated().any():
         twice = oof["id"][oof["id"].duplicated()].iloc[0]
-        raise DamagedFileError(f"run '{name}' predicts product {twice} more than once; {again}")
-    for frame in (oof, test):
-        if not np.isfinite(frame.filter(regex=r"_\d+$").to_numpy()).all():
-            raise GoodsError(f"run '{name}' holds values that are not numbers; {again}")
-    if labels != goods.labels or frame_logits(oof).shape[1] != len(labels):
-        raise GoodsError(f"run '{name}' has other labels than train.csv; {made_with}")
+        raise DamagedFileError(f"run '{name}' predicts product {twice} more than once; {AGAIN}")
+    if read_json(run.labels, AGAIN).get("labels") != labels or frame_logits(oof).shape[1] != len(labels):
+        raise GoodsError(f"run '{name}' has other labels than train.csv; {MADE_WITH}")
     oof = folds[["id"]].merge(oof, on="id", how="left")
     lost = oof["label"].isna().to_numpy()
     if lost.any() and not incomplete:
@@ -99,9 +156,7 @@ def _read_run(run: Run, folds: pd.DataFrame, goods: Goods, incomplete: bool) -> 
             raise GoodsError(f"run '{name}' has other {column}s: product {folds['id'][i]} is in {column} "
                              f"{int(oof[column][i])} there and {folds[column][i]} here; take the same seed, n_folds "
                              "and tables for all runs")  # fmt: skip
-    if test["id"].tolist() != goods.test["id"].tolist():
-        raise GoodsError(f"run '{name}' has predicted another test.csv; {made_with}")
-    return oof, test
+    return oof
 
 
 def _check_folds(members: dict[str, np.ndarray], folds: pd.DataFrame, known: np.ndarray) -> None:

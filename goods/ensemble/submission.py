@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -31,11 +33,21 @@ def write_submission(p: Params, goods: Goods) -> pd.DataFrame:
         raise GoodsError(f"the probabilities in {run.test} don't sum to 1; {again}")
     if missing := read_json(run.metrics, again).get("missing_folds"):
         print(f"the ensemble lacks {len(missing)} of {p.n_folds} folds: {', '.join(map(str, missing))}")
-    labels = np.asarray(goods.labels, dtype=object)[probabilities.argmax(1)]
-    submission = pd.DataFrame({p.id_column: test["id"], p.label_column: labels})
+    return write_rows(run, test["id"].tolist(), probabilities, goods.labels, (p.id_column, p.label_column))
+
+
+def write_rows(
+    run: Run, ids: Sequence[str], probabilities: np.ndarray, labels: Sequence[int | str], names: tuple[str, str]
+) -> pd.DataFrame:
+    """Writes the run's submission.csv and submission_probs.csv; returns id, label, c0 ... c{K-1}.
+
+    probabilities: (n, num_classes), class k's label being labels[k]. names: the columns of ids and labels.
+    """
+    predicted = np.asarray(labels, dtype=object)[probabilities.argmax(1)]
+    submission = pd.DataFrame(dict(zip(names, (list(ids), predicted), strict=True)))
     columns = pd.DataFrame(probabilities, columns=[f"c{k}" for k in range(probabilities.shape[1])])
     with atomic_path(run.submission) as temporary:
         submission.to_csv(temporary, index=False)
     with atomic_path(run.submission_probs) as temporary:
-        pd.concat([submission[[p.id_column]], columns], axis=1).to_csv(temporary, index=False, float_format="%.6f")
+        pd.concat([submission[[names[0]]], columns], axis=1).to_csv(temporary, index=False, float_format="%.6f")
     return pd.concat([submission, columns], axis=1)

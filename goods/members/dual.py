@@ -26,6 +26,7 @@ from goods.models.tuning import (
     load_trained,
     read_trained,
     save_trained,
+    set_as_saved,
     set_trainable,
     set_trained,
 )
@@ -57,7 +58,7 @@ def save(model: GoodsClassifier | GoodsHeads, fold: Fold) -> None:
 def load(p: Params, fold: Fold) -> GoodsClassifier:
     """A trained fold's model, from photos and texts to logits."""
     heads, backbone = heads_like(fold.weights, p), load_backbone(p.model_name)
-    set_trainable(backbone, p)
+    set_as_saved(backbone, p, fold.weights)
     model = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
     halve_frozen(model, pick_precision(p.mixed_precision))
     load_trained(model.heads if p.tune == "head" else model, fold.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from goods.models.tuning import (
     load_trained,
     read_trained,
     save_trained,
+    set_as_saved,
     set_trainable,
     set_trained,
 )
@@ -52,7 +54,7 @@ def save(model: TextClassifier, fold: Fold) -> None:
 
 def load(p: Params, fold: Fold) -> TextClassifier:
     """A trained fold's model, from texts to logits."""
-    model = make_classifier(p)
+    model = make_classifier(p, fold.weights)
     load_trained(model, fold.weights)
     return model
 
@@ -86,8 +88,8 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Ten
     )
 
 
-def make_classifier(p: Params) -> TextClassifier:
-    """The classifier before tuning: pretrained encoder, fresh head."""
+def make_classifier(p: Params, weights: Path | None = None) -> TextClassifier:
+    """The classifier before tuning: pretrained encoder, fresh head; `weights`, where they are to be put into it."""
     if p.warm_start_epochs:
         raise ParameterError("warm_start_epochs is for kind dual; with kind text leave it 0")
     encoder = TextEncoder(p.model_name, p.max_text_length)
@@ -95,7 +97,10 @@ def make_classifier(p: Params) -> TextClassifier:
     if 0 < most < p.max_text_length:
         raise ParameterError(f"max_text_length {p.max_text_length} is more than the {most} tokens the encoder can read")
     torch.manual_seed(p.seed + p.seed_offset)  # of the head and the adapters
-    set_trainable(encoder.backbone, p)
+    if weights:
+        set_as_saved(encoder.backbone, p, weights)
+    else:
+        set_trainable(encoder.backbone, p)
     if p.gradient_checkpointing:
         checkpoint_activations(encoder.backbone)
     classifier = TextClassifier(encoder, p)

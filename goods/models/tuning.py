@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -131,6 +132,49 @@ def save_trained(model: nn.Module, path: Path) -> None:
     state = {n: t.contiguous().cpu() for n, t in state.items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
+
+
+# Adapters that are merged ---------------------------------------------------------------------------------------------
+
+_BACKBONE = "encoder.backbone."  # what the names of its parameters begin with in a classifier's state
+
+
+def has_adapters(weights: Path) -> bool:
+    """Whether saved weights hold LoRA adapters."""
+    return any(".lora_" in name for name in _names(weights))
+
+
+def save_merged(model: nn.Module, path: Path) -> None:
+    """Saves what was trained as save_trained does, each adapter added into the fp32 weights of the layer it changes."""
+    from peft.tuners.lora import LoraLayer
+
+    state = {name: tensor for name, tensor in trained_state(model).items() if ".lora_" not in name}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight.float()
+            state[f"{name}.weight"] = weight + sum(layer.get_delta_weight(each) for each in layer.active_adapters)
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt", "merged": "lora"})
+
+
+def set_as_saved(backbone: PreTrainedModel, p: Params, weights: Path) -> None:
+    """set_trainable, for weights that were saved: where adapters are merged, what they are merged into takes part."""
+    names = _names(weights)
+    if p.tune != "lora" or any(".lora_" in name for name in names):
+        set_trainable(backbone, p)
+        return
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad_(_BACKBONE + name in names)
+
+
+def _names(weights: Path) -> set[str]:
+    """The names of saved tensors; raises GoodsError when the file isn't whole."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return set(file.keys())
+    except Exception as error:
+        raise GoodsError(f"the weights {weights} can't be loaded: {first_line(error)}") from error
 
 
 def load_trained(model: nn.Module, path: Path) -> None:

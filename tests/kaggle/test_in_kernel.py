@@ -9,84 +9,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from conftest import put_together, touch
-from kaggle_server import LAYOUTS, SETTINGS, Kaggle, hide_more_products, mount, run_here
+from conftest import touch
+from kaggle_server import LAYOUTS, Kaggle, mount
 
-from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT, resolve
-from goods.members import open_run
 from goods.params import load_params
-from goods.run import Fold, Run
-from kaggle_kernel import in_kernel
+from kaggle_kernel import attached, in_kernel
 
 
 @pytest.mark.parametrize(("competition", "model"), LAYOUTS)
 def test_inputs_are_found_by_their_files(sample: Any, tmp_path: Path, competition: str, model: str) -> None:
     root = mount(sample, tmp_path, competition, model) / "input"
     (root / "loop").symlink_to(root)
-    found = in_kernel.find_inputs(root)
+    found = attached.find_inputs(root)
     assert found == {"competition": [root / competition], "model": [root / model], "run": []}
-    assert in_kernel.the_competition(found["competition"], root) == root / competition
-    assert in_kernel.the_model(found["model"], "siglip-tiny", root) == root / model
-
-
-@pytest.mark.slow
-def test_attached_runs_are_blended(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = mount(sample, tmp_path / "kaggle", *LAYOUTS[1])
-    with pytest.raises(GoodsError, match="needs the run 'demo', and no attached output has it"):
-        in_kernel.prepare(root, "params/blend.yaml", runs=["demo", "words"])
-    run_here(sample, tmp_path / "first", [0, 1, 2], **SETTINGS)
-    run_here(sample, tmp_path / "second", [0, 1, 2], "params/linear.yaml", run="words", n_folds=3)
-    for name in ("first", "second"):
-        shutil.rmtree(tmp_path / name / "cache", ignore_errors=True)
-        shutil.copytree(tmp_path / name, root / "input" / "notebooks" / "me" / name / "outputs")
-    session = in_kernel.prepare(root, "params/blend.yaml", runs=["demo", "words"], n_folds=3, blend_method="mean")
-    assert 'runs=["demo", "words"]' in session.command
-    open_run(session.p)
-    assert set(put_together(session.p, read_goods(session.p)).table.index) > {"demo/fused", "words/text"}
-    shutil.rmtree(root / "working" / "outputs" / "cache", ignore_errors=True)
-    in_kernel.run(session._replace(command=[sys.executable, "-c", ""]))
-    assert [path.name for path in (root / "working" / "outputs").iterdir()] == ["blend"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dual", "knn"])  # what linear keeps is tested with the others: it predicts alike
-def test_a_scoring_rerun_of_each_kind_only_predicts(
-    sample: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With no more attached than the weights that make kaggle-weights sends, through the pipeline."""
-    config, given = {"dual": "demo", "linear": "linear", "knn": "knn"}[kind], {"n_folds": 3, "num_workers": 0}
-    given |= SETTINGS if kind == "dual" else {"image_size": 64} if kind == "knn" else {}
-    p = run_here(sample, tmp_path / "here", [0, 2], f"params/{config}.yaml", **given)
-    root, here = mount(sample, tmp_path / "kaggle", *LAYOUTS[0]), Run.of(p)
-    for path in here.weight_files():
-        copy = root / "input" / "weights" / path.relative_to(here.folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
-    hidden = hide_more_products(root / "input" / "goods-classification")
-    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-
-    session = in_kernel.prepare(root, f"params/{config}.yaml", folds=[1], model_name=str(sample.model), **given)
-    assert "--folds" not in session.command
-    assert session.command[session.command.index("--steps") + 1 :][:2] == ["ensemble", "submission"]
-    in_kernel.run(session)
-    there = Run.of(session.p)
-    assert there.trained() == [0, 2]
-    for number in there.trained():
-        for ours, theirs in zip(files_of(here.fold(number)), files_of(there.fold(number)), strict=True):
-            assert theirs.read_bytes() == ours.read_bytes()
-    rows = [pd.read_csv(path, dtype=str) for path in (root / "working" / "submission.csv", here.submission)]
-    assert rows[0]["id"].tolist() == hidden["id"].tolist()
-    after, before = (table.set_index("id")["categories"] for table in rows)
-    assert after[before.index].tolist() == before.tolist()
-
-
-def files_of(fold: Fold) -> list[Path]:
-    """A trained fold's files that a prediction changes nothing of."""
-    return [fold.weights, fold.oof, fold.metrics]
+    assert attached.the_competition(found["competition"], root) == root / competition
+    assert attached.the_model(found["model"], "siglip-tiny", root) == root / model
 
 
 @pytest.mark.slow
@@ -98,7 +38,7 @@ def test_a_hundred_thousand_files_are_found_within_seconds(tmp_path: Path) -> No
     for i in range(100_000):
         (tmp_path / "a" / ("photos" if i % 2 else "train_images") / f"{i}.jpg").touch()
     began = time.perf_counter()
-    assert in_kernel.find_inputs(tmp_path)["competition"] == [tmp_path / "z" / "tables"]
+    assert attached.find_inputs(tmp_path)["competition"] == [tmp_path / "z" / "tables"]
     assert time.perf_counter() - began < 5
 
 
@@ -106,7 +46,7 @@ def test_a_hundred_thousand_files_are_found_within_seconds(tmp_path: Path) -> No
                                    "train-00000-of-00002.parquet test-00000-of-00001.parquet"])  # fmt: skip
 def test_tables_of_every_kind_make_a_competition(tmp_path: Path, names: str) -> None:
     touch(tmp_path, *(f"goods/data/{name}" for name in names.split()), "other/train.md", "other/test.md")
-    assert in_kernel.find_inputs(tmp_path)["competition"] == [tmp_path / "goods" / "data"]
+    assert attached.find_inputs(tmp_path)["competition"] == [tmp_path / "goods" / "data"]
 
 
 def test_what_is_not_attached_is_said(sample: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from kaggle_server import FOLDS, LAYOUTS, SETTINGS, Kaggle, mount, run_here
 
 from goods.errors import GoodsError
 from goods.files import ROOT, write_text
+from goods.predictor import load_predictor
 from goods.run import Run
 from kaggle_kernel import build, in_kernel, push
 
@@ -104,7 +105,7 @@ def test_the_pushed_notebook_runs_offline_to_the_local_submission(
     assert sorted(path.name for path in working.iterdir()) == ["outputs", "submission.csv"]
     assert [path.name for path in (working / "outputs").iterdir()] == ["demo"]  # no caches
 
-    comes_home(kaggle, kernel, working, tmp_path, monkeypatch)
+    comes_home(kaggle, kernel, working, tmp_path, monkeypatch, {"model_name": sample.model})
     goes_on(sample, working, tmp_path, monkeypatch)
 
 
@@ -162,8 +163,15 @@ def seconds_trained(run_dir: Path) -> float:
     return sum(json.loads(line)["seconds"] for line in Run(run_dir).fold(0).latest_log.read_text().splitlines())
 
 
-def comes_home(kaggle: Kaggle, kernel: Path, working: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The output is fetched to outputs/, and its trained folds are sent as a dataset."""
+def comes_home(
+    kaggle: Kaggle,
+    kernel: Path,
+    working: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    models: dict[str, Path],
+) -> None:
+    """The output is fetched to outputs/, and its models are sent as a dataset."""
     kaggle.files = {path.relative_to(working).as_posix(): path for path in working.rglob("*") if path.is_file()}
     files = [{"url": f"http://localhost/files/{name}", "fileName": name} for name in kaggle.files]
     kaggle.answers["ListKernelSessionOutput"] = {"files": files, "log": "ran"}
@@ -182,12 +190,10 @@ def comes_home(kaggle: Kaggle, kernel: Path, working: Path, tmp_path: Path, monk
     [sent] = [body for name, body in kaggle.calls if name == "CreateDataset"]
     assert sent["isPrivate"] is True and sent["slug"] == "demo-weights"
     uploaded = {body["name"] for name, body in kaggle.calls if name == "StartBlobUpload"}
-    assert uploaded == {"run.json", "folds.parquet", "labels.json", "fold0.zip", "fold1.zip"}
-    stage, run = push.STAGE.with_name("kaggle-dataset"), Run(fetched)
-    staged = {path.relative_to(stage) for path in stage.rglob("*") if path.is_file()}
-    sent_files = {path.relative_to(fetched) for path in run.weight_files()}
-    assert staged == sent_files | {Path("dataset-metadata.json")}
-    assert {run.fold(k).weights.relative_to(fetched) for k in FOLDS} < sent_files
+    files = {"run.json", "labels.json", "export.json", "README.md", "ensemble.zip", "fold0.zip", "fold1.zip"}
+    assert uploaded == files
+    stage = push.STAGE.with_name("kaggle-dataset")
+    assert load_predictor(stage, models).fingerprint == load_predictor(fetched, models).fingerprint
     kaggle.answers["GetDatasetStatus"] = {"status": "ready"}
     kaggle.answers["CreateDatasetVersion"] = {"status": "ok", "url": "https://kaggle", "ref": "me/demo-weights"}
     assert "WEIGHTS=me/demo-weights" in push.send_weights(kernel, "demo")

@@ -19,7 +19,7 @@ from goods.data.tables import read_goods
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError, ParameterError
 from goods.members import fit, notebooks_of, open_run, predict_test, refit, step_inputs
-from goods.params import Params, load_params
+from goods.params import REFIT, Params, load_params
 from goods.predictions import frame_logits, write_choices
 from goods.run import Run
 from goods.training.refit import suggested_choice
@@ -163,7 +163,7 @@ def test_it_goes_where_the_folds_go(copy: Trained, tmp_path: Path) -> None:
     p, goods = copy
     refit(p, goods)
     run = Run.of(p)
-    assert run.refit.weights in run.weight_files()
+    assert run.refit.weights in run.model_files([REFIT])
     other = p.model_copy(update={"outputs_dir": str(tmp_path / "other"), "resume_from": str(run.folder)})
     open_run(other)
     theirs, own = run.refit, Run.of(other).refit
