@@ -242,8 +242,8 @@ class BlendParams(_Group):
         "stacking",
     ] = Field(
         "auto",
-        description="kind blend: method; average: the mean of the fitted ones; auto: average, and a table of all; "
-        "choose: the best one by nested out-of-fold score",
+        description="kind blend: method; auto: average, the mean of the fitted ones; choose: the best one by nested "
+        "out-of-fold score",
     )  # fmt: skip
     allow_missing_folds: bool = Field(False, description="kind blend: leave out products that a run hasn't predicted")
 

@@ -190,10 +190,10 @@ def blend_members(
     no fold is calibrated, the average is of probabilities as they are, and of several methods the first is taken.
     """
     parts, averaged = np.unique(folds).tolist(), AVERAGE in methods
-    fits = _fits(members, labels, folds, tuple(dict.fromkeys((*methods, *(FITTED if averaged else ())))), metric)
+    needed = tuple(dict.fromkeys((*methods, *(FITTED if averaged else ()))))
+    fits = _fits(members, labels, folds, needed, metric)
     worth, picked = METRICS[metric].worth_calibrated, {}
-    raw = {name: np.zeros_like(members[0]) for name in (*dict.fromkeys(name for name, _ in fits), *methods)}
-    scaled = {name: np.zeros_like(members[0]) for name in methods}
+    raw, scaled = ({name: np.zeros_like(members[0]) for name in names} for names in (needed, methods))
     for k in parts:
         fold, rows = _left_out(k, fits, members, labels, folds, averaged), folds == k
         for name in raw:
