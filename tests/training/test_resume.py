@@ -146,38 +146,59 @@ def command(tmp_path):
     return command
 
 
+# To import all takes longer than to train, so it is done once: each training is a fork of this process, which is given
+# its command line, and says its number and how it ended.
+FORKS = """
+import os, sys
+import goods_utils, transformers.models.siglip.modeling_siglip, transformers.optimization
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        os.dup2(2, 1)
+        goods_utils.main(line.split())
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
 @pytest.mark.slow
-def test_killed_five_times_it_ends_with_the_same_bytes(make, command):
+def test_killed_five_times_it_ends_with_the_same_bytes(make, command, tmp_path):
     p = make(run="whole", **RECIPE, num_epochs=6, checkpoint_minutes=0.0)
     fit(p)
     step_seconds = read_logs(Run.of(p))["seconds"].mean() * p.batch_size / len(pd.read_csv(p.train_csv))
-    started = command(p, "killed")
-    folder = p.run_dir.parent / "killed" / "fold1"
-    rng, kills = random.Random(0), 0
-    while not (folder / "metrics.json").is_file():
-        process = subprocess.Popen(
-            [sys.executable, *started], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        if kills < 5:
-            wait_for_a_new_state(Run(folder.parent).fold(1).state, process)
+    script, *arguments = command(p, "killed")
+    fold, said, rng = Run(p.run_dir.parent / "killed").fold(1), tmp_path / "said.txt", random.Random(0)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said.open("w"), "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKS], cwd=ROOT, **pipes) as forks:
+        for _ in range(5):
+            before = changed(fold.state)
+            print(*arguments, file=forks.stdin, flush=True)
+            training = int(forks.stdout.readline())
+            wait_for_another(fold.state, before)
             time.sleep(rng.uniform(0, 2 * step_seconds))  # in steps: a fast machine must not finish before the fifth
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode in (0, -signal.SIGKILL), output.decode()
-    assert kills == 5
-    assert "epoch 6 of 6: train_loss" in output.decode() and "\r" not in output.decode()  # a line an epoch, no bars
-    whole = p.run_dir / "fold1" / "oof.parquet"
-    assert whole.read_bytes() == (folder / "oof.parquet").read_bytes()
+            os.kill(training, signal.SIGKILL)
+            assert int(forks.stdout.readline()) == -signal.SIGKILL and not fold.trained, said.read_text()
+    last = subprocess.Popen(
+        [sys.executable, script, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output = last.communicate(timeout=120)[0].decode()
+    assert last.returncode == 0, output
+    assert "epoch 6 of 6: train_loss" in output and "\r" not in output  # a line an epoch, no bars
+    assert (p.run_dir / "fold1" / "oof.parquet").read_bytes() == fold.oof.read_bytes()
 
 
-def wait_for_a_new_state(state: Path, process: subprocess.Popen) -> None:
-    def written() -> int:
-        return state.stat().st_mtime_ns if state.is_file() else 0
+def changed(state: Path) -> int:
+    """When a state was saved; 0 where none is."""
+    return state.stat().st_mtime_ns if state.is_file() else 0
 
-    before = written()
-    while written() == before and process.poll() is None:
+
+def wait_for_another(state: Path, before: int) -> None:
+    """Waits until a later state than that of `before` is there."""
+    end = time.monotonic() + 120
+    while changed(state) == before and time.monotonic() < end:
         time.sleep(0.02)
+    assert changed(state) != before
 
 
 def launch_two(arguments: list[str]) -> str:
