@@ -14,6 +14,10 @@ import nbformat
 
 from goods.files import ROOT
 
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# How many each shows; compress_text, which asks a language model, is run in tests/compress.
+PICTURES = {"eda": 9, "embed": 1, "train": 5, "baseline": 2, "ensemble": 8, "pseudo_label": 2, "submission": 1}
+
 
 class Done(NamedTuple):
     """A call of papermill: its exit status, what it said, and the executed notebook."""

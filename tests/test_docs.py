@@ -1,7 +1,10 @@
-"""The README and docs/ tell the truth: their commands run, their tables are the code's, what they name is there."""
+"""The README and docs/ tell the truth: their commands run, their tables are the code's, what they name is there.
+
+Those commands run the notebooks, so what a notebook that ran looks like is promised here, too."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import runpy
@@ -12,9 +15,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
+import nbformat
+import pandas as pd
 import pytest
+from notebook_runs import NOTEBOOKS, PICTURES, Done, papermill
 
 from goods.compress.params import CompressParams
 from goods.files import ROOT
@@ -143,28 +151,101 @@ def test_what_it_has_made_can_be_made(page):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory, sample) -> Path:
-    """The project in a folder of its own, with the sample, a shorter demo, and this Python as its .venv."""
+    """The project in a folder of its own, with the sample, fewer folds and epochs, and this Python as its .venv."""
     root = tmp_path_factory.mktemp("readme") / "goods"
     left_out = shutil.ignore_patterns(".venv*", ".git", "sample", "siglip-tiny", "outputs", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, root, ignore=left_out)
     shutil.copytree(sample.data, root / "data" / "sample")
     shutil.copytree(sample.model, root / "models" / "siglip-tiny")
-    config = root / "params" / "demo.yaml"
-    config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3"))
+    for name in ("demo", "linear", "blend"):  # which is of the other two, so all have the same folds
+        config = root / "params" / f"{name}.yaml"
+        config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3") + "\nn_folds: 4\n")
     (root / ".venv").symlink_to(sys.prefix)
     (root / "outputs" / "demo" / "notebooks").mkdir(parents=True)
     return root
 
 
+@pytest.fixture(scope="module")
+def call(copy) -> Callable[[str], subprocess.CompletedProcess]:
+    """Runs a command in the copy, the first time that it is asked for."""
+
+    @functools.cache
+    def call(command: str) -> subprocess.CompletedProcess:
+        if command.startswith("make "):  # as installed: that is what `make test` did
+            command = command.replace("make ", "make -o .venv/installed ", 1)
+        environment = os.environ | {"PYTHONPATH": str(copy)}
+        return subprocess.run(["bash", "-c", command], cwd=copy, env=environment, capture_output=True, text=True)
+
+    return call
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands_to_run())
-def test_a_command_runs(copy, command):
+def test_a_command_runs(call, command):
     """Every command that needs nothing from the internet, on a smaller sample."""
-    if command.startswith("make "):
-        command = command.replace("make ", "make -o .venv/installed ", 1)  # as installed: that is what `make test` did
-    environment = os.environ | {"PYTHONPATH": str(copy)}
-    done = subprocess.run(["bash", "-c", command], cwd=copy, env=environment, capture_output=True, text=True)
+    done = call(command)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def executed(copy, call) -> dict[str, Done]:
+    """All notebooks, as those commands left them; the one that none of them runs is run here."""
+    for command in commands_to_run():
+        call(command)
+    outputs = copy / "outputs"
+    runs = {"eda": "demo", "ensemble": "two-folds", "submission": "two-folds", "baseline": "linear"}
+    runs["pseudo_label"] = "linear"
+    files = {name: outputs / run / "notebooks" / f"{name}.ipynb" for name, run in runs.items()}
+    files["train"] = outputs / "demo" / "notebooks" / "train_fold1.ipynb"
+    done = {name: Done(0, "", nbformat.read(file, as_version=4)) for name, file in files.items()}
+    return done | {"embed": papermill("notebooks/embed.ipynb", outputs / "embed.ipynb", cwd=copy, root=copy)}
+
+
+def test_every_notebook_is_run() -> None:
+    assert {path.stem for path in NOTEBOOKS} == {*PICTURES, "compress_text"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_notebook_runs_clean(executed, name):
+    done = executed[name]
+    assert done.status == 0, done.stderr
+    streams = {output.name: output.text for output in done.outputs() if output.output_type == "stream"}
+    if find_spec("ipywidgets"):  # without, tqdm says so in each notebook, and its bars are text
+        assert "stderr" not in streams, streams["stderr"]
+    assert not re.search(r"Warning\b|Traceback|\[0;3\d", done.printed())
+    assert not [output for output in done.outputs() if output.output_type == "error"]
+    pictures = done.pictures()
+    assert len(pictures) == PICTURES[name]
+    assert all(picture.startswith(b"\x89PNG") and len(picture) > 5_000 for picture in pictures)
+    assert len(set(pictures)) == len(pictures)
+
+
+@pytest.mark.slow
+def test_what_the_notebooks_leave_in_the_run(executed, copy):
+    run = Run(copy / "outputs" / "two-folds")
+    fold = run.fold(2)
+    promised = [run.record_file, run.data_report, run.bad_images, run.labels, run.folds_table, run.oof, run.test]
+    promised += [run.metrics, run.submission, run.submission_probs, run.report, fold.weights, fold.log]
+    assert not [path for path in promised if not path.is_file()]
+    assert run.trained() == [0, 2] and fold.predicted and not fold.checkpoint.exists()
+    assert len(list(run.figures.glob("*.png"))) == PICTURES["ensemble"] + 1  # and that of submission.ipynb
+    figures = [path for folder in (run.goods_figures, fold.figures, run.figures) for path in folder.glob("*.png")]
+    assert {path.parent for path in figures} == {run.goods_figures, fold.figures, run.figures}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+    assert not list(run.folder.rglob("*.tmp")) and not run.fold(1).folder.exists()
+    rows, test = (pd.read_csv(path, dtype=str) for path in (run.submission, copy / "data" / "sample" / "test.csv"))
+    assert rows["id"].tolist() == test["id"].tolist() and rows["categories"].isin([str(k) for k in range(21)]).all()
+
+
+@pytest.mark.slow
+def test_what_the_notebooks_say(executed):
+    found = re.search(r"fold 1: (\d+) products to learn from, (\d+) held back", executed["train"].printed())
+    assert sum(map(int, found.groups())) == 126 and 25 <= int(found[2]) <= 40
+    assert "folds not trained yet: [1, 3]" in executed["ensemble"].printed()
+    assert "42 rows for 42 test products" in executed["submission"].printed()
+    shown = [output.data["text/plain"] for output in executed["train"].outputs() if "data" in output]
+    assert any(re.search(r"fused +0\.\d+ +0\.\d+ +\d", text) for text in shown)
 
 
 @pytest.mark.slow

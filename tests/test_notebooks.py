@@ -1,4 +1,5 @@
-"""The notebooks: what every committed one looks like, and each of them run by the real papermill."""
+"""The notebooks: what every committed one looks like, and how one answers to its parameters. That each of them runs is
+promised in test_docs, by the commands of these pages."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import ast
 import os
 import re
 import tomllib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,14 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import Sample
-from notebook_runs import Done, arguments, papermill
+from notebook_runs import NOTEBOOKS, PICTURES, arguments, papermill
 
 from goods.compress.params import CompressParams
 from goods.files import ROOT
 from goods.params import Params
 from goods.run import Run
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PICTURES = {"eda": 9, "embed": 1, "train": 5, "baseline": 2, "ensemble": 8, "pseudo_label": 2, "submission": 1}
-SCHEMAS = {"compress_text": CompressParams}  # it asks a language model, so it is run in tests/compress
+SCHEMAS = {"compress_text": CompressParams}
 
 
 def code_cells(path: Path) -> list[nbformat.NotebookNode]:
@@ -111,71 +109,6 @@ def given(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def executed(given: dict[str, Any]) -> dict[str, Done]:
-    """All notebooks, in their order, run from the project's root; the baseline in a run of its own."""
-    folder = given["outputs_dir"]
-    return {
-        name: papermill(f"notebooks/{name}.ipynb", folder / f"{name}.ipynb", *arguments(**given | more))
-        for name, more in (
-            ("eda", {}),
-            ("train", {"fold": 1}),
-            ("ensemble", {}),
-            ("submission", {}),
-            ("baseline", {"run": "words", "kind": "linear"}),
-            ("pseudo_label", {"config": "params/linear.yaml", "run": "words", "pseudo_precision": 0.3}),
-            ("embed", {}),
-        )
-    }
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_notebook_runs_clean(executed: dict[str, Done], name: str) -> None:
-    done = executed[name]
-    assert done.status == 0, done.stderr
-    streams = {output.name: output.text for output in done.outputs() if output.output_type == "stream"}
-    if find_spec("ipywidgets"):  # without, tqdm says so in each notebook, and its bars are text
-        assert "stderr" not in streams, streams["stderr"]
-    assert not re.search(r"Warning\b|Traceback|\[0;3\d", done.printed())
-    assert not [output for output in done.outputs() if output.output_type == "error"]
-    pictures = done.pictures()
-    assert len(pictures) == PICTURES[name]
-    assert all(picture.startswith(b"\x89PNG") and len(picture) > 5_000 for picture in pictures)
-    assert len(set(pictures)) == len(pictures)
-
-
-def test_every_notebook_is_run_here() -> None:
-    assert {path.stem for path in NOTEBOOKS} == set(PICTURES) | set(SCHEMAS)
-
-
-@pytest.mark.slow
-def test_what_the_notebooks_leave_in_the_run(executed: dict[str, Done], given: dict[str, Any], sample: Sample) -> None:
-    run = Run(given["outputs_dir"] / "nb")
-    fold = run.fold(1)
-    promised = [run.record_file, run.data_report, run.bad_images, run.labels, run.folds_table, run.oof, run.test]
-    promised += [run.metrics, run.submission, run.submission_probs, run.report, fold.weights, fold.log]
-    assert not [path for path in promised if not path.is_file()]
-    assert run.trained() == [1] and fold.predicted and not fold.checkpoint.exists()
-    assert len(list(run.figures.glob("*.png"))) == PICTURES["ensemble"] + 1  # and that of submission.ipynb
-    figures = [path for folder in (run.goods_figures, fold.figures, run.figures) for path in folder.glob("*.png")]
-    assert {path.parent for path in figures} == {run.goods_figures, fold.figures, run.figures}
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
-    assert not list(run.folder.rglob("*.tmp")) and not run.fold(0).folder.exists()
-    rows, test = pd.read_csv(run.submission, dtype=str), pd.read_csv(sample.data / "test.csv", dtype=str)
-    assert rows["id"].tolist() == test["id"].tolist() and rows["categories"].isin([str(k) for k in range(21)]).all()
-
-
-@pytest.mark.slow
-def test_what_the_notebooks_say(executed: dict[str, Done]) -> None:
-    found = re.search(r"fold 1: (\d+) products to learn from, (\d+) held back", executed["train"].printed())
-    assert sum(map(int, found.groups())) == 126 and 20 <= int(found[2]) <= 30
-    assert "folds not trained yet: [0, 2, 3, 4]" in executed["ensemble"].printed()
-    assert "42 rows for 42 test products" in executed["submission"].printed()
-    shown = [output.data["text/plain"] for output in executed["train"].outputs() if "data" in output]
-    assert any(re.search(r"fused +0\.\d+ +0\.\d+ +\d", text) for text in shown)
-
-
 @pytest.mark.slow
 def test_a_debug_run_from_the_notebooks_folder(given: dict[str, Any], sample: Sample) -> None:
     """Relative paths mean the project's root, wherever the kernel stands."""
@@ -192,18 +125,11 @@ def test_a_debug_run_from_the_notebooks_folder(given: dict[str, Any], sample: Sa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("flod", 2, "unknown parameter 'flod'; did you mean 'fold'?"),
-        ("fold", 9, "fold 9 is out of range: with n_folds 5 it goes from 0 to 4"),
-    ],
-)
-def test_a_wrong_parameter_stops_the_run(
-    given: dict[str, Any], tmp_path: Path, name: str, value: int, message: str
-) -> None:
-    more = {"outputs_dir": tmp_path / "outputs", name: value}
+def test_a_wrong_parameter_stops_the_run(given: dict[str, Any], tmp_path: Path) -> None:
+    """Which are wrong, and the sentences, tests/test_params.py says."""
+    more = {"outputs_dir": tmp_path / "outputs", "flod": 2}
     done = papermill("notebooks/train.ipynb", tmp_path / "train.ipynb", *arguments(**given | more))
+    message = "unknown parameter 'flod'; did you mean 'fold'?"
     assert done.status != 0
     assert f"GoodsError: {message}" in done.stderr
     errors = [output for output in done.outputs() if output.output_type == "error"]

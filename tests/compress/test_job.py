@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from conftest import Sample
 from language_model import KEY, LanguageModel, api_params, write_goods
-from test_notebooks import arguments, papermill
+from notebook_runs import arguments, papermill
 
 from goods.compress.job import Compressed, compress_goods, tidy_answer
 from goods.compress.params import compress_prompt
