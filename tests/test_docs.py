@@ -194,17 +194,10 @@ def executed(copy, call) -> dict[str, Done]:
     for command in commands_to_run():
         call(command)
     outputs = copy / "outputs"
-<<<<<<< ours
-    found = {"eda": "demo", "train": "demo", "ensemble": "two-folds", "submission": "two-folds", "baseline": "linear"}
-    found |= {"refit": "demo", "predict": "demo"}
-    files = {name: outputs / run / "notebooks" / f"{name}.ipynb" for name, run in found.items()}
-    files["train"] = files["train"].with_name("train_fold1.ipynb")
-=======
-    runs = {"eda": "demo", "ensemble": "two-folds", "submission": "two-folds", "baseline": "linear"}
-    runs["pseudo_label"] = "linear"
+    runs = {"eda": "demo", "refit": "demo", "predict": "demo", "ensemble": "two-folds", "submission": "two-folds"}
+    runs |= {"baseline": "linear", "pseudo_label": "linear"}
     files = {name: outputs / run / "notebooks" / f"{name}.ipynb" for name, run in runs.items()}
     files["train"] = outputs / "demo" / "notebooks" / "train_fold1.ipynb"
->>>>>>> theirs
     done = {name: Done(0, "", nbformat.read(file, as_version=4)) for name, file in files.items()}
     return done | {"embed": papermill("notebooks/embed.ipynb", outputs / "embed.ipynb", cwd=copy, root=copy)}
 
