@@ -249,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"goods_utils.py: {error}")
     if os.environ.get("RANK", "0") == "0":
         shown = SHOWN_AS[p.metric]
-        print("  ".join(f"{output} {shown} {metrics[output][p.metric]:.4f}" for output in OUTPUTS if output in metrics))
+        scores = [f"{output} {shown} {metrics[output][p.metric]:.4f}" for output in OUTPUTS if output in metrics]
+        print("  ".join(scores) or f"the refit learned from {metrics['rows']} rows")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ BACKBONE = "siglip-so400m-patch14-384"
 
 # What the kernel starts, and what is looked up by name: with all that these and the notebooks import, a cell each.
 STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
+# Commands of goods_utils.py that no kernel gives, and what they alone import.
+LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "export", "model_card")}
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
 CONFIGS = ("params/*.yaml",)  # in one cell with the notebooks, as base64
 
@@ -109,7 +111,7 @@ def read_packed() -> tuple[dict[str, str], dict[str, str]]:
     while waiting:
         modules |= waiting
         found = {name for text in waiting.values() for name in imported(text)}
-        waiting = read_sources(sorted(found - set(modules)))
+        waiting = read_sources(sorted(found - set(modules) - LEFT_OUT))
     return dict(sorted(modules.items())), packed
 
 
@@ -178,8 +180,8 @@ def _cell(name: str, source: str, kind: str = "markdown", tags: Sequence[str] = 
     cell = {"cell_type": kind, "id": _cell_id(name), "metadata": {"tags": list(tags)} if tags else {}}
     # A module's last line break stays: %%writefile writes the cell as it is.
     text = source if source.startswith("%%") else source.strip("\n")
-    lines = {"source": text.removesuffix("\n").splitlines(keepends=True)}
-    return cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}) | lines
+    whole = {"source": text.removesuffix("\n")}  # as Kaggle's client sends it; a line each would be a fifth longer
+    return cell | ({"execution_count": None, "outputs": []} if kind == "code" else {}) | whole
 
 
 def _cell_id(name: str) -> str:

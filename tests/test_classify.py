@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Sample
+from odd_photos import cut, encoded
 
 from goods.classify import Outputs, result_table
 from goods.predictor import Predictor
@@ -84,17 +85,18 @@ def test_a_row_for_each_product_in_order_with_labels_as_they_came(kinds, predict
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions.parquet", "predictions.parquet.job.json"]
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
-def test_tables_of_all_forms_give_the_same(predict, sample: Sample, tmp_path: Path, ending: str) -> None:
+def test_tables_of_all_forms_give_the_same(predict, sample: Sample, tmp_path: Path) -> None:
     table = pd.read_csv(sample.data / "test.csv", dtype=str, keep_default_na=False).head(9)
-    path = tmp_path / f"new.{ending}"
-    if ending == "parquet":
-        table.replace({"": None}).to_parquet(path, row_group_size=4)
-    else:
-        table.to_csv(path, index=False, sep={"csv": ",", "tsv": "\t"}[ending])
-    assert predict(table=str(path), out=str(tmp_path / "short.csv")).status == 0
+    for ending, separator in (("csv", ","), ("tsv", "\t"), ("csv.gz", ";"), ("csv.zip", "|")):
+        table.to_csv(tmp_path / f"new.{ending}", index=False, sep=separator)
+    table.replace({"": None}).to_parquet(tmp_path / "new.parquet", row_group_size=4)
+    table.iloc[:2].to_parquet(tmp_path / "piece-0.parquet")
+    table.iloc[2:].to_parquet(tmp_path / "piece-1.parquet")
     assert predict(out=str(tmp_path / "whole.csv")).status == 0
-    pd.testing.assert_frame_equal(read(tmp_path / "short.csv"), read(tmp_path / "whole.csv").head(9))
+    for name in ("new.csv", "new.tsv", "new.csv.gz", "new.csv.zip", "new.parquet", "piece-*.parquet"):
+        out = tmp_path / f"{name.replace('*', 'all')}.csv"
+        assert predict(table=str(tmp_path / name), out=str(out)).status == 0
+        pd.testing.assert_frame_equal(read(out), read(tmp_path / "whole.csv").head(9))
 
 
 def test_ids_and_named_labels_stay_exact() -> None:
@@ -159,17 +161,20 @@ def test_a_file_of_another_job_is_not_written_over(predict, refused, sample: Sam
 def test_photos_that_cannot_be_used_are_counted_listed_and_done_without(
     predict, sample: Sample, tmp_path: Path
 ) -> None:
-    table = pd.read_csv(sample.data / "test.csv", dtype=str, keep_default_na=False).head(5)
-    table["photo"] = ["", "broken.jpg", "nowhere.jpg", "good.png", "good.png"]
+    table = pd.read_csv(sample.data / "test.csv", dtype=str, keep_default_na=False).head(6)
+    table["photo"] = ["", "broken.jpg", "nowhere.jpg", "good", "cut.jpg", "good.png|cut.jpg|none.jpg"]
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    (tmp_path / "cut.jpg").write_bytes(cut(encoded(quality=90), 0.5))
     shutil.copy(next(sample.data.rglob("test_images/*.jpg")), tmp_path / "good.png")
     table.to_csv(tmp_path / "new.csv", index=False)
     done = predict("head", table=str(tmp_path / "new.csv"), images=None, image_column="photo")
-    assert "2 photos are missing and 1 unreadable (predictions.parquet.bad_images.csv): predicted by what" in done.out
+    assert "3 photos are missing and 1 unreadable (predictions.parquet.bad_images.csv): predicted by what" in done.out
+    assert "2 photos end too early and are read as far as they go" in done.out
     listed = pd.read_csv(tmp_path / "predictions.parquet.bad_images.csv", dtype=str)
-    assert listed["id"].tolist() == table["id"].tolist()[:3]
-    assert listed["status"].tolist() == ["missing", "unreadable: not a photo", "missing"]
-    assert len(read(tmp_path / "predictions.parquet")) == 5
+    assert listed["id"].tolist() == table["id"].drop(3).tolist()
+    assert listed["status"].tolist() == ["missing", "unreadable: not a photo", "missing", "truncated, 48 % read",
+                                         "ok | truncated, 48 % read | missing"]  # fmt: skip
+    assert len(read(tmp_path / "predictions.parquet")) == 6
     without = predict("head", table=str(tmp_path / "new.csv"), images="none", out=str(tmp_path / "without.csv"))
     assert without.status == 0
     first = read(tmp_path / "without.csv")["probability"][:3], read(tmp_path / "predictions.parquet")["probability"][:3]
@@ -182,6 +187,9 @@ def test_photos_that_are_nowhere_are_refused(refused, sample: Sample, tmp_path: 
     assert f"there is no folder {tmp_path}/nowhere with photos" in refused(run="head", images=str(tmp_path / "nowhere"))
     above = str(sample.data / "test_images")
     assert f"has a photo <id>.jpg in {above}; did you mean {above}/test_images?" in refused(run="head", images=above)
+    for pattern in ("../{id}.jpg", "/{id}.jpg"):
+        said = refused(run="head", images=above, image_column=pattern)
+        assert "42 products of" in said and "name photos by absolute paths or out of" in said
     said = refused(run="head", images=None, image_column="title")
     assert "has a file that image_column title names, below" in said
 
@@ -196,7 +204,7 @@ TABLES = {
     "id,title,description\n1,a,b\n2,a\n": "1 rows have more or fewer cells than the header's 3 (they end on lines 3)",
     "id,title,description\n1,caf\xe9,b\n": "is not UTF-8",
     "": "new.csv is empty",
-    'id,title,description\n1,"a,b\n2,c,d\n3,"e,f\n4,g,h\n': "the quote that opens on line 2 swallows the lines after",
+    'id,title,description\n1,"a,b\n2,c,d\n3,"e,f\n4,g,h\n': "quote that opens on line 2 swallows the lines",
 }
 
 

@@ -12,6 +12,8 @@ import numpy as np
 
 from goods.errors import listing
 
+HELD = 10_000  # suspects; of more those are dropped that look like no row so far
+
 
 class Suspect(NamedTuple):
     """A cell that runs over several lines, and lines of it that may be rows of their own."""
@@ -32,16 +34,17 @@ class _Ids:
         self._hashes.append(hash(name))
         self._lengths.setdefault(_form(name), set()).add(len(name))
 
-    def like(self, names: Iterable[str]) -> list[str]:
+    def alike(self, name: str) -> bool:
+        """Whether a name looks like an id."""
+        found = self._lengths.get(_form(name), set())
+        # Where they vary, a little more or less is no surprise.
+        return len(name) in found or (len(found) > 1 and min(found) - 1 <= len(name) <= max(found) + 1)
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
         """Those of the names that look like ids, and that no row has."""
-        found = [name for name in names if len(name) in self._near(_form(name))]
+        found = [name for name in names if self.alike(name)]
         there = np.isin([hash(name) for name in found], np.asarray(self._hashes))
         return [name for name, known in zip(found, there, strict=True) if not known]
-
-    def _near(self, form: str) -> set[int]:
-        found = self._lengths.get(form, set())
-        # Where they vary, a little more or less is no surprise.
-        return found | {*range(min(found) - 1, max(found) + 2)} if len(found) > 1 else found
 
 
 def looked_through(lines: Iterable[str], separator: str, header: Sequence[str], id_column: str) -> str:
@@ -51,11 +54,14 @@ def looked_through(lines: Iterable[str], separator: str, header: Sequence[str], 
     """
     suspects: list[Suspect] = []
     ragged: list[int] = []
-    ids, line, text = _Ids(), 1, ""
+    ids, most, line, text = _Ids(), HELD, 1, ""
     place = header.index(id_column) if id_column in header else 0
     for number, (cells, line, text) in enumerate(_records(lines, separator)):
         if "\n" in text.rstrip("\r\n"):
             suspects += _suspects(text, line, separator, len(header), place)
+            if len(suspects) > most:
+                suspects = [suspect for suspect in suspects if any(map(ids.alike, suspect.ids))]
+                most = 2 * len(suspects) + HELD
         if number and len(cells) > place:
             ids.add(cells[place].strip())
         if len(cells) != len(header) and (len(cells) > 1 or "".join(cells).strip()):
@@ -121,7 +127,7 @@ def _suspects(record: str, line: int, separator: str, width: int, place: int) ->
 
 def _swallowed(suspects: Sequence[Suspect], ids: _Ids) -> str:
     """The sentence for the first suspect whose lines begin like other rows, with ids that no row has."""
-    unknown = set(ids.like(name for suspect in suspects for name in suspect.ids)) if suspects else set()
+    unknown = set(ids.unknown(name for suspect in suspects for name in suspect.ids))
     for suspect in suspects:
         new = [name for name in suspect.ids if name in unknown]
         if new and (suspect.sure or len(new) == len(suspect.ids)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from os import cpu_count
@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from goods.ensemble.combine import Combiner, side_by_side
+from goods.ensemble.combine import AVERAGE, Combiner, average_of, mean_at, side_by_side
 from goods.metric_names import metric_first
 from goods.metrics import METRICS, Metric, calibration_error, fit_temperature, paired_gain, score
 from goods.processes import in_parallel, on_one_thread
@@ -120,6 +120,7 @@ METHODS: dict[str, Callable[[np.ndarray, np.ndarray, Metric], Combiner]] = {
     "bias": class_bias,
     "stacking": stacking,
 }
+FITTED = ("weights", "greedy", "metric_weights", "bias", "stacking")  # what "average" is the mean of
 
 
 def fit_weights(members: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -152,12 +153,15 @@ def _stacked(classifier: LogisticRegression, members: np.ndarray) -> Combiner:
     return Combiner("stacking", size / size.sum(), arrays)
 
 
+# Fitted without the rows they predict ---------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Blend:
     """Members put together.
 
-    oof: (n, num_classes) logits of each row, by the method that the other folds chose, fitted and calibrated on them.
-    methods: the same for each method alone. combiner and temperature: the chosen method on all rows, for the test set.
+    oof: (n, num_classes) logits of each row, by the method that is taken, fitted and calibrated on the other folds.
+    methods: the same for each method alone. method, combiner and temperature: what all rows take, for the test set.
     """
 
     method: str
@@ -166,7 +170,7 @@ class Blend:
     oof: np.ndarray
     methods: dict[str, np.ndarray]
     uncalibrated: np.ndarray  # oof before its temperature
-    picked: dict[int, str]  # the method that scored each fold
+    picked: dict[int, str]  # where the method is chosen: the one of each fold, chosen on the others
 
 
 @on_one_thread
@@ -174,48 +178,97 @@ def blend_members(
     members: np.ndarray,
     labels: np.ndarray,
     folds: np.ndarray,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = (*METHODS, AVERAGE),
     metric: str = "macro_f1",
 ) -> Blend:
     """Nested cross-validation of the methods over the folds that the members were trained on.
 
-    members: (members, n, num_classes) out-of-fold log-probabilities. For each fold, a method is chosen by the metric
-    and its temperature fitted on predictions of the other folds by fits that saw neither; then it is fitted on all of
-    the others. With fewer than three folds there is nothing to choose on, and it takes the first method.
+    members: (members, n, num_classes) out-of-fold log-probabilities. Each fold is predicted by fits on all of the
+    others, at a temperature fitted on predictions of the others by fits that saw neither. If "average" is among the
+    methods, it is taken: the mean of the probabilities of all FITTED, each calibrated like that. Else, of several, the
+    one that those predictions score best by the metric is. With fewer than three folds there are no such predictions:
+    no fold is calibrated, the average is of probabilities as they are, and of several methods the first is taken.
     """
+    parts, averaged = np.unique(folds).tolist(), AVERAGE in methods
+    needed = tuple(dict.fromkeys((*methods, *(FITTED if averaged else ()))))
+    fits = _fits(members, labels, folds, needed, metric)
+    worth, picked = METRICS[metric].worth_calibrated, {}
+    raw, scaled = ({name: np.zeros_like(members[0]) for name in names} for names in (needed, methods))
+    for k in parts:
+        fold, rows = _left_out(k, fits, members, labels, folds, averaged), folds == k
+        for name in raw:
+            raw[name][rows] = fold.logits[name]
+        for name in methods:
+            scaled[name][rows] = fold.logits[name] / fold.temperatures[name]
+        if len(methods) > 1 and not averaged:
+            picked[k] = _best({name: worth(fold.labels, fold.others[name]) if fold.others else 0.0 for name in methods})
+    nested = len(parts) > 2
+    method = AVERAGE if averaged else _best({m: worth(labels, raw[m]) if nested else 0.0 for m in methods})
+    if averaged:
+        temperatures = {name: fit_temperature(raw[name], labels) if nested else 1.0 for name in FITTED}
+        combiner = average_of({name: fits[name, ()] for name in FITTED}, temperatures)
+    else:
+        combiner = fits[method, ()]
+    oof, uncalibrated = np.zeros_like(members[0]), np.zeros_like(members[0])
+    for k in parts:
+        name, rows = picked.get(k, method), folds == k
+        oof[rows], uncalibrated[rows] = scaled[name][rows], raw[name][rows]
+    return Blend(method, combiner, fit_temperature(raw[method], labels), oof, scaled, uncalibrated, picked)
+
+
+def _fits(
+    members: np.ndarray, labels: np.ndarray, folds: np.ndarray, methods: Sequence[str], metric: str
+) -> dict[tuple[str, tuple[int, ...]], Combiner]:
+    """Each of METHODS among the methods fitted without no fold, each one and, of three or more, each two of them."""
     parts = np.unique(folds).tolist()
-    pairs = list(combinations(parts, 2)) if len(parts) > 2 else []
-    left_out = [(), *((k,) for k in parts), *pairs]
-    tasks = [(name, out) for name in methods for out in left_out]
-    jobs = cpu_count() if members.size > PARALLEL_SIZE else 1
+    left_out = [(), *((k,) for k in parts), *(combinations(parts, 2) if len(parts) > 2 else ())]
+    tasks = [(name, out) for name in methods if name != AVERAGE for out in left_out]
     seen = {out: ~np.isin(folds, out) for out in left_out}
     arguments = ((name, members[:, seen[out]], labels[seen[out]], metric) for name, out in tasks)  # not all at once
-    fitted = dict(zip(tasks, in_parallel(_fitted, arguments, jobs), strict=True))
+    jobs = cpu_count() if members.size > PARALLEL_SIZE else 1
+    return dict(zip(tasks, in_parallel(_fitted, arguments, jobs), strict=True))
 
-    def predicted(name: str, out: tuple[int, ...], k: int) -> np.ndarray:
-        return fitted[name, out].predict(members[:, folds == k])
 
-    def inner(name: str, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Labels and logits of all folds but k, each by a fit that saw neither it nor k."""
-        for j in parts if pairs else ():
-            if j != k:
-                yield labels[folds == j], predicted(name, tuple(sorted((j, k))), j)
+@dataclass(frozen=True)
+class _LeftOut:
+    """A fold under fits without it, by method.
 
-    worth = METRICS[metric].worth_calibrated
-    raw = {name: np.zeros_like(members[0]) for name in methods}
-    calibrated = {name: np.zeros_like(members[0]) for name in methods}
-    oof, uncalibrated, picked = np.zeros_like(members[0]), np.zeros_like(members[0]), {}
-    for k in parts:
-        seen = {name: [np.concatenate(each) for each in zip(*inner(name, k), strict=True)] for name in methods}
-        for name in methods:
-            raw[name][folds == k] = logits = predicted(name, (k,), k)
-            calibrated[name][folds == k] = logits / (fit_temperature(seen[name][1], seen[name][0]) if pairs else 1)
-        picked[k] = _best({name: worth(*s) if s else 0.0 for name, s in seen.items()})
-        oof[folds == k] = calibrated[picked[k]][folds == k]
-        uncalibrated[folds == k] = raw[picked[k]][folds == k]
-    method = _best({name: worth(labels, raw[name]) if pairs else 0.0 for name in methods})
-    temperature = fit_temperature(raw[method], labels)
-    return Blend(method, fitted[method, ()], temperature, oof, calibrated, uncalibrated, picked)
+    logits: (rows, num_classes) of the fold. others: the same of all other rows, each by a fit that saw neither its own
+    fold nor this one, and labels (other rows,): empty with two folds. temperatures: fitted on others.
+    """
+
+    logits: dict[str, np.ndarray]
+    others: dict[str, np.ndarray]
+    labels: np.ndarray
+    temperatures: dict[str, float]
+
+
+def _left_out(
+    k: int,
+    fits: Mapping[tuple[str, tuple[int, ...]], Combiner],
+    members: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    averaged: bool,
+) -> _LeftOut:
+    """Fold k by each method that is fitted and, where `averaged`, by their mean, which makes do with their fits."""
+    names = tuple(dict.fromkeys(name for name, _ in fits))
+    others = [j for j in np.unique(folds).tolist() if j != k]
+    known = np.concatenate([labels[folds == j] for j in others])
+
+    def without_both(name: str) -> np.ndarray:
+        pairs = ((j, fits[name, tuple(sorted((j, k)))]) for j in others)
+        return np.concatenate([fit.predict(members[:, folds == j]) for j, fit in pairs])
+
+    logits = {name: fits[name, (k,)].predict(members[:, folds == k]) for name in names}
+    seen = {name: without_both(name) for name in names} if len(others) > 1 else {}
+    temperatures = {name: fit_temperature(seen[name], known) if seen else 1.0 for name in names}
+    if averaged:
+        each = [temperatures[name] for name in FITTED]
+        for part in (logits, seen) if seen else (logits,):
+            part[AVERAGE] = mean_at([part[name] for name in FITTED], each)
+        temperatures[AVERAGE] = fit_temperature(seen[AVERAGE], known) if seen else 1.0
+    return _LeftOut(logits, seen, known, temperatures)
 
 
 @on_one_thread
@@ -231,15 +284,13 @@ def _best(worth: dict[str, float]) -> str:
 def method_table(
     made: Blend, labels: np.ndarray, folds: np.ndarray, best_member: np.ndarray, metric: str = "macro_f1"
 ) -> pd.DataFrame:
-    """All metrics, the first one's spread over the folds, and calibration_error of each method and of the choice.
+    """All metrics, the first one's spread over the folds, and calibration_error of each method; the last is taken.
 
-    gain: what the metric is better than that of the best member, (n, num_classes) logits, with its 95 % interval;
-    `noise` where the interval holds 0.
+    Where a method was chosen, the last is "chosen": each fold by the choice of the others. gain: what the metric is
+    better than that of the best member, (n, num_classes) logits, with its 95 % interval; `noise` where that holds 0.
     """
-    rows = {
-        name: row_of(labels, folds, logits, best_member, metric)
-        for name, logits in (*made.methods.items(), ("chosen", made.oof))
-    }
+    each = made.methods | ({"chosen": made.oof} if made.picked else {})
+    rows = {name: row_of(labels, folds, logits, best_member, metric) for name, logits in each.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 

@@ -5,7 +5,7 @@ Fitting is in goods.ensemble.blend; here is what is left of it, which files hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from scipy.special import log_softmax, logsumexp
 from goods.errors import DamagedFileError
 from goods.files import atomic_path
 
+AVERAGE = "average"  # of other methods
 NEVER_SEEN = -21.0  # the log-probability, at most, of a class that a stacked regression never saw
 
 
@@ -45,8 +46,13 @@ def summed(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def mean_cooled(members: np.ndarray, weights: np.ndarray, temperatures: np.ndarray) -> np.ndarray:
     """The log of the mean of probabilities, each member's (members,) at its own temperature."""
-    each = log_softmax(members / temperatures[:, None, None], axis=2)
-    return logsumexp(each, axis=0) - np.log(len(each))
+    return mean_at(members, temperatures)
+
+
+def mean_at(logits: Sequence[np.ndarray], temperatures: Sequence[float]) -> np.ndarray:
+    """(n, num_classes) log of the mean of probabilities, of logits of that shape, each at its own temperature."""
+    each = [log_softmax(values / temperature, axis=1) for values, temperature in zip(logits, temperatures, strict=True)]
+    return logsumexp(np.stack(each), axis=0) - np.log(len(each))
 
 
 def biased(members: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -71,6 +77,29 @@ def regressed(
     return full
 
 
+def averaged(members: np.ndarray, weights: np.ndarray, **arrays: np.ndarray) -> np.ndarray:
+    """The log of the mean of other methods' calibrated probabilities; their arrays as average_of names them."""
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for name in sorted(arrays):
+        method, _, own = name.partition(".")
+        parts.setdefault(method, {})[own] = arrays[name]
+    temperatures = [part.pop("temperature") for part in parts.values()]
+    return mean_at([RULES[method](members, **part) for method, part in parts.items()], temperatures)
+
+
+def average_of(parts: Mapping[str, Combiner], temperatures: Mapping[str, float]) -> Combiner:
+    """The mean of the probabilities of fitted methods, each at its temperature, as one Combiner.
+
+    A member counts as much as it does in the methods on average. The arrays are the methods' own: "bias.weights",
+    "bias.bias", and (1,) "bias.temperature".
+    """
+    arrays = {f"{method}.temperature": np.array([temperatures[method]]) for method in parts}
+    for method, part in parts.items():
+        arrays |= {f"{method}.{name}": values for name, values in {"weights": part.weights, **part.arrays}.items()}
+    counts = [part.weights / (part.weights.sum() or 1) for part in parts.values()]  # all 0: no member knows anything
+    return Combiner(AVERAGE, np.mean(counts, axis=0), arrays)
+
+
 def side_by_side(members: np.ndarray) -> np.ndarray:
     """(n, members x num_classes) of (members, n, num_classes)."""
     return np.moveaxis(members, 0, 1).reshape(members.shape[1], -1)
@@ -85,6 +114,7 @@ RULES: dict[str, Callable[..., np.ndarray]] = {
     "metric_weights": summed,
     "bias": biased,
     "stacking": regressed,
+    AVERAGE: averaged,
 }
 
 
@@ -100,11 +130,9 @@ def load_combiner(method: str, path: Path) -> Combiner:
     try:
         arrays = load_file(path)
         combiner = Combiner(method, arrays.pop("weights"), arrays)
-        if "coefficients" in arrays:
-            classes = arrays["coefficients"].shape[1] // len(combiner.weights)
-        else:
-            classes = len(arrays.get("bias", (0, 0)))
-        combiner.predict(np.zeros((len(combiner.weights), 1, classes)))  # whether these are the method's arrays
+        sizes = {name.rpartition(".")[2]: values.shape[-1] for name, values in arrays.items()}  # of its parts, too
+        wide = sizes.get("coefficients", 0) // len(combiner.weights)
+        combiner.predict(np.zeros((len(combiner.weights), 1, wide or sizes.get("bias", 2))))  # whether it has its own
     except Exception as error:  # anything at all can be wrong with a damaged file
         again = "put the runs together again: --steps ensemble --force"
         raise DamagedFileError(f"{path} is missing, damaged or of another way than '{method}'; {again}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,17 +40,22 @@ class FoldMean:
 
 @dataclass(frozen=True)
 class RunBlend:
-    """Outputs of other runs ("head/fused") under a Combiner; `picked`: the method that scored each fold."""
+    """Outputs of other runs ("head/fused") under a Combiner; `picked`: each fold's method, where chosen."""
 
     members: tuple[str, ...]
     combiner: Combiner
     temperature: float
-    picked: Mapping[int, str]
+    picked: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[str]:
         """The names of the runs that the members are of."""
         return list(dict.fromkeys(name.rpartition("/")[0] for name in self.members))
+
+    @property
+    def choices(self) -> dict[str, dict[str, str]]:
+        """{"picked": {fold: method}} where the method was chosen, else nothing."""
+        return {"picked": {str(k): name for k, name in self.picked.items()}} if self.picked else {}
 
     def combine(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """{"fused": (n, num_classes) calibrated log-probabilities} of the members' log-probabilities by name."""
@@ -60,8 +65,7 @@ class RunBlend:
     def facts(self, run: Run) -> dict[str, Any]:
         """What method.json holds of it; the arrays are in weights.safetensors."""
         weights = dict(zip(self.members, self.combiner.weights.round(4).tolist(), strict=True))
-        return {"method": self.combiner.method, "picked": {str(k): name for k, name in self.picked.items()},
-                "weights": weights, "temperature": self.temperature}  # fmt: skip
+        return {"method": self.combiner.method} | self.choices | {"weights": weights, "temperature": self.temperature}
 
 
 def write_learned(run: Run, learned: FoldMean | RunBlend) -> None:
@@ -88,7 +92,7 @@ def read_learned(run: Run) -> FoldMean | RunBlend:
         if "temperatures" in facts:
             temperatures = {str(name): float(value) for name, value in facts["temperatures"].items()}
             return FoldMean(tuple(int(k) for k in facts["folds"]), temperatures)
-        members, picked = tuple(facts["weights"]), {int(k): name for k, name in facts["picked"].items()}
+        members, picked = tuple(facts["weights"]), {int(k): name for k, name in facts.get("picked", {}).items()}
         return RunBlend(members, load_combiner(facts["method"], run.blend_weights), float(facts["temperature"]), picked)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, GoodsError):

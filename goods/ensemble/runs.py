@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.ensemble.blend import METHODS, added_by, blend_members, method_table
+from goods.ensemble.combine import AVERAGE
 from goods.ensemble.folds import Ensemble, fold_scores, write_ensemble
 from goods.ensemble.learned import RunBlend
 from goods.errors import DamagedFileError, GoodsError, ParameterError
@@ -30,8 +31,8 @@ NO_RUNS = "a blend needs runs, such as runs=linear,head: the runs to put togethe
 def blend_runs(p: Params, goods: Goods) -> Ensemble:
     """All members of p.runs as one prediction (goods.ensemble.blend); writes ensemble/ as ensemble_folds does.
 
-    A member is one output of a run. Out of fold, each fold is predicted by a method that was chosen, fitted and
-    calibrated without it; the test set by the method that all rows choose.
+    A member is one output of a run. Out of fold, each fold is predicted by a method that was fitted and calibrated, and
+    with blend_method=choose chosen, without it; the test set by the method on all rows.
 
     Raises GoodsError when a run is missing or unfinished, or has other products, folds or labels.
     """
@@ -79,7 +80,8 @@ def _blend(p: Params, members: dict[str, np.ndarray], folds: pd.DataFrame) -> tu
     _check_folds(members, folds, known)
     stacked, folds = stacked[:, known], folds[known].reset_index(drop=True)
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
-    methods = tuple(METHODS) if p.blend_method == "auto" else (p.blend_method,)
+    several = {"auto": (*METHODS, AVERAGE), "choose": tuple(METHODS)}
+    methods = several.get(p.blend_method, (p.blend_method,))
     made = blend_members(stacked, labels, fold, methods, p.metric)
     oof = pd.concat([folds, logits_frame({"fused": log_softmax(made.oof, axis=1)})], axis=1)
     learned = RunBlend(tuple(members), made.combiner, made.temperature, made.picked)
@@ -97,8 +99,7 @@ def _blend(p: Params, members: dict[str, np.ndarray], folds: pd.DataFrame) -> tu
             "added": added_by(named, labels, fold, p.metric),
         },
     )
-    picked = {str(k): name for k, name in made.picked.items()}
-    return result, learned, {"method": made.method, "picked": picked}
+    return result, learned, {"method": made.method, **learned.choices}
 
 
 def _read_oofs(p: Params, folds: pd.DataFrame, labels: list[int | str]) -> dict[str, np.ndarray]:

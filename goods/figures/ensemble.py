@@ -170,11 +170,11 @@ def reliability(labels: Sequence[int], outputs: dict[str, np.ndarray]) -> Figure
 def method_gains(methods: pd.DataFrame, metric: str = "macro_f1") -> Figure:
     """Gain in the metric of each way to combine members over the best one of them, with its 95 % interval.
 
-    methods: one row per way, the one that was chosen last; gain, gain_low, gain_high and metric, a name of METRICS.
+    methods: one row per way, the one that is taken last; gain, gain_low, gain_high and metric, a name of METRICS.
     """
     if methods.empty:
         return nothing("There are no methods to compare")
-    chosen, points = methods.iloc[-1], 100 * methods[["gain_low", "gain", "gain_high"]].to_numpy()
+    taken, points = methods.iloc[-1], 100 * methods[["gain_low", "gain", "gain_high"]].to_numpy()
     ax = new_figure(6.0, height_of(len(methods))).subplots()
     colors = [BLUE if low > 0 else VERMILION if high < 0 else GREY for low, _, high in points]
     ax.axvline(0, color=BLACK, linewidth=1)
@@ -189,7 +189,7 @@ def method_gains(methods: pd.DataFrame, metric: str = "macro_f1") -> Figure:
     low, gain, high = points[-1]
     unsure = f"is not {above} the best member beyond noise"
     sure = f"gains {gain:.1f} points over the best member" if low > 0 else unsure
-    return titled(ax.figure, f"Together {by.shown_as} {digits(chosen[metric])}: it {sure} ({low:.1f} to {high:.1f})")
+    return titled(ax.figure, f"Together {by.shown_as} {digits(taken[metric])}: it {sure} ({low:.1f} to {high:.1f})")
 
 
 @styled

@@ -10,7 +10,7 @@ import pytest
 from odd_photos import TURNS, cut, encoded, odd_photos, picture, table, turned
 
 from goods.data import photos
-from goods.data.photos import inspect_photos, load_photo, open_upright
+from goods.data.photos import inspect_photos, load_or_white, load_photo, open_upright
 from goods.files import ROOT
 
 ODD = {odd.name: odd for odd in odd_photos()}
@@ -35,6 +35,7 @@ def test_what_an_odd_photo_becomes(tmp_path, name):
     path = tmp_path / "photo.jpg"
     path.write_bytes(ODD[name].data)
     assert status_of(path) == ODD[name].status
+    assert load_or_white(ODD[name].data, 64)[1] == ODD[name].status  # of new products' photos, the same
 
 
 def test_the_page_has_the_table_of_them():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from shops import MISSING, SHAPES, train_and_submit
 
+from goods.classify import Outputs, prepare_job
+from goods.data.photos import load_or_white
 from goods.data.tables import read_goods
 from goods.files import ROOT
-from goods.params import load_params
+from goods.params import Params, load_params
+from goods.predictor import load_predictor
+from goods.run import Run
 
 QUICK = {"num_epochs": 3, "n_folds": 2}
 
@@ -45,6 +51,50 @@ def test_a_folder_of_that_shape_trains_and_submits(shop, name):
     goods = read_goods(p)
     assert written[p.id_column].tolist() == goods.test["id"].tolist()
     assert (goods.train["image"] != "").all() and (goods.test["image"] != "").all()
+    assert_predicted_as_submitted(p)
+
+
+def assert_predicted_as_submitted(p: Params) -> None:
+    """Its test table, as a new one, through the command's job gives what the run has submitted."""
+    job = prepare_job(load_predictor(p.run_dir, num_workers=0), p.test_csv, p.run_dir / "new.parquet",
+                      p.test_images_dir, precision=0.5, probabilities=True)  # fmt: skip
+    job.run()
+    written = pd.read_csv(p.run_dir / "submission_probs.csv", dtype={p.id_column: str})
+    found = job.read()
+    assert found["id"].tolist() == written[p.id_column].tolist()
+    classes = [f"c{k}" for k in range(21)]
+    np.testing.assert_allclose(found[classes], written[classes], rtol=0, atol=1.5e-6)  # written with six digits
+    assert not Outputs(job.out).bad_images.exists()
+    assert all(Path(image).is_file() for image in job.least_sure(3)["image"])  # also those inside Parquet
+
+
+def test_a_backbone_is_tuned_on_three_photos_a_product(shop, monkeypatch):
+    p = shop("three each", tune="last", last_blocks=1, num_epochs=1, learning_rate=1e-3)
+    train_and_submit(p)
+    assert Run.of(p).trained() == [0, 1]
+    seen: Counter[str] = Counter()
+
+    def counted(path: str, size: int) -> tuple:
+        seen[path] += 1
+        return load_or_white(path, size)
+
+    monkeypatch.setattr("goods.data.datasets.load_or_white", counted)
+    assert_predicted_as_submitted(p)
+    assert len(seen) == 3 * 42 and set(seen.values()) == {1}
+
+
+def test_of_several_photos_those_that_can_be_read_count(shop, tmp_path):
+    train_and_submit(p := shop("three each"))
+    test = read_goods(p).test.head(2)
+    one, three = test["image"].tolist(), test["images"].tolist()
+    broken = (three[0][0], "", b"no photo", three[0][1])
+    products = test.drop(columns=["images", "shas"])
+    predictor = load_predictor(p.run_dir, num_workers=0)
+    found = predictor.classify(products.assign(image=[broken, ("", b"no photo")]))
+    assert found.photos == ["ok | missing | unreadable: not a photo | ok", "missing | unreadable: not a photo"]
+    whole = predictor.predict(products.assign(image=[three[0][:2], ""]))
+    np.testing.assert_allclose(found.probabilities, whole, atol=1e-6)
+    assert not np.allclose(predictor.predict(products.assign(image=one)), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from goods.compress.params import CompressParams
-from goods.data.table_files import read_cells, rows_of
+from goods.data.table_files import read_cells, rows_of, stretches
 from goods.errors import GoodsError
 from goods.params import load_params
 
@@ -91,6 +91,22 @@ def test_a_table_in_pieces_is_one_table(tmp_path):
     problems: list[str] = []
     assert read_cells(tmp_path / "train-*-of-*.parquet", problems) is None
     assert "train-00002-of-2.parquet has other columns than" in problems[0] and problems[0].endswith(": name")
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_a_table_in_stretches_is_the_table(tmp_path, rows):
+    ids = [f"{k:03}" for k in range(20)]
+    for piece, some in enumerate((ids[:9], ids[9:])):
+        table = pa.table({"id": some, "photo": [k.encode() for k in some], "title": [f"{k}\nhigh" for k in some]})
+        pq.write_table(table, tmp_path / f"new-{piece}.parquet", row_group_size=5)
+    table.to_pandas().drop(columns="photo").to_csv(tmp_path / "new.csv", index=False)
+    sizes = [min(rows, 20 - at) for at in range(0, 20, rows)]
+    found = list(stretches(tmp_path / "new-*.parquet", rows, "id", ["id", "photo"], photos=True))
+    assert [len(part) for part in found] == sizes
+    assert pd.concat(found)["id"].tolist() == ids == [photo.decode() for photo in pd.concat(found)["photo"]]
+    assert [part.index.tolist() for part in found] == [list(range(size)) for size in sizes]
+    text = pd.concat(stretches(tmp_path / "new.csv", rows, "id"), ignore_index=True)
+    assert text.equals(read_cells(tmp_path / "new.csv", [])) and text["title"][0] == "009\nhigh"
 
 
 DAMAGED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +12,14 @@ import pandas as pd
 import pytest
 from conftest import put_together
 from members_drawn import problem
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
-from goods.ensemble.blend import METHODS, added_by, blend_members, fit_weights, method_table
+from goods.ensemble.blend import FITTED, METHODS, added_by, blend_members, fit_weights, method_table
+from goods.ensemble.combine import load_combiner, save_combiner
 from goods.ensemble.runs import member_table
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
@@ -49,7 +51,9 @@ def test_members_of_all_runs_become_one_prediction(blend):
     goods = read_goods(blend)
     result = put_together(blend, goods)
     assert set(result.table.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
-    weights = json.loads((blend.run_dir / "ensemble" / "method.json").read_text())["weights"]
+    facts = json.loads((blend.run_dir / "ensemble" / "method.json").read_text())
+    weights = facts["weights"]
+    assert facts["method"] == result.tables["methods"].index[-1] == "average" and "picked" not in facts
     assert set(weights) == set(result.table.index) - {"blend"} and min(weights.values()) >= 0
     metrics = json.loads((blend.run_dir / "ensemble" / "metrics.json").read_text())
     assert set(metrics["members"]) == set(result.table.index) and metrics["folds"].keys() == {"0", "1", "2"}
@@ -117,6 +121,16 @@ def test_a_run_that_is_not_there_and_none_at_all(blend):
         put_together(blend.model_copy(update={"runs": ("words", "nowhere")}), goods)
     with pytest.raises(GoodsError, match="a blend needs runs"):
         put_together(blend.model_copy(update={"runs": ()}), goods)
+
+
+@pytest.mark.slow
+def test_the_choice_among_methods_is_kept_where_there_was_one(blend):
+    result = put_together(blend.model_copy(update={"blend_method": "choose"}), read_goods(blend))
+    facts, metrics = (
+        json.loads((blend.run_dir / "ensemble" / f"{name}.json").read_text()) for name in ("method", "metrics")
+    )
+    assert set(facts["picked"]) == {"0", "1", "2"} and facts["picked"] == metrics["picked"]
+    assert result.tables["methods"].index.tolist() == [*METHODS, "chosen"]
 
 
 @pytest.mark.slow
@@ -208,29 +222,82 @@ def test_members_stand_in_the_order_of_the_metric():
 
 
 @pytest.mark.slow
-def test_the_choice_is_made_without_the_fold_it_scores():
+def test_each_method_the_average_and_the_choice_never_saw_the_fold_they_score():
     labels, members = problem()
     folds = np.arange(len(labels)) % 4
-    honest = blend_members(members, labels, folds)
+    honest, chosen = (blend_members(members, labels, folds, methods) for methods in ((*METHODS, "average"), METHODS))
     lies = labels.copy()
     lies[folds == 2] = (lies[folds == 2] + 1) % 5
     fooled = blend_members(members, lies, folds)
-    np.testing.assert_allclose(honest.oof[folds == 2], fooled.oof[folds == 2])
-    for method in METHODS:
+    for method in (*METHODS, "average"):
         np.testing.assert_allclose(honest.methods[method][folds == 2], fooled.methods[method][folds == 2])
-    assert honest.picked[2] == fooled.picked[2]
+    assert not np.allclose(honest.oof[folds != 2], fooled.oof[folds != 2], atol=1e-3)
+    misled = blend_members(members, lies, folds, tuple(METHODS))
+    np.testing.assert_allclose(chosen.oof[folds == 2], misled.oof[folds == 2])
+    assert chosen.picked[2] == misled.picked[2]
 
 
 @pytest.mark.slow
-def test_noise_gains_nothing_and_the_table_says_so():
+@pytest.mark.parametrize(("methods", "taken"), [((*METHODS, "average"), "average"), (tuple(METHODS), "chosen")])
+def test_noise_gains_nothing_and_the_table_says_so(methods, taken):
     rng = np.random.default_rng(0)
     labels, folds = rng.integers(5, size=1000), np.arange(1000) % 5
     members = log_softmax(rng.normal(size=(4, 1000, 5)), axis=2)  # know nothing: any gain would be a leak
-    made = blend_members(members, labels, folds)
+    made = blend_members(members, labels, folds, methods)
     best = max(members, key=lambda member: macro_f1(labels, member.argmax(1)))
     table = method_table(made, labels, folds, best)
-    assert table.loc["chosen", "macro_f1"] < 0.26 and table.loc["chosen", "gain_high"] < 0.08
-    assert table["noise"].sum() >= 5 and table.loc["chosen", "calibration_error"] < 0.05
+    assert table.index[-1] == taken
+    assert table.loc[taken, "macro_f1"] < 0.26 and table.loc[taken, "gain_high"] < 0.08
+    assert table["noise"].sum() >= 5 and table.loc[taken, "calibration_error"] < 0.05
+
+
+def test_the_average_is_of_probabilities_each_calibrated_without_the_fold():
+    labels, members = problem()
+    folds = np.arange(len(labels)) % 3
+    made = blend_members(members, labels, folds)
+    assert made.method == "average" and made.picked == {} and list(made.methods) == [*METHODS, "average"]
+    mean = np.mean([softmax(made.methods[name], axis=1) for name in FITTED], axis=0)
+    np.testing.assert_allclose(np.exp(made.uncalibrated), mean, atol=1e-12)
+    np.testing.assert_array_equal(made.oof, made.methods["average"])
+    for k in range(3):  # one temperature for each fold, of its own
+        assert np.ptp(made.uncalibrated[folds == k] / made.oof[folds == k]) < 1e-9
+    assert score(labels, made.oof)["log_loss"] < min(score(labels, member)["log_loss"] for member in members) - 0.1
+
+
+def test_the_average_on_new_rows_is_that_of_fits_on_all(tmp_path):
+    labels, members = problem()
+    made = blend_members(members, labels, np.arange(len(labels)) % 3, ("average",))
+    assert made.combiner.weights.sum() == pytest.approx(1) and made.combiner.weights[2] < 0.1
+    _, new = problem(seed=1)
+    mean = 0
+    for name in FITTED:
+        logits = METHODS[name](members, labels).predict(new)
+        mean = mean + softmax(logits / made.combiner.arrays[f"{name}.temperature"], axis=1) / 5
+    np.testing.assert_allclose(np.exp(made.combiner.predict(new)), mean, atol=1e-12)
+    save_combiner(made.combiner, tmp_path / "weights.safetensors")
+    again = load_combiner("average", tmp_path / "weights.safetensors")
+    np.testing.assert_array_equal(again.predict(new), made.combiner.predict(new))
+
+
+def test_the_average_makes_do_with_the_fits_of_its_methods(monkeypatch):
+    fits = Counter()
+
+    def counted(name, method):
+        def call(members, labels, metric):
+            fits[name, len(labels), int(labels.sum())] += 1
+            return method(members, labels, metric)
+
+        return call
+
+    for name, method in METHODS.items():
+        monkeypatch.setitem(METHODS, name, counted(name, method))
+    labels, members = problem(n=200)
+    folds = np.repeat([0, 1, 2], [50, 70, 80])  # each set that is left out has a size of its own
+    blend_members(members, labels, folds)
+    assert len(fits) == 8 * (1 + 3 + 3) and set(fits.values()) == {1}
+    fits.clear()
+    blend_members(members, labels, folds, ("average",))
+    assert {name for name, *_ in fits} == set(FITTED) and len(fits) == 5 * 7 and set(fits.values()) == {1}
 
 
 def test_what_each_member_adds():
@@ -279,7 +346,12 @@ def test_runs_that_share_one_fold_are_a_sentence(blend):
         put_together(blend.model_copy(update={"allow_missing_folds": True}), read_goods(blend))
 
 
-def test_two_folds_leave_nothing_to_choose_on():
+def test_two_folds_leave_nothing_to_choose_or_calibrate_on():
     labels, members = problem()
-    made = blend_members(members, labels, np.arange(len(labels)) % 2)
+    folds = np.arange(len(labels)) % 2
+    made = blend_members(members, labels, folds, tuple(METHODS))
     assert made.method == "mean" and np.isfinite(made.oof).all()
+    made = blend_members(members, labels, folds)
+    mean = np.mean([softmax(made.methods[name], axis=1) for name in FITTED], axis=0)
+    np.testing.assert_allclose(np.exp(made.oof), mean, atol=1e-12)
+    assert made.method == "average" and all(made.combiner.arrays[f"{name}.temperature"] == 1 for name in FITTED)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from members_drawn import problem
 from safetensors.numpy import save_file
+from scipy.special import log_softmax, softmax
 
 from goods.ensemble.blend import METHODS
-from goods.ensemble.combine import RULES, Combiner, load_combiner, save_combiner
+from goods.ensemble.combine import RULES, Combiner, average_of, load_combiner, save_combiner
 from goods.ensemble.learned import FoldMean, RunBlend, read_learned, write_learned
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import write_json
@@ -18,7 +19,7 @@ NAMES = ("a/fused", "a/text", "b/text")
 
 
 def test_every_method_has_its_rule() -> None:
-    assert list(RULES) == list(METHODS)
+    assert list(RULES) == [*METHODS, "average"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -40,6 +41,20 @@ def test_a_stacked_regression_of_two_classes_and_one_that_misses_a_class() -> No
         alone = combiner.predict(members[:, :1])
         np.testing.assert_allclose(alone, combiner.predict(members)[:1], rtol=0, atol=1e-12)
         assert classes == 2 or alone.argmin() == 3
+
+
+@pytest.mark.parametrize("names", [("bias",), ("greedy", "stacking", "weights"), ("mean", "bias", "temperatures")])
+def test_an_average_comes_back_from_its_files(names: tuple[str, ...], tmp_path) -> None:
+    labels, members = problem(classes=4)
+    parts = {name: METHODS[name](members, labels) for name in names}
+    average = average_of(parts, dict.fromkeys(names, 1.5))
+    expected = np.mean([softmax(part.predict(members) / 1.5, axis=1) for part in parts.values()], axis=0)
+    np.testing.assert_allclose(np.exp(average.predict(members)), expected, atol=1e-12)
+    run, outputs = Run(tmp_path / "blend"), dict(zip(NAMES, members, strict=True))
+    write_learned(run, RunBlend(NAMES, average, 0.9))
+    again = read_learned(run)
+    assert isinstance(again, RunBlend) and again.picked == {}
+    np.testing.assert_array_equal(again.combine(outputs)["fused"], log_softmax(average.predict(members) / 0.9, axis=1))
 
 
 def test_a_blend_of_runs_and_a_mean_of_folds_come_back(tmp_path) -> None:
@@ -79,6 +94,10 @@ def test_what_is_not_there_or_not_whole_is_said(tmp_path) -> None:
     save_combiner(Combiner("mean", np.ones(2)), path)
     with pytest.raises(DamagedFileError, match="damaged or of another way than 'bias'"):
         load_combiner("bias", path)
+    for arrays in ({}, {"bias.weights": np.ones(2), "bias.temperature": np.ones(1)}, {"other.weights": np.ones(2)}):
+        save_combiner(Combiner("average", np.ones(2), arrays), path)
+        with pytest.raises(DamagedFileError, match="damaged or of another way than 'average'"):
+            load_combiner("average", path)
     save_file({"other": np.ones(2)}, path)
     with pytest.raises(DamagedFileError, match="put the runs together again"):
         load_combiner("mean", path)
