@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from goods.metric_names import SHOWN_AS, MetricName
-from goods.metrics import METRICS, calibration_error, fit_temperature, paired_gain, score
+from goods.metrics import METRICS, calibration_error, fit_temperature, interval, paired_gain, score
 
 
 def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
@@ -85,3 +85,15 @@ def test_every_metric_that_can_be_chosen_can_be_computed() -> None:
 def test_the_metric_is_the_first_of_the_scores() -> None:
     labels, members = problem()
     assert list(score(labels, members[0], "log_loss")) == ["log_loss", "macro_f1", "accuracy", "weighted_f1"]
+
+
+def test_the_interval_of_a_score_holds_it_and_narrows_with_the_rows():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=4000)
+    logits = 1.5 * np.eye(5)[labels] + rng.normal(size=(4000, 5))
+    few, many = (interval(labels[:n], logits[:n], "accuracy") for n in (100, 4000))
+    assert many[0] == METRICS["accuracy"].of(labels, logits)
+    assert all(low < value < high for value, low, high in (few, many))
+    spread = np.sqrt(many[0] * (1 - many[0]) / 4000)  # of a share
+    assert many[2] - many[1] == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert few[2] - few[1] > 4 * (many[2] - many[1])
