@@ -42,6 +42,8 @@ from goods.run import Run, saved_files
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from goods.classify import Job
+
 gc.freeze()  # nor is any looked for among them later, at the end of the process above all
 gc.enable()
 
@@ -182,7 +184,8 @@ def add_predict(commands: Any) -> None:
     command.add_argument("--table", required=True, help="the products, a table of any kind that trains")
     command.add_argument("--images", help="folder of their photos; none: predict without")
     command.add_argument("--image-column", help="what names or holds their photos; the run's own by default")
-    command.add_argument("--out", required=True, help="the predictions: .parquet or .csv")
+    command.add_argument("--out", required=True, help="the predictions: .parquet, .csv, or a folder of parts")
+    command.add_argument("--shard", help="the parts of a share of the table: 3/16 is the third of sixteen")
     command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
     command.add_argument("--probabilities", action="store_true", help="add the probability of every class")
     command.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="where a model directory is now")
@@ -202,10 +205,21 @@ def predict(options: argparse.Namespace) -> None:
         folder = run.absolute() if Run(run).exists else resolve(Params().outputs_dir) / run
         job = prepare_job(load_predictor(folder, models, **settings), image_column=options.image_column,
                           precision=options.precision, probabilities=options.probabilities, **paths)  # fmt: skip
-        print(f"{job.acceptance.sentence()}\n{job.report(job.run())}")
+        print(f"{job.acceptance.sentence()}\n{_done(job, options.shard)}")
     except GoodsError as error:
         print(f"goods_utils.py: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _done(job: Job, shard: str | None) -> str:
+    """What has become of a job, in the file or the folder that was asked for."""
+    from goods import catalogue
+
+    if not job.out.suffix:
+        return catalogue.report(job, catalogue.run_shard(job, catalogue.Shard.parse(shard or "1/1")))
+    if shard:
+        raise GoodsError(f"--out {job.out} is a file; --shard writes a folder of parts: name one")
+    return job.report(job.run())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

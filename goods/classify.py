@@ -111,9 +111,11 @@ class Job:
 
     def stretches(self, rows: int) -> Iterator[pd.DataFrame]:
         """The table in stretches of so many rows, with its photos as `image`: paths, bytes, or tuples of several."""
-        for products in self.table.stretches(rows):
-            found = self.photos.of(products, self.predictor.p.id_column) if self.photos else ""
-            yield products.assign(image=found)
+        return map(self.with_photos, self.table.stretches(rows))
+
+    def with_photos(self, products: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the table with their photos as `image`."""
+        return products.assign(image=self.photos.of(products, self.predictor.p.id_column) if self.photos else "")
 
     def run(self) -> dict[str, Any]:
         """Writes a row for each product, in the table's order; returns what is worth saying.
@@ -179,13 +181,7 @@ class Job:
 
     def report(self, summary: Mapping[str, Any]) -> str:
         """What has become of the job, in a sentence or two."""
-        said = f"{summary['rows']:,} products in {self.out}, {summary['accepted']:,} of them accepted"
-        if summary["missing_photos"] or summary["unreadable_photos"]:
-            said += (f"; {summary['missing_photos']:,} photos are missing and {summary['unreadable_photos']:,} "
-                     f"unreadable ({Outputs(self.out).bad_images.name}): predicted by what is left")  # fmt: skip
-        if summary["truncated_photos"]:
-            said += f"; {summary['truncated_photos']:,} photos end too early and are read as far as they go"
-        return said
+        return summary_sentence(summary, self.out, Outputs(self.out).bad_images)
 
     def _write(self, parts: Sequence[Path], rows: int) -> None:
         ready = {path for path in parts if path.is_file()}
@@ -209,12 +205,13 @@ def prepare_job(
 ) -> Job:
     """The job, with all that is wrong with it said before anything is predicted: raises GoodsError.
 
+    out: a file, or without an ending a folder of parts, for goods.catalogue.
     images: the folder of the photos, or "none" to predict without. image_column: the column that names or holds them,
     or a pattern of columns, as the parameter; the run's own by default. Without `images`, paths begin at the table.
     """
     out = resolve(out)
-    if out.suffix not in ENDINGS:
-        raise GoodsError(f"{out} must end in .parquet or .csv")
+    if out.suffix not in (*ENDINGS, ""):
+        raise GoodsError(f"{out} must end in .parquet or .csv, or have no ending: a folder of parts")
     acceptance = acceptance_of(predictor.run, precision)
     id_column = predictor.p.id_column
     looks = predictor.reads_photos and str(images) != NO_PHOTOS
@@ -258,10 +255,15 @@ def check_free(files: Outputs, facts: dict[str, Any]) -> dict[str, Any]:
         return summary
     for path, before in ((files.out, done), (files.parts, begun)):
         if path.exists() and before != facts and not (path == files.parts and not before):
-            differ = [name for name in facts if before.get(name) != facts[name]]
-            why = f"it was made with another {', '.join(differ)}" if before else "it isn't known what it was made from"
-            raise GoodsError(f"{path} is there already, and {why}; take another name for --out, or remove it")
+            raise other_job(path, before, facts)
     return {}
+
+
+def other_job(path: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> GoodsError:
+    """What to raise where `path` is of a job with the facts `before`, {} where they aren't known."""
+    differ = [name for name in facts if before.get(name) != facts[name]]
+    why = f"it was made with another {', '.join(differ)}" if before else "it isn't known what it was made from"
+    return GoodsError(f"{path} is there already, and {why}; take another name for --out, or remove it")
 
 
 def predicted_rows(
@@ -298,22 +300,54 @@ def result_table(
 
 def join_parts(files: Outputs, parts: Sequence[Path]) -> dict[str, Any]:
     """Writes the job's file, and the list of its bad photos, from its parts; returns what is worth saying."""
-    accepted, rows, bad = 0, 0, [pd.DataFrame(columns=["id", PHOTO])]
+    counted = Counted()
     with atomic_path(files.out) as temporary, _writer(files.out.suffix, temporary) as write:
         for part in parts:
             frame = read_frame(part, ["id", PHOTO], "remove it, and give the same command again")
-            accepted, rows = accepted + int(frame["accept"].sum()), rows + len(frame)
-            wrong = [not {*said.split(AND)} <= {"ok", ""} for said in frame[PHOTO]]
-            bad.append(frame.loc[wrong, ["id", PHOTO]])
+            counted.add(frame)
             write(frame.drop(columns=PHOTO))
-    listed = pd.concat(bad).rename(columns={PHOTO: "status"})
-    if len(listed):
-        with atomic_path(files.bad_images) as temporary:
-            listed.to_csv(temporary, index=False)
-    each = listed["status"].str.split(AND, regex=False).explode()
-    missing, good, cut = (int(found.sum()) for found in (each == "missing", each == "ok", each.str.startswith("trunc")))
-    return {"rows": rows, "accepted": accepted, "missing_photos": missing, "truncated_photos": cut,
-            "unreadable_photos": len(each) - missing - good - cut}  # fmt: skip
+    counted.list_bad_images(files.bad_images)
+    return counted.summary()
+
+
+class Counted:
+    """What is worth saying of predictions, counted part by part."""
+
+    def __init__(self) -> None:
+        self.rows, self.accepted, self._bad = 0, 0, [pd.DataFrame({"id": [], PHOTO: []}, dtype=object)]
+
+    def add(self, frame: pd.DataFrame) -> None:
+        """Counts a part in, of which id, accept and photo_status are asked."""
+        self.rows, self.accepted = self.rows + len(frame), self.accepted + int(frame["accept"].sum())
+        wrong = [not {*said.split(AND)} <= {"ok", ""} for said in frame[PHOTO]]
+        self._bad.append(frame.loc[wrong, ["id", PHOTO]])
+
+    def list_bad_images(self, path: Path) -> None:
+        """Writes id and status of the photos that can't be used whole, where there are any."""
+        listed = pd.concat(self._bad).rename(columns={PHOTO: "status"})
+        if len(listed):
+            with atomic_path(path) as temporary:
+                listed.to_csv(temporary, index=False)
+
+    def summary(self) -> dict[str, int]:
+        """rows, accepted, and how many photos are missing, truncated and unreadable."""
+        each = pd.concat(self._bad)[PHOTO].str.split(AND, regex=False).explode()
+        missing, good, cut = (
+            int(found.sum()) for found in (each == "missing", each == "ok", each.str.startswith("trunc"))
+        )
+        return {"rows": self.rows, "accepted": self.accepted, "missing_photos": missing, "truncated_photos": cut,
+                "unreadable_photos": len(each) - missing - good - cut}  # fmt: skip
+
+
+def summary_sentence(summary: Mapping[str, int], out: Path, bad_images: Path) -> str:
+    """What has become of a job, in a sentence or two."""
+    said = f"{summary['rows']:,} products in {out}, {summary['accepted']:,} of them accepted"
+    if summary["missing_photos"] or summary["unreadable_photos"]:
+        said += (f"; {summary['missing_photos']:,} photos are missing and {summary['unreadable_photos']:,} unreadable "
+                 f"({bad_images.name}): predicted by what is left")  # fmt: skip
+    if summary["truncated_photos"]:
+        said += f"; {summary['truncated_photos']:,} photos end too early and are read as far as they go"
+    return said
 
 
 @contextmanager
