@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ def write_choices(path: Path, choices: dict[str, dict[str, np.ndarray]]) -> None
     arrays = {f"{choice}/{name}": values.astype(np.float32) for choice, outputs in choices.items()
               for name, values in outputs.items()}  # fmt: skip
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, metadata={"choices": "|".join(choices), "outputs": "|".join(main_first(choices))})
+        # One entry: safetensors writes several in an order of chance, and the same choices are to be the same bytes.
+        save_file(arrays, temporary, metadata={"made": json.dumps([list(choices), main_first(choices)])})
 
 
 def main_first(choices: dict[str, dict[str, np.ndarray]]) -> list[str]:
@@ -78,7 +80,7 @@ def read_choices(path: Path) -> dict[str, dict[str, np.ndarray]]:
     try:
         arrays = load_file(path)
         with safe_open(path, framework="np") as file:
-            choices, outputs = (file.metadata()[name].split("|") for name in ("choices", "outputs"))
+            choices, outputs = json.loads(file.metadata()["made"])
         return {choice: {name: arrays[f"{choice}/{name}"] for name in outputs} for choice in choices}
     except Exception as error:  # anything at all can be wrong with a damaged file
         again = "train the fold again: retrain=true"

@@ -128,7 +128,8 @@ def read_neighbours(run: Run) -> dict[str, Tensor]:
 
 def save(model: Voters, fold: Fold) -> None:
     """The labels that the fold may see, and how they vote, as weights.safetensors."""
-    metadata = {"how": json.dumps(model.how), "num_classes": str(model.num_classes)}
+    # One entry: safetensors writes several in an order of chance, and the same model is to be the same bytes.
+    metadata = {"model": json.dumps({"how": model.how, "num_classes": model.num_classes})}
     with atomic_path(fold.weights) as temporary:
         save_file({"labels": torch.from_numpy(model.labels.astype(np.int64))}, temporary, metadata=metadata)
 
@@ -137,8 +138,8 @@ def load(p: Params, fold: Fold) -> Voters:
     """A trained fold's model; the neighbours' embeddings lie in the run. Raises DamagedFileError."""
     try:
         with safe_open(fold.weights, framework="np") as file:
-            labels, facts = file.get_tensor("labels"), file.metadata()
-        how = {output: (int(count), float(sharp)) for output, (count, sharp) in json.loads(facts["how"]).items()}
+            labels, facts = file.get_tensor("labels"), json.loads(file.metadata()["model"])
+        how = {output: (int(count), float(sharp)) for output, (count, sharp) in facts["how"].items()}
         return Voters(labels, how, int(facts["num_classes"]))
     except Exception as error:  # anything at all can be wrong with a damaged file
         raise DamagedFileError(f"{fold.weights} is missing or damaged; train the fold again: retrain=true") from error

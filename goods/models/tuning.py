@@ -155,7 +155,7 @@ def save_merged(model: nn.Module, path: Path) -> None:
             state[f"{name}.weight"] = weight + sum(layer.get_delta_weight(each) for each in layer.active_adapters)
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={"format": "pt", "merged": "lora"})
+        save_file(state, temporary, metadata={"format": "pt"})
 
 
 def set_as_saved(backbone: PreTrainedModel, p: Params, weights: Path) -> None:
