@@ -18,6 +18,8 @@ from goods.classify import Outputs, result_table
 from goods.predictor import Predictor
 from goods_utils import main
 
+pytestmark = pytest.mark.slow
+
 HEAD = ["id", "label", "probability", "accept", "second", "second_probability", "third", "third_probability"]
 
 

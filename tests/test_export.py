@@ -21,6 +21,8 @@ from goods.files import read_json, write_json
 from goods.predictor import load_predictor
 from goods.run import Run
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
          "num_epochs": 1, "learning_rate": 1e-2}  # fmt: skip
 

@@ -22,6 +22,8 @@ from goods.params import Params
 from goods.predictor import load_predictor
 from goods.run import Run
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("head", "last", "bert", "words", "near", "blend")
 
 

@@ -18,6 +18,8 @@ from goods.params import Params, load_params
 from goods.predictor import load_predictor
 from goods.run import Run
 
+pytestmark = pytest.mark.slow
+
 QUICK = {"num_epochs": 3, "n_folds": 2}
 
 

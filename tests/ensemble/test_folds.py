@@ -21,6 +21,8 @@ from goods.params import OUTPUTS, Params
 from goods.predictions import frame_logits
 from goods_utils import fit_fold
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 21
 
 

@@ -22,6 +22,8 @@ from goods.predictions import frame_logits
 from goods.run import Run
 from goods.training.rows import training_rows
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "num_classes": 21}
 HEAD = {"tune": "head", "image_size": 64, "hidden_dim": 64, "batch_size": 32, "eval_batch_size": 64, "num_epochs": 40,
         "head_learning_rate": 3e-3, "pseudo_precision": 0.5}  # fmt: skip

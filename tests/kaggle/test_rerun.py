@@ -28,6 +28,8 @@ from goods.run import Run
 from goods.training.rows import read_pseudo_labels
 from kaggle_kernel import in_kernel, push
 
+pytestmark = pytest.mark.slow
+
 # The runs that are trained at home, and what their kernels are given.
 SMALL = {"n_folds": 3, "num_workers": 0, "image_size": 64}
 HEAD = {"tune": "head", "num_epochs": 5, "extra_embeddings": "models/bert-mini"}

@@ -24,6 +24,8 @@ from goods.predictions import frame_logits, write_choices
 from goods.run import Run
 from goods.training.refit import suggested_choice
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"image_size": 64, "hidden_dim": 32, "batch_size": 16, "eval_batch_size": 64, "num_workers": 0, "n_folds": 3,
          "num_epochs": 2, "learning_rate": 1e-3, "max_text_length": 48, "last_blocks": 1, "refit": True}  # fmt: skip
 KINDS = [("dual", "head"), ("dual", "last"), ("text", "full"), ("linear", "head"), ("knn", "head")]
