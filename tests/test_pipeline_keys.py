@@ -18,6 +18,8 @@ from goods.params import Params, load_params
 from goods.run import Run
 from pipeline import Pipeline, Running, Step, fold_score, print_summary, show_epochs, step_key
 
+pytestmark = pytest.mark.slow
+
 STEPS = [Step("eda"), Step("train", 0), Step("baseline"), Step("ensemble"), Step("submission")]
 
 

@@ -36,6 +36,8 @@ from goods.run import Run
 from goods.training.fold import read_logs
 from goods_utils import main
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

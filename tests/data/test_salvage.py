@@ -13,6 +13,8 @@ from goods.data import photos
 from goods.data.photos import inspect_photos, load_or_white, load_photo, open_upright
 from goods.files import ROOT
 
+pytestmark = pytest.mark.slow
+
 ODD = {odd.name: odd for odd in odd_photos()}
 WHOLE = {
     "JPEG": encoded(quality=90),

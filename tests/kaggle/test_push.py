@@ -15,6 +15,8 @@ from goods.errors import GoodsError
 from goods.files import ROOT, write_json
 from kaggle_kernel import build, push
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: Any, tmp_path: Path) -> None:

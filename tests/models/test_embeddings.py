@@ -34,6 +34,8 @@ from goods.params import Params
 from goods.predictions import frame_logits
 from goods_utils import fit_fold
 
+pytestmark = pytest.mark.slow
+
 
 def watched(p: Params) -> tuple[Embedder, Counter]:
     """An embedder, and how many photos and texts have gone through its backbone's towers."""
