@@ -24,7 +24,8 @@ from goods.places import TABLE_ENDINGS, table_pieces, tables_in_zip
 HEAD_BYTES = 1 << 16  # of a table, to see what separates its cells
 SEPARATORS = ",;\t|:^~#"
 SPOKEN = {"\t": "tabs"}
-DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError)  # RuntimeError: locked
+# RuntimeError: a zip file that is locked, or packed in a way that zipfile doesn't know.
+DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 csv.field_size_limit(2**31 - 1)  # descriptions may be longer than its 128 KiB
 CHECKED_ROWS = 65_536  # read at once where a table is looked through
 

@@ -32,6 +32,13 @@ def zipped(**files: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def marked(data: bytes, place: int, mark: int) -> bytes:
+    """A zip file of one table with another byte in both of its headers; `place` as in the first."""
+    changed = bytearray(data)
+    changed[place] = changed[data.index(b"PK\x01\x02") + place + 2] = mark
+    return bytes(changed)
+
+
 FILES = {
     "train.csv": text_of(),
     "train.tsv": text_of("\t"),
@@ -112,6 +119,8 @@ def test_a_table_in_stretches_is_the_table(tmp_path, rows):
 DAMAGED = {
     "cut.csv.gz": (gzip.compress(text_of() * 50)[:-20], r"cut\.csv\.gz can't be read: Compressed file ended"),
     "two.zip": (zipped(a__csv=text_of(), b__csv=text_of()), r"two\.zip holds 2 tables, and one is needed; unzip it"),
+    "locked.zip": (marked(zipped(a__csv=text_of()), 6, 1), r"locked\.zip can't be read: .*password required"),
+    "packed anew.zip": (marked(zipped(a__csv=text_of()), 8, 99), r"packed anew\.zip can't be read: .*not supported"),
     "none.zip": (zipped(a__jpg=b"x"), r"none\.zip holds 0 tables"),
     "cut.parquet": (b"PAR1" + bytes(50), r"cut\.parquet can't be read as Parquet: "),
 }
