@@ -173,8 +173,12 @@ def export(run: str, to: str, merge: bool) -> str:
     """The command `export`: the finished run of that name, or in that folder, as the folder `to` to hand on."""
     from goods.export import export_run
 
-    folder = Path(run).absolute() if Run(Path(run)).exists else resolve(Params().outputs_dir) / run
-    return export_run(Run(folder), Path(to).absolute(), merge)
+    return export_run(Run(run_folder(run)), Path(to).absolute(), merge)
+
+
+def run_folder(run: str) -> Path:
+    """The folder of a run that is given by its name or as a folder."""
+    return Path(run).absolute() if Run(Path(run)).exists else resolve(Params().outputs_dir) / run
 
 
 def add_predict(commands: Any) -> None:
@@ -198,13 +202,12 @@ def predict(options: argparse.Namespace) -> None:
 
     here = {name: getattr(options, name) for name in ("table", "out", "images") if getattr(options, name)}
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
-    run = Path(options.run)
     try:
         settings = dict(parse_setting(text) for text in options.set)
         models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
-        folder = run.absolute() if Run(run).exists else resolve(Params().outputs_dir) / run
-        job = prepare_job(load_predictor(folder, models, **settings), image_column=options.image_column,
-                          precision=options.precision, probabilities=options.probabilities, **paths)  # fmt: skip
+        predictor = load_predictor(run_folder(options.run), models, **settings)
+        job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
+                          probabilities=options.probabilities, **paths)  # fmt: skip
         print(f"{job.acceptance.sentence()}\n{_done(job, options.shard)}")
     except GoodsError as error:
         print(f"goods_utils.py: {error}", file=sys.stderr)

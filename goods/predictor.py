@@ -23,7 +23,7 @@ from goods.data.texts import clean_text, join_texts
 from goods.ensemble.learned import FoldMean, RunBlend, read_learned
 from goods.errors import GoodsError, OtherRunError, ParameterError, listing
 from goods.files import file_hash, folder_hash, read_json, resolve
-from goods.members import predicting_folds, predictor_of
+from goods.members import predictor_of
 from goods.params import RUNTIME_FIELDS, Params
 from goods.predictions import main_of
 from goods.run import VERSION, Fold, Run
@@ -266,7 +266,7 @@ def check_run(run: Run) -> Run:
 
 def whole_folds(run: Run, learned: FoldMean) -> list[Fold]:
     """The folds that a run predicts with; raises GoodsError where the model of one isn't there."""
-    folds = predicting_folds(run, learned.folds)
+    folds = [run.fold(number) for number in learned.folds]
     if lost := [fold for fold in folds if not fold.predicts]:
         raise GoodsError(f"run '{run.name}' in {run.folder} is not whole: its ensemble is of {lost[0].title}, too, "
                          "which has no weights there; train it, or copy it whole")  # fmt: skip

@@ -47,9 +47,9 @@ class Fold:
     """
 
     def __init__(self, run: Run, number: int) -> None:
-        self.run, self.number, self.refit = run, number, number == REFIT
-        self.title = "the refit" if self.refit else f"fold {number}"
-        self.folder = run.folder / ("refit" if self.refit else f"fold{number}")
+        self.run, self.number, self.is_refit = run, number, number == REFIT
+        self.title = "the refit" if self.is_refit else f"fold {number}"
+        self.folder = run.folder / ("refit" if self.is_refit else f"fold{number}")
         self.weights, self.details = self.folder / "weights.safetensors", self.folder / "model.json"
         self.oof, self.test = self.folder / "oof.parquet", self.folder / "test.parquet"
         self.begun_test = self.folder / "test.begun.parquet"  # its first rows, while the others aren't predicted yet
@@ -65,7 +65,7 @@ class Fold:
     @property
     def trained(self) -> bool:
         """Whether the fold is trained to its end: metrics.json is written last, and must be whole."""
-        return self.predicts and (self.refit or self.oof.is_file())
+        return self.predicts and (self.is_refit or self.oof.is_file())
 
     @property
     def predicts(self) -> bool:
@@ -94,7 +94,7 @@ class Fold:
     def scores(self) -> dict[str, Any]:
         """metrics.json; empty when the fold isn't finished or the file isn't whole."""
         found = read_json_if_whole(self.metrics)
-        scored = self.refit or any(isinstance(found.get(name), dict) for name in OUTPUTS)
+        scored = self.is_refit or any(isinstance(found.get(name), dict) for name in OUTPUTS)
         whole = found.get("fold") == self.number and scored
         return found if whole else {}
 
@@ -199,7 +199,7 @@ class Run:
         """The model that learns from all rows, whether it is there or not."""
         return self.fold(REFIT)
 
-    def predictors(self, p: Params) -> list[Fold]:
+    def predicting_folds(self, p: Params) -> list[Fold]:
         """The trained folds that predict products which none of them saw: with p.refit the refit alone.
 
         Raises GoodsError when that isn't trained yet.

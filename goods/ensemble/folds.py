@@ -55,7 +55,7 @@ def ensemble_folds(p: Params, goods: Goods) -> Ensemble:
     don't fit the run's folds or the test set.
     """
     run, folds = Run.of(p), read_folds(goods, p)
-    oofs, tests = read_oofs(run, folds, p.metric), read_tests(run.predictors(p), goods)
+    oofs, tests = read_oofs(run, folds, p.metric), read_tests(run.predicting_folds(p), goods)
     done = list(oofs)
     oof = pd.concat(list(oofs.values()))
     tables = _against_own_choice(run, oofs, p.metric)

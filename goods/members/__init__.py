@@ -153,14 +153,13 @@ def refit(p: Params, goods: Goods) -> None:
 def predict_test(p: Params, goods: Goods, by_folds: bool = False) -> list[int]:
     """Writes test.parquet of every trained fold that lacks one, or of the refit where p.refit is set; returns which.
 
-    `by_folds`: of the folds all the same, as pseudo-labels need it.
-
-    All of them together, so that photos are decoded and texts tokenised once, and stretch by stretch: what is predicted
-    is kept, and the next call goes on from there. Raises StoppedInTime when p.max_hours are over between two
-    stretches, and TimeOverError when they are before the first one.
+    `by_folds`: of the folds all the same, as pseudo-labels need it. All of them together, so that photos are decoded
+    and texts tokenised once, and stretch by stretch: what is predicted is kept, and the next call goes on from there.
+    Raises StoppedInTime when p.max_hours are over between two stretches, and TimeOverError when they are before the
+    first one.
     """
     p = p.model_copy(update={"refit": p.refit and not by_folds})
-    due = [fold for fold in Run.of(p).predictors(p) if not fold.predicted]
+    due = [fold for fold in Run.of(p).predicting_folds(p) if not fold.predicted]
     stop_at, begun, loaded = deadline(p), False, {}
     while left := [fold for fold in due if not fold.predicted]:
         if stop_at and time.time() > stop_at:
@@ -210,11 +209,6 @@ def predict(p: Params, folds: Sequence[Fold], products: pd.DataFrame) -> Logits:
     return predictor_of(p, folds)(products)
 
 
-def predicting_folds(run: Run, folds: Sequence[int]) -> list[Fold]:
-    """The trained folds that predict other products, where the run's ensemble is of `folds`."""
-    return [run.fold(number) for number in folds]
-
-
 def ensemble_run(p: Params, goods: Goods) -> Ensemble:
     """The run's folds, or its runs, as one prediction with its honest score; writes the run's ensemble/."""
     return kind_of(p).load().ensemble(p, goods)
@@ -239,7 +233,7 @@ def fold_scores_of(p: Params) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class StepInputs:
     """What a step's result depends on beside its parameters and its notebook."""
 
     stamped: tuple[Path, ...] = ()  # tables and photo folders: names, sizes and times
@@ -248,25 +242,25 @@ class Inputs:
     code: str = ""  # version of the code that the result comes from, figures apart
 
 
-def step_inputs(step: str, p: Params) -> Inputs:
+def step_inputs(step: str, p: Params) -> StepInputs:
     """What a step of the pipeline reads, so that it runs again when something of it has changed."""
     kind, run = kind_of(p), Run.of(p)
     data = tuple(path for name in DATA for path in _files_of(resolve(getattr(p, name))))
     models = tuple(sorted(kind.model_hashes(p).items()))
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
     if step == "eda":
-        return Inputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.backbone")))
+        return StepInputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.backbone")))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
-        return Inputs(data, (*learned, *(folds if step == "refit" else ())), models, kind.code())
+        return StepInputs(data, (*learned, *(folds if step == "refit" else ())), models, kind.code())
     if step == "ensemble":
         read = [*folds, *([run.refit.metrics] if p.refit else [])]
         others = [*(Run.named(p, name) for name in p.runs), *([teacher] if teacher else [])]
         read += [path for other in others for path in (other.oof, other.test)]
-        return Inputs(data, tuple(read), models, code_version((kind.module, *ENSEMBLE_CODE)))
+        return StepInputs(data, tuple(read), models, code_version((kind.module, *ENSEMBLE_CODE)))
     tables = tuple(path for name in DATA[:2] for path in _files_of(resolve(getattr(p, name))))
-    return Inputs(tables, (run.oof, run.test, run.metrics), (), code_version(SUBMISSION_CODE))
+    return StepInputs(tables, (run.oof, run.test, run.metrics), (), code_version(SUBMISSION_CODE))
 
 
 def _files_of(path: Path) -> list[Path]:

@@ -73,7 +73,7 @@ def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Pa
             if due_folds(p, goods, [number], kind.code()):
                 part = part_of(p, goods, number)
                 kind.load().save(learn(part), fold)
-                logits = {} if fold.refit else predict(p, [fold], part.held_back)[number]
+                logits = {} if fold.is_refit else predict(p, [fold], part.held_back)[number]
                 finish(p, goods, fold, kind.code(), logits)
 
 

@@ -64,7 +64,7 @@ def fit_fold(p: Params, goods: Goods, make_task: TaskMaker, code: str) -> dict[s
 def what_makes(fold: Fold, p: Params, goods: Goods, code: str) -> dict[str, str]:
     """What a fold that is trained now comes from: its rows, the code; of the refit also what the folds suggest."""
     found = {"rows": rows_hash(p, goods, read_folds(goods, p), fold.number), "code": code}
-    return found | ({"choice": suggested_choice(fold.run, p.metric)} if fold.refit else {})
+    return found | ({"choice": suggested_choice(fold.run, p.metric)} if fold.is_refit else {})
 
 
 def to_train(fold: Fold, p: Params, made_from: Mapping[str, str], say: bool = True) -> bool:
@@ -105,7 +105,7 @@ def _fit(
     set_seed(p.seed + p.seed_offset)  # only now: whether embeddings came from the cache must not matter
     stop_at = deadline(p)
     training = Training(task, p, accelerator, fold)
-    if fold.refit and p.keep == "best":
+    if fold.is_refit and p.keep == "best":
         training.last_epoch = int(made_from["choice"].removeprefix("epoch "))
     if saved:
         restore_training(training, saved)
@@ -142,7 +142,7 @@ def finish_fold(
     refit holds nothing back and is scored on nothing.
     """
     held_back, metrics = folds[folds["fold"] == fold.number], {}
-    if not fold.refit:
+    if not fold.is_refit:
         write_predictions(fold.oof, held_back, logits)
         metrics = {name: score(held_back["label"].to_numpy(), values, metric) for name, values in logits.items()}
     metrics |= {"fold": fold.number} | facts
@@ -152,7 +152,7 @@ def finish_fold(
 
 def what_is_shown(fold: Fold, goods: Goods) -> dict[str, Any]:
     """What a tracker gets of a fold's predictions; empty of the refit."""
-    if fold.refit:
+    if fold.is_refit:
         return {}
     table = prediction_table(pd.read_parquet(fold.oof), goods)
     return {"oof": str(fold.oof), "classes": goods.classes, "errors": worst(table, goods.classes)}
@@ -177,7 +177,7 @@ def choose_weights(training: Training, suggested: str) -> tuple[Path, dict[str, 
     """
     fold, p = training.fold, training.p
     load_trained(training.task.model, fold.kept_weights)  # what is predicted with is what is kept
-    if fold.refit:
+    if fold.is_refit:
         return (mixed(training, float(suggested.removeprefix("alpha "))) if p.wise_ft else fold.kept_weights), {}
     if p.keep == "best":
         epochs = [fold.epoch(number) for number in range(1, training.at.epoch)]

@@ -21,6 +21,7 @@ from goods.errors import GoodsError, ParameterError
 from goods.members import fit, notebooks_of, open_run, predict_test, refit, step_inputs
 from goods.params import REFIT, Params, load_params
 from goods.predictions import frame_logits, write_choices
+from goods.predictor import load_predictor
 from goods.run import Run
 from goods.training.refit import suggested_choice
 
@@ -54,6 +55,9 @@ def test_it_learns_from_all_rows_and_alone_predicts_the_test_set(copy: Trained) 
     alone = frame_logits(pd.read_parquet(run.refit.test))
     np.testing.assert_array_equal(frame_logits(ensemble.test).argmax(1), alone.argmax(1))
     assert len(write_submission(p, goods)) == len(goods.test)
+    products = pd.read_csv(p.test_csv, dtype=str, keep_default_na=False).assign(image=goods.test["image"])
+    handed_on = load_predictor(run.folder).predict(products)  # as a function of any goods it is the refit, too
+    np.testing.assert_allclose(handed_on, np.exp(frame_logits(ensemble.test)), rtol=0, atol=1e-6)
     assert json.loads(run.method.read_text())["weights"] == {"refit": 1.0}
     assert json.loads(run.metrics.read_text())["refit"] is True
 
