@@ -124,6 +124,8 @@ class Job:
         third_probability, and c0 ... with `probabilities`. Photos that can't be used are listed in
         <out>.bad_images.csv. Raises GoodsError where `out` is of another job, or another process writes it.
         """
+        if self.out.suffix not in ENDINGS:
+            raise GoodsError(f"{self.out} has no ending: goods.catalogue fills a folder; for a file, .parquet or .csv")
         files, facts = Outputs(self.out), self.facts
         if done := check_free(files, facts):
             return done

@@ -110,6 +110,13 @@ def test_shards_that_were_killed_and_called_again_leave_the_same_bytes(job, dyin
 
 
 @pytest.mark.slow
+def test_a_folder_is_no_file(job, tmp_path: Path) -> None:
+    with pytest.raises(GoodsError, match=r"has no ending: .* for a file, \.parquet or \.csv"):
+        job().run()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_a_folder_of_another_job_is_not_written_into(job, tmp_path: Path) -> None:
     run_shard(job(), Shard(1, 3))
     with pytest.raises(GoodsError, match="is there already, and it was made with another precision, threshold;"):
