@@ -17,7 +17,7 @@ AT_ONCE = 50  # of them, so that memory stays small
 MANY_ROWS = 20  # of a group, on average
 
 
-# Scores of predicted classes, from counts of each class: (..., classes) right, given and predicted rows -------------------
+# Scores of predicted classes, from counts of each class: (..., classes) right, given and predicted rows -----------
 
 
 def macro_f1_of(right: np.ndarray, given: np.ndarray, said: np.ndarray) -> np.ndarray:
