@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from goods.ensemble.verdict import verdict
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import ROOT, file_hash, file_stamp, held, read_json, read_json_if_whole, write_json, write_text
 from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_files, step_inputs
@@ -33,6 +34,7 @@ from goods.metric_names import SHOWN_AS, metric_first
 from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run, parse_setting
 from goods.run import Run
 from goods.step import STATUS
+from goods.words import duration
 
 STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission")
 NOTEBOOKS = ROOT / "notebooks"
@@ -305,13 +307,6 @@ def stop(running: list[Running]) -> None:
 # What is shown -------------------------------------------------------------------------------------------------------
 
 
-def duration(seconds: float) -> str:
-    """A time to read: 4.2 s, 75 s, 12 min, 3.4 h."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
     relative = os.path.relpath(path)
@@ -370,6 +365,8 @@ def print_summary(pipeline: Pipeline) -> None:
     run = pipeline.disk
     scores = read_json_if_whole(run.metrics)
     rows = [(name, scores[name]) for name in OUTPUTS if isinstance(scores.get(name), dict)]
+    if said := verdict(scores, pipeline.p.metric):
+        print(f"\n{said}")
     if rows:
         columns = metric_first(pipeline.p.metric, "accuracy", "macro_f1")
         print("\nout of fold  " + "".join(f"{SHOWN_AS[column]:>13}" for column in columns))
