@@ -8,30 +8,33 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import DictLoader, Environment
 from markupsafe import Markup
 
 from goods.data.photos import open_upright
 from goods.files import ROOT
-from goods.words import digits, duration, gib, signed, size
+from goods.words import digits, signed
 
 PHOTO_SIDE = 128  # pixels of a photo inside a page; it is shown half as large, for screens of two dots a pixel
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1120px; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1340px; margin: 2rem auto;
   padding: 0 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin-bottom: .2rem; }
 h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; } h3 { margin: 1.6rem 0 .4rem; }
 a { color: #0072b2; }
 table { border-collapse: collapse; font-size: 13px; margin: .6rem 0; }
-td, th { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #eee; vertical-align: top; white-space: nowrap; }
-td:first-child, th:first-child, .left { text-align: left; }
-.text { white-space: normal; min-width: 12rem; text-align: left; }
+td, th { padding: .25rem .5rem; text-align: right; border-bottom: 1px solid #eee; vertical-align: top;
+  white-space: nowrap; }
+td:first-child, th:first-child, .text { text-align: left; }
+.text { white-space: normal; min-width: 10rem; } td.text:last-child { min-width: 15rem; }
 .wide { overflow-x: auto; max-width: 100%; }
 .wide td:first-child, .wide th:first-child { position: sticky; left: 0; background: #fff; }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
@@ -52,8 +55,9 @@ dt { font-weight: 600; overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap:
   border-radius: 6px; padding: .5rem; min-width: 0; }
 .card > div { min-width: 0; }
 .photo { width: 64px; height: 64px; object-fit: contain; display: block; background: #f6f6f6; }
-.nophoto { width: 64px; height: 64px; background: #eee; color: #666; font-size: 11px; display: grid; place-items: center; }
-.bar { position: relative; display: inline-block; width: 90px; height: 10px; vertical-align: middle; }
+.nophoto { width: 64px; height: 64px; background: #eee; color: #666; font-size: 11px; display: grid;
+  place-items: center; }
+.bar { position: relative; display: inline-block; width: 70px; height: 10px; vertical-align: middle; }
 .bar i { position: absolute; top: 4px; height: 2px; background: #999; } .bar b { position: absolute; top: 1px;
   width: 8px; height: 8px; margin-left: -4px; border-radius: 50%; background: #0072b2; }
 select { font: inherit; max-width: 100%; }
@@ -107,30 +111,47 @@ BASE = f"""<!doctype html>
 def render(template: str, **facts: Any) -> str:
     """A page made of a template that extends "base"; whatever isn't Markup is escaped."""
     environment = Environment(autoescape=True, loader=DictLoader({"base": BASE, "page": template}), trim_blocks=True)
-    environment.filters |= {"digits": digits, "signed": signed, "duration": duration, "size": size, "gib": gib}
     return environment.get_template("page").render(**facts)
 
 
-def table_html(table: pd.DataFrame, index: bool = True, text: tuple[str, ...] = ()) -> Markup:
-    """A table, escaped, that scrolls inside the page; the columns of `text` wrap, and those of ids never do."""
-    lines = ["<div class='wide'><table class='sortable'><thead><tr>"]
-    names = ([table.index.name or ""] if index else []) + [str(name) for name in table.columns]
-    lines += [Markup("<th>{}</th>").format(name) for name in names]
-    lines.append("</tr></thead><tbody>")
+def table_html(
+    table: pd.DataFrame, index: bool = True, text: Collection[str] = (), gains: Collection[str] = ()
+) -> Markup:
+    """A table, escaped, that scrolls inside the page and sorts.
+
+    The columns of `text` wrap, those of `gains` have signs. A tuple in a cell is what it sorts by, and what is shown,
+    which may be Markup.
+    """
+    names = ([str(table.index.name or "")] if index else []) + [str(name) for name in table.columns]
+    heads = [Markup("<th{}>{}</th>").format(Markup(" class='text'") if name in text else "", name) for name in names]
+    rows = []
     for row in table.itertuples(index=index, name=None):
-        cells = zip(names, row, strict=True)
-        lines += ["<tr>", *(_cell(value, name in text, name == "id") for name, value in cells), "</tr>"]
-    return Markup("".join(lines) + "</tbody></table></div>")
+        cells = [
+            _cell(value, name in text, name in gains, name == "id") for name, value in zip(names, row, strict=True)
+        ]
+        rows.append(Markup("<tr>{}</tr>\n").format(Markup("").join(cells)))
+    made = Markup(
+        "<div class='wide'><table class='sortable'><thead><tr>{}</tr></thead><tbody>\n{}</tbody></table></div>"
+    )
+    return made.format(Markup("").join(heads), Markup("").join(rows))
 
 
-def _cell(value: Any, is_text: bool, is_id: bool) -> Markup:
-    if isinstance(value, bool) or value is None or not isinstance(value, float | int):
-        shown = {True: "yes", False: "no", None: ""}.get(value, value) if isinstance(value, bool | None) else value
-        kind = "text" if is_text else "id" if is_id else "left" if isinstance(value, str) else ""
-        return Markup("<td class='{}'>{}</td>").format(kind, shown)
-    if value != value:  # nan
-        return Markup("<td data-v=''></td>")
-    return Markup("<td data-v='{}'>{}</td>").format(value, digits(value) if isinstance(value, float) else f"{value:,}")
+def _cell(value: Any, is_text: bool, is_gain: bool, is_id: bool) -> Markup:
+    key, shown = value if isinstance(value, tuple) else (value, value)
+    if value is None or value != value:  # nan
+        key, shown = "", ""
+    elif isinstance(value, bool | np.bool_):
+        shown = "yes" if value else "no"
+    elif isinstance(value, float | int | np.number):
+        shown = f"{value:,}" if isinstance(value, int | np.integer) else signed(value) if is_gain else digits(value)
+    kind = Markup(" class='{}'").format("text" if is_text else "id") if is_text or is_id else ""
+    return Markup("<td{} data-v='{}'>{}</td>").format(kind, "" if key is None else key, shown)
+
+
+def list_html(values: Mapping[str, Any]) -> Markup:
+    """Names and values as a list, which a narrow screen shows whole."""
+    items = [Markup("<dt>{}</dt><dd>{}</dd>\n").format(name, value) for name, value in values.items()]
+    return Markup("<dl>{}</dl>").format(Markup("").join(items))
 
 
 def photo_html(photo: Any, side: int = PHOTO_SIDE) -> Markup:

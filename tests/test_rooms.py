@@ -32,10 +32,10 @@ FLOORS = [
     {"cost", "compress"},
     {"training"},
     {"ensemble"},
-    {"members"},
+    {"members", "entries"},
     {"explain", "report", "predictor", "model_card", "compare"},
-    {"classify", "export", "compare_page"},
-    {"catalogue"},
+    {"classify", "export"},
+    {"catalogue", "compare_page"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics", "goods.words")

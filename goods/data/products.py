@@ -164,8 +164,8 @@ def some_products(
     """
     header, inside = check_cells(path, id_column), bool(image_column) and photos_inside(path, image_column)
     title = "title" if "title" in header else title_column
-    columns = [name for name in dict.fromkeys([id_column, title, *(columns_of(image_column or "") if image_column else [])])
-               if name in header]  # fmt: skip
+    asked = [id_column, title, *(columns_of(image_column) if image_column else [])]
+    columns = [name for name in dict.fromkeys(asked) if name in header]
     finder, found, left = PhotoFinder(PhotoFolder(folder), image_column, inside), [], set(ids)
     for stretch in stretches(path, UNPACKED_AT_ONCE if inside else CHECKED_ROWS, id_column, columns, photos=True):
         own = stretch[stretch[id_column].isin(left)]
