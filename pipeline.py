@@ -28,17 +28,7 @@ import yaml
 
 from goods.ensemble.verdict import verdict
 from goods.errors import DamagedFileError, GoodsError
-from goods.files import (
-    ROOT,
-    file_hash,
-    file_stamp,
-    held,
-    read_json,
-    read_json_if_whole,
-    resolve,
-    write_json,
-    write_text,
-)
+from goods.files import ROOT, file_hash, file_stamp, held, read_json, read_json_if_whole, write_json, write_text
 from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_files, step_inputs
 from goods.metric_names import SHOWN_AS, metric_first
 from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run, parse_setting
@@ -373,7 +363,7 @@ def last_line(path: Path) -> str:
 
 def compare_runs(p: Params) -> Path | None:
     """Makes index.html of all runs anew, where one has come to its end; returns it. No run fails for its sake."""
-    folder = resolve(p.outputs_dir)
+    folder = p.run_dir.parent
     if not any(run.put_together for run in runs_in(folder)):  # nothing has a score yet
         return None
     try:

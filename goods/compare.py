@@ -83,9 +83,10 @@ class Pair:
     """One run against another on the products that both predict.
 
     scores: (ours, theirs) by metric, and gains. classes: one row per class (index: its name), rows, ours, theirs (F1),
-    gain with gain_low and gain_high. counts: how many products only ours, only theirs, both, neither gets right, and of the last how many
-    with different predictions. differ: the products on which one of them is right, the surest differences first: id,
-    label, ours, theirs (class indices), ours_sure, theirs_sure (probabilities of their own prediction), right.
+    gain with gain_low and gain_high. counts: how many products only ours, only theirs, both, neither gets right, and of
+    the last how many with different predictions. differ: the products that only one of them gets right, the surest
+    differences first: id, label, ours, theirs (class indices), ours_sure, theirs_sure (probabilities of their own
+    prediction), right ("ours" or "theirs").
     """
 
     ours: Entry

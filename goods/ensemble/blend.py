@@ -200,14 +200,15 @@ def blend_members(
     probabilities of all FITTED, each calibrated like that.
 
     Of several methods each fold takes the one that those predictions score best by the metric, of equals the first, and
-    new rows the one that all folds' predictions score best. With "average" among them it is but that or "best": to put
-    the members together, or to abstain. With fewer than three folds there are no such predictions: no fold is
-    calibrated, the average is of probabilities as they are, and the first method is taken, or the average.
+    new rows the one that all folds' predictions score best. With "average" among them it is but that or "best", to put
+    the members together or to abstain: what the metric can't tell beyond noise, log-loss does. With fewer than three
+    folds there are no such predictions: no fold is calibrated, the average is of probabilities as they are, and the
+    first method is taken, or the average.
     """
     parts, averaged = np.unique(folds).tolist(), AVERAGE in methods
     needed = tuple(dict.fromkeys((*methods, *(FITTED if averaged else ()))))
     fits = _fits(members, labels, folds, needed, metric)
-    worth, picked = METRICS[metric].worth_calibrated, {}
+    picked: dict[int, str] = {}
     nested, choose = len(parts) > 2, [name for name in (AVERAGE, BEST) if name in methods] if averaged else methods
     raw, scaled = ({name: np.zeros_like(members[0]) for name in names} for names in (needed, methods))
     for k in parts:
@@ -217,8 +218,8 @@ def blend_members(
         for name in methods:
             scaled[name][rows] = fold.logits[name] / fold.temperatures[name]
         if len(choose) > 1:
-            picked[k] = _best({name: worth(fold.labels, fold.others[name]) if nested else 0.0 for name in choose})
-    method = _best({name: worth(labels, raw[name]) if nested else 0.0 for name in choose})
+            picked[k] = _pick(choose, fold.labels, fold.others, metric)
+    method = _pick(choose, labels, raw if nested else {}, metric)
     if method == AVERAGE:
         temperatures = {name: fit_temperature(raw[name], labels) if nested else 1.0 for name in FITTED}
         combiner = average_of({name: fits[name, ()] for name in FITTED}, temperatures)
@@ -291,7 +292,14 @@ def _fitted(name: str, members: np.ndarray, labels: np.ndarray, metric: str) -> 
     return METHODS[name](members, labels, METRICS[metric])
 
 
-def _best(worth: dict[str, float]) -> str:
+def _pick(names: Sequence[str], labels: np.ndarray, logits: Mapping[str, np.ndarray], metric: str) -> str:
+    """The method to take of these, by their (n, num_classes) logits, see blend_members; without any the first."""
+    if len(names) == 1 or not logits:
+        return names[0]
+    if AVERAGE in names:
+        _, low, high = paired_gain(labels, logits[AVERAGE], logits[BEST], metric)
+        metric = "log_loss" if low <= 0 <= high else metric
+    worth = {name: METRICS[metric].worth_calibrated(labels, logits[name]) for name in names}
     return max(worth, key=lambda name: worth[name])  # the first of equals
 
 
