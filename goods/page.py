@@ -47,7 +47,7 @@ th[aria-sort=descending] button::after { content: " \\2193"; color: #222; }
 .missing { background: #fff3cd; padding: .6rem 1rem; border-left: 4px solid #e69f00; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(460px, 100%), 1fr)); gap: 1rem;
   align-items: start; }
-.figures img { width: 100%; } details { margin: .6rem 0; }
+.figures img { width: 100%; } .figures.one { max-width: 660px; } details { margin: .6rem 0; }
 dl { display: grid; grid-template-columns: fit-content(50%) 1fr; gap: .1rem 1rem; font-size: 13px; margin: .4rem 0; }
 dt { font-weight: 600; overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(260px, 100%), 1fr)); gap: .8rem; }
