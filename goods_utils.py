@@ -206,7 +206,8 @@ def add_compare(commands: Any) -> None:
 
 def compare(options: argparse.Namespace) -> str:
     """The command `compare`: index.html of all runs, or the page of two; returns what there is to say."""
-    from goods.compare_page import finding, summary, write_index, write_pair
+    from goods.compare import finding, summary
+    from goods.compare_page import write_index, write_pair
 
     if options.runs:
         if len(options.runs) != 2:

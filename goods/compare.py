@@ -13,9 +13,11 @@ import pandas as pd
 from goods.entries import Entry, Predictions, read_entry
 from goods.errors import GoodsError, listing
 from goods.files import resolve
+from goods.metric_names import SHOWN_AS, metric_first
 from goods.metrics import METRICS, paired_gain, resampled
 from goods.params import RUNTIME_FIELDS, Params
 from goods.run import runs_in
+from goods.words import digits, duration, gib, signed, size
 
 LEAST_ALIKE = 0.9  # the share of the products that both predict, and of their labels, for two runs to be comparable
 PLACES = RUNTIME_FIELDS - {"refit"}  # parameters that say where and how fast, not what
@@ -175,6 +177,11 @@ class Comparison:
     behind: dict[str, Gain]
     apart: dict[str, str]
 
+    @property
+    def shown_as(self) -> str:
+        """The metric's name for people."""
+        return SHOWN_AS[self.metric]
+
     def entry(self, name: str) -> Entry:
         """The run of that name; raises GoodsError where there is none."""
         for entry in self.entries:
@@ -233,3 +240,83 @@ def differing_parameters(entries: Sequence[Entry]) -> list[str]:
     """The parameters that say what was made and aren't the same in all of these runs, in their order."""
     names = [name for name in Params.model_fields if name not in PLACES and name != "run"]
     return [name for name in names if len({repr(entry.parameters.get(name)) for entry in entries}) > 1]
+
+
+# In words, and as tables ----------------------------------------------------------------------------------------------
+
+
+def finding(all_runs: Comparison) -> str:
+    """Which run is best, and which it doesn't beat beyond noise."""
+    best, shown = all_runs.best, all_runs.shown_as
+    if best is None:
+        return f"{len(all_runs.entries)} runs, none of them with an honest score yet"
+    score = best.score(all_runs.metric)
+    said = f"{best.name} is best: {shown} {digits(score.value)}"
+    if not all_runs.behind:
+        return f"{best.name}: {shown} {digits(score.value)}, and no other run to compare it with"
+    level = [name for name, gain in all_runs.behind.items() if gain.noise]
+    if not level:
+        return f"{said}; better than {listing(list(all_runs.behind))} beyond noise"
+    more = f" and {len(level) - 3} more" if len(level) > 3 else ""
+    return f"{said}; not better than {' and '.join(level[:3])}{more} beyond noise"
+
+
+def pair_finding(pair: Pair, metric: str) -> str:
+    """Which of two runs is better, with the interval."""
+    gain, shown = pair.gains[metric], SHOWN_AS[metric]
+    ahead, other = (pair.ours, pair.theirs) if gain.value >= 0 else (pair.theirs, pair.ours)
+    if gain.value < 0:
+        gain = turned(gain)
+    how = "not better than" if gain.noise else "better than"
+    beyond = " beyond noise" if gain.noise else ""
+    return f"{ahead.name} is {how} {other.name}{beyond}: {shown} {with_interval(gain)}"
+
+
+def turned(gain: Gain) -> Gain:
+    """The gain of the other run over this one."""
+    return Gain(-gain.value, -gain.high, -gain.low)
+
+
+def with_interval(gain: Gain) -> str:
+    """+.008 (-.003 to +.019)"""
+    return f"{signed(gain.value)} ({signed(gain.low)} to {signed(gain.high)})"
+
+
+def two_runs(all_runs: Comparison, named: Sequence[str] = ()) -> tuple[str, str]:
+    """The two runs that are named, or the best and the next; raises GoodsError where that makes no two."""
+    names = list(named) or [entry.name for entry in all_runs.comparable()[:2]]
+    if len(names) != 2:
+        raise GoodsError(f"two runs are compared, not {len(names)} ({listing(names) or 'none'}); name two that have "
+                         "the same folds and tables")  # fmt: skip
+    return names[0], names[1]
+
+
+def pair_table(pair: Pair, metric: str = "macro_f1") -> pd.DataFrame:
+    """All metrics of two runs, the given one first: both scores, the gain, its interval, whether that leaves 0 out."""
+    rows, ours, theirs = {}, pair.ours.name, pair.theirs.name
+    for name in metric_first(metric, *METRICS):
+        shown = SHOWN_AS[name] + (" (lower is better)" if METRICS[name].sign < 0 else "")
+        gain, scores = pair.gains[name], dict(zip((ours, theirs), pair.scores[name], strict=True))
+        told = {f"gain of {ours}": gain.value, "from": gain.low, "to": gain.high, "beyond noise": not gain.noise}
+        rows[shown] = scores | told
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+
+
+def score_table(all_runs: Comparison) -> pd.DataFrame:
+    """value, low and high of the runs that can be compared, the best first."""
+    scores = {entry.name: entry.score(all_runs.metric) for entry in all_runs.comparable()}
+    return pd.DataFrame.from_dict(scores, orient="index", columns=["value", "low", "high"])
+
+
+def summary(all_runs: Comparison) -> pd.DataFrame:
+    """The table of all runs for a console or a notebook, the best first."""
+    rows = []
+    for entry in all_runs.entries:
+        score = entry.score(all_runs.metric) if entry.oof else None
+        row = {"run": entry.name, all_runs.shown_as: digits(score.value) if score else "",
+               "95 % interval": f"{digits(score.low)} to {digits(score.high)}" if score else ""}  # fmt: skip
+        gain = all_runs.behind.get(entry.name)
+        row["over the best"] = with_interval(turned(gain)) if gain else ""
+        row |= {"training": duration(entry.seconds), "memory": gib(entry.peak_gpu or entry.peak_ram)}
+        rows.append(row | {"size": size(entry.size), "status": entry.status})
+    return pd.DataFrame(rows).set_index("run")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,23 @@ from markupsafe import Markup
 
 from goods.compare import (
     Comparison,
-    Gain,
     Pair,
     compare,
     differing_parameters,
+    finding,
+    pair_finding,
+    pair_table,
     read_comparison,
+    turned,
+    with_interval,
 )
 from goods.data.products import some_products
 from goods.entries import Entry, Score, when_shown
-from goods.errors import GoodsError, listing
+from goods.errors import GoodsError
 from goods.files import resolve, write_text
-from goods.metric_names import SHOWN_AS, metric_first
-from goods.metrics import METRICS
 from goods.page import list_html, photo_html, render, table_html, without_machine
 from goods.params import Params
-from goods.words import digits, duration, gib, signed, size
+from goods.words import digits, duration, gib, size
 
 INDEX, PAIRS = "index.html", "compared"  # the page of all runs, and the folder of those of two
 MOST_RUNS = 5  # each of the best so many is compared with each other one
@@ -97,65 +99,11 @@ def write_pair(outputs: str | Path, ours: str, theirs: str, metric: str | None =
     return write_text(all_runs.folder / PAIRS / f"{ours},{theirs}.html", page), pair, said
 
 
-# Sentences -----------------------------------------------------------------------------------------------------------
-
-
-def finding(all_runs: Comparison) -> str:
-    """Which run is best, and which it doesn't beat beyond noise."""
-    best, shown = all_runs.best, SHOWN_AS[all_runs.metric]
-    if best is None:
-        return f"{len(all_runs.entries)} runs, none of them with an honest score yet"
-    score = best.score(all_runs.metric)
-    said = f"{best.name} is best: {shown} {digits(score.value)}"
-    if not all_runs.behind:
-        return f"{best.name}: {shown} {digits(score.value)}, and no other run to compare it with"
-    level = [name for name, gain in all_runs.behind.items() if gain.noise]
-    if not level:
-        return f"{said}; better than {listing(list(all_runs.behind))} beyond noise"
-    more = f" and {len(level) - 3} more" if len(level) > 3 else ""
-    return f"{said}; not better than {' and '.join(level[:3])}{more} beyond noise"
-
-
-def pair_finding(pair: Pair, metric: str) -> str:
-    """Which of two runs is better, with the interval."""
-    gain, shown = pair.gains[metric], SHOWN_AS[metric]
-    ahead, other = (pair.ours, pair.theirs) if gain.value >= 0 else (pair.theirs, pair.ours)
-    if gain.value < 0:
-        gain = turned(gain)
-    how = "not better than" if gain.noise else "better than"
-    beyond = " beyond noise" if gain.noise else ""
-    return f"{ahead.name} is {how} {other.name}{beyond}: {shown} {with_interval(gain)}"
-
-
-def turned(gain: Gain) -> Gain:
-    """The gain of the other run over this one."""
-    return Gain(-gain.value, -gain.high, -gain.low)
-
-
-def with_interval(gain: Gain) -> str:
-    """+.008 (-.003 to +.019)"""
-    return f"{signed(gain.value)} ({signed(gain.low)} to {signed(gain.high)})"
-
-
-def summary(all_runs: Comparison) -> pd.DataFrame:
-    """The table of all runs for a console or a notebook, the best first."""
-    rows = []
-    for entry in all_runs.entries:
-        score = entry.score(all_runs.metric) if entry.oof else None
-        row = {"run": entry.name, SHOWN_AS[all_runs.metric]: digits(score.value) if score else "",
-               "95 % interval": f"{digits(score.low)} to {digits(score.high)}" if score else ""}  # fmt: skip
-        gain = all_runs.behind.get(entry.name)
-        row["over the best"] = with_interval(turned(gain)) if gain else ""
-        row |= {"training": duration(entry.seconds), "memory": gib(entry.peak_gpu or entry.peak_ram)}
-        rows.append(row | {"size": size(entry.size), "status": entry.status})
-    return pd.DataFrame(rows).set_index("run")
-
-
 # The page ------------------------------------------------------------------------------------------------------------
 
 
 def _page(all_runs: Comparison, title: str, pairs: Sequence[Pair], more: str, with_table: bool) -> str:
-    known = _products(pairs)
+    known = _look_up((pair.ours, clearest(pair, side)["id"]) for pair in pairs for side in ("ours", "theirs"))
     return render(
         TEMPLATE,
         title=title,
@@ -173,7 +121,7 @@ def _below(all_runs: Comparison) -> list[str]:
     if best is None:
         return []
     folds = len(set(best.oof.folds.tolist()))
-    lines = [f"{SHOWN_AS[all_runs.metric]} out of fold on {len(best.oof.ids):,} products in {folds} folds; intervals: "
+    lines = [f"{all_runs.shown_as} out of fold on {len(best.oof.ids):,} products in {folds} folds; intervals: "
              "95 %, over resamples of the products, those of gains paired."]  # fmt: skip
     if best.verdict:
         lines.insert(0, f"{best.name}: {best.verdict}")
@@ -195,7 +143,7 @@ def _runs_table(all_runs: Comparison) -> Markup:
                 if entry.parameters.get(name) != DEFAULTS[name]]  # fmt: skip
         rows.append({
             "run": (entry.name, link if entry.run.report.is_file() else entry.name),
-            SHOWN_AS[all_runs.metric]: score.value if score else None,
+            all_runs.shown_as: score.value if score else None,
             "95 % interval": (score.low, _bar(score, least, most)) if score else None,
             "against the best": (over.value, with_interval(over)) if over else
                                 (0, "the best") if entry is all_runs.best else None,
@@ -243,15 +191,8 @@ def _pair_facts(pair: Pair, metric: str, known: Mapping[str, tuple[str, Any]]) -
 
 def _gains_table(pair: Pair, metric: str) -> Markup:
     """All metrics of two runs."""
-    rows = {}
-    for name in metric_first(metric, *METRICS):
-        gain, lower = pair.gains[name], METRICS[name].sign < 0
-        each = dict(zip((pair.ours.name, pair.theirs.name), pair.scores[name], strict=True))
-        rows[SHOWN_AS[name] + (" (lower is better)" if lower else "")] = each | {
-            f"gain of {pair.ours.name}": gain.value, "from": gain.low, "to": gain.high, "beyond noise": not gain.noise,
-        }  # fmt: skip
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
-    return table_html(table, gains=(f"gain of {pair.ours.name}", "from", "to"))
+    table = pair_table(pair, metric)
+    return table_html(table, gains=[name for name in table if name not in (pair.ours.name, pair.theirs.name)])
 
 
 def _classes_table(pair: Pair) -> Markup:
@@ -270,13 +211,17 @@ def beyond_noise(classes: pd.DataFrame) -> pd.Series:
     return (classes["gain_low"] > 0) | (classes["gain_high"] < 0)
 
 
+def clearest(pair: Pair, side: str) -> pd.DataFrame:
+    """The rows of pair.differ that are shown of those that only this side gets right."""
+    return pair.differ[pair.differ["right"] == side].head(MOST_PRODUCTS)
+
+
 def _cards(pair: Pair, known: Mapping[str, tuple[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
     """The products that only one of two runs gets right, with photos where their table still has them."""
     classes, found = list(pair.ours.classes) or list(map(str, range(pair.ours.oof.logits.shape[1]))), []
     for side, entry in (("ours", pair.ours), ("theirs", pair.theirs)):
-        rows = pair.differ[pair.differ["right"] == side].head(MOST_PRODUCTS)
         cards = []
-        for row in rows.itertuples():
+        for row in clearest(pair, side).itertuples():
             title, photo = known.get(row.id, ("", ""))
             said = {name: f"{each.name}: {classes[getattr(row, name)]} {digits(getattr(row, f'{name}_sure'))}"
                     for name, each in (("ours", pair.ours), ("theirs", pair.theirs))}  # fmt: skip
@@ -289,23 +234,37 @@ def _cards(pair: Pair, known: Mapping[str, tuple[str, Any]]) -> list[tuple[str, 
     return found
 
 
-def _products(pairs: Sequence[Pair]) -> dict[str, tuple[str, Any]]:
-    """{id: (title, photo)} of the products that the pairs show; empty where their tables can't be read any more."""
-    wanted: dict[tuple[Any, ...], set[str]] = {}
-    for pair in pairs:
-        p = pair.ours.parameters
+def errors_of(pair: Pair, side: str) -> pd.DataFrame:
+    """What one run ("ours", "theirs") gets wrong and the other right, the surest first, as figures take errors.
+
+    id, title, image, label, prediction (class indices), probability; titles and photos are those of the first few.
+    """
+    table = pair.differ[pair.differ["right"] != side].sort_values(f"{side}_sure", ascending=False, kind="stable")
+    known = _look_up([(pair.ours, table["id"].head(MOST_PRODUCTS))])
+    titles, photos = ([known.get(name, ("", ""))[place] for name in table["id"]] for place in (0, 1))
+    told = {"title": titles, "image": photos, "prediction": table[side], "probability": table[f"{side}_sure"]}
+    return table[["id", "label"]].assign(**told)
+
+
+def _look_up(wanted: Iterable[tuple[Entry, Iterable[str]]]) -> dict[str, tuple[str, Any]]:
+    """{id: (title, photo)} of products of these runs' tables, each read once; {} where none can be read any more."""
+    tables: dict[tuple[Any, ...], set[str]] = {}
+    for entry, ids in wanted:
+        p = entry.parameters
         key = (p.get("train_csv"), p.get("id_column"), tuple(p.get("text_columns") or ()) or ("title",),
                p.get("train_images_dir"), p.get("image_column"))  # fmt: skip
-        heads = [pair.differ[pair.differ["right"] == side].head(MOST_PRODUCTS)["id"] for side in ("ours", "theirs")]
-        wanted.setdefault(key, set()).update(*heads)
+        tables.setdefault(key, set()).update(ids)
     found: dict[str, tuple[str, Any]] = {}
-    for (table, id_column, texts, photos, image_column), ids in wanted.items():
+    for (table, id_column, texts, photos, image_column), ids in tables.items():
         try:
             rows = some_products(resolve(table), ids, id_column, texts[0], resolve(photos), image_column)
         except (GoodsError, TypeError, KeyError, OSError):  # moved, changed, or of a foreign run
             continue
         found |= {name: (title, photo) for name, title, photo in rows.itertuples(name=None)}
     return found
+
+
+# Parameters ----------------------------------------------------------------------------------------------------------
 
 
 def _value(entry: Entry, name: str) -> str:

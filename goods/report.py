@@ -213,9 +213,9 @@ def _tables(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:
     if len(outputs) > 1:
         found.append(("Scores by what is looked at", _rows(outputs, "output")))
     if metrics.get("picked"):
-        picked = {fold: {"method": name} for fold, name in metrics["picked"].items()}
-        picked["all, for further products"] = {"method": metrics.get("method", "")}
-        found.append(("The way that each fold took, chosen on the others", _rows(picked, "fold")))
+        picked = {f"fold {fold}": name for fold, name in metrics["picked"].items()}
+        picked["further products"] = metrics.get("method", "")
+        found.append(("Ways taken, each fold's chosen on the others", _rows({"method": picked}, "for")))
     for name, title in TABLES.items():
         if metrics.get(name):
             found.append((title, _rows(metrics[name], ROWS[name])))
@@ -240,7 +240,7 @@ def _accepted(run: Run) -> Markup | None:
         table = acceptance_table(read_frame(run.oof, ["label", "fold"]))
     except DamagedFileError:
         return None
-    table.index = [f"{wanted:.0%}" for wanted in table.index]
+    table.index = [f"{100 * wanted:.0f} %" for wanted in table.index]
     names = {"threshold": "accepted from", "share": "share accepted", "precision": "share of them right"}
     return table_html(table.rename(columns=names).rename_axis("wanted precision"))
 
@@ -261,7 +261,7 @@ def _issues(run: Run) -> tuple[list[dict[str, Any]], int]:
 
 def _margin(text: str) -> str:
     try:
-        return digits(float(text))
+        return digits(abs(float(text)))
     except ValueError:
         return ""
 

@@ -208,7 +208,8 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     taken = chosen[chosen["share"] > 0]
     ax.plot(taken["share"], taken["precision"], "o", color=VERMILION)
     for near in _near_ones(taken["share"]):
-        at, said = taken.loc[near, ["share", "precision"]], " and ".join(map(percent, sorted(near)))
+        at = taken.loc[near, ["share", "precision"]]
+        said = ", ".join(percent(wanted).removesuffix(" %") for wanted in sorted(near)) + " %"
         ax.annotate(said, (at["share"].mean(), at["precision"].max()), (0, 6), textcoords="offset points",
                     ha="center", fontsize=7.5, color=VERMILION)  # fmt: skip
     ax.plot([], [], "o", color=VERMILION, label="accepted at a wanted precision of")
@@ -228,7 +229,7 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     return titled(ax.figure, f"At a wanted precision of {percent(wanted)}, {found}")
 
 
-def _near_ones(shares: pd.Series, least: float = 0.12) -> list[list[float]]:
+def _near_ones(shares: pd.Series, least: float = 0.08) -> list[list[float]]:
     """The index of `shares`, those in one list that lie too close for labels of their own."""
     groups: list[list[float]] = []
     for name, share in shares.sort_values().items():
