@@ -36,8 +36,10 @@ from goods.compare_page import errors_of, write_index, write_pair
 from goods.entries import read_entry
 from goods.errors import GoodsError
 from goods.files import write_frame, write_json
+from goods.params import Params
 from goods.run import Run
 from goods_utils import main
+from pipeline import compare_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -284,6 +286,17 @@ def test_a_real_browser_sorts_picks_fits_a_phone_and_loads_nothing(outputs: Path
     found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", shown.stdout)[1]))
     assert found["up"] == ["poor", "good", "better"] and found["down"] == ["better", "good", "poor"]
     assert found["wide"] <= 390 and found["shown"] == ["2"] and found["loaded"] == []
+
+
+def test_each_pipeline_run_makes_the_page_anew_and_none_fails_for_its_sake(outputs: Path, capsys):
+    p = Params(run="good", outputs_dir=str(outputs))
+    assert compare_runs(p) == outputs / "index.html"
+    (outputs / "index.html").unlink()
+    (outputs / "index.html").mkdir()
+    assert compare_runs(p) is None and "could not be compared: " in capsys.readouterr().err
+    for run in ("good", "better", "poor"):
+        Run(outputs / run).method.unlink()  # none has come to its end
+    assert compare_runs(p) is None and capsys.readouterr().err == ""
 
 
 def test_a_pair_needs_runs_of_one_kind_of_answer(outputs: Path):
