@@ -204,8 +204,7 @@ def read_comparison(outputs: str | Path, metric: str | None = None) -> Compariso
     entries = [read_entry(run) for run in runs_in(folder)]
     if not entries:
         raise GoodsError(f"there is no run in {folder}; run pipeline.py first, or name another folder")
-    named = [entry.parameters["metric"] for entry in entries if entry.parameters["metric"] in METRICS]
-    metric = metric or max(METRICS, key=named.count)
+    metric = metric or max(METRICS, key=[entry.parameters["metric"] for entry in entries].count)
     if metric not in METRICS:
         raise GoodsError(f"there is no metric '{metric}'; there are: {listing(METRICS)}")
     sign = METRICS[metric].sign

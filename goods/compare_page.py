@@ -251,14 +251,13 @@ def _look_up(wanted: Iterable[tuple[Entry, Iterable[str]]]) -> dict[str, tuple[s
     tables: dict[tuple[Any, ...], set[str]] = {}
     for entry, ids in wanted:
         p = entry.parameters
-        key = (p.get("train_csv"), p.get("id_column"), tuple(p.get("text_columns") or ()) or ("title",),
-               p.get("train_images_dir"), p.get("image_column"))  # fmt: skip
+        key = (p["train_csv"], p["id_column"], p["text_columns"][0], p["train_images_dir"], p["image_column"])
         tables.setdefault(key, set()).update(ids)
     found: dict[str, tuple[str, Any]] = {}
-    for (table, id_column, texts, photos, image_column), ids in tables.items():
+    for (table, id_column, text_column, photos, image_column), ids in tables.items():
         try:
-            rows = some_products(resolve(table), ids, id_column, texts[0], resolve(photos), image_column)
-        except (GoodsError, TypeError, KeyError, OSError):  # moved, changed, or of a foreign run
+            rows = some_products(resolve(table), ids, id_column, text_column, resolve(photos), image_column)
+        except (GoodsError, KeyError, OSError):  # moved, changed, or of a foreign run
             continue
         found |= {name: (title, photo) for name, title, photo in rows.itertuples(name=None)}
     return found

@@ -94,23 +94,31 @@ class Entry:
 def read_entry(run: Run) -> Entry:
     """What a run's files tell, whatever of them is there and whole."""
     record, metrics = read_json_if_whole(run.record_file), read_json_if_whole(run.metrics)
-    known = record.get("parameters")
-    parameters = Params().model_dump(mode="json") | (known if isinstance(known, dict) else {})
+    parameters, damaged = _parameters(record.get("parameters"))
     classes = tuple(map(str, _list(read_json_if_whole(run.labels).get("classes"))))
     oof, trouble = _predictions(run, classes)
-    if not isinstance(known, dict):
-        trouble = f"{run.record_file.name} is damaged, so nobody knows what made it"
+    if damaged:
+        oof, trouble = None, f"{run.record_file.name} is damaged, so nobody knows what made it"
     folds = [fold for fold in (*run.folds(), run.refit) if fold.scores()]
     took = [each for fold in folds if isinstance(each := fold.scores().get("resources"), dict)]
     steps = [_number(read_json_if_whole(path).get("seconds")) for path in run.notebooks.glob("*.done.json")]
     status, complete = _status(run, parameters, metrics, oof)
     return Entry(
         run=run, parameters=parameters, status=status, when=_last_change(run), complete=complete,
-        oof=oof if isinstance(known, dict) else None, trouble=trouble, classes=classes,
-        verdict=verdict(metrics, str(parameters["metric"])),
+        oof=oof, trouble=trouble, classes=classes,
+        verdict=verdict(metrics, parameters["metric"]),
         seconds=_total(took, "seconds"), step_seconds=sum(filter(None, steps)) or None,
         peak_ram=_most(took, "peak_ram_gib"), peak_gpu=_most(took, "peak_gib"), size=size_of(run.folder),
     )  # fmt: skip
+
+
+def _parameters(known: Any) -> tuple[dict[str, Any], bool]:
+    """All parameters, those that it doesn't know at their defaults, and whether what it says can't be used."""
+    try:
+        own = {name: value for name, value in known.items() if name in Params.model_fields}
+        return Params(**own).model_dump(mode="json"), False
+    except (AttributeError, ValueError):  # no object at all; values of another type
+        return Params().model_dump(mode="json"), True
 
 
 def _predictions(run: Run, classes: Sequence[str]) -> tuple[Predictions | None, str]:
@@ -133,8 +141,7 @@ def _status(
     run: Run, parameters: Mapping[str, Any], metrics: Mapping[str, Any], oof: Predictions | None
 ) -> tuple[str, bool]:
     """Finished or not and which folds, in words; whether all of its folds are in its score."""
-    n_folds = parameters.get("n_folds") if isinstance(parameters.get("n_folds"), int) else 0
-    lost = _list(metrics.get("missing_folds"))
+    n_folds, lost = parameters["n_folds"], _list(metrics.get("missing_folds"))
     scored = sorted(set(oof.folds.tolist())) if oof else run.trained()
     complete = bool(oof) and not lost and len(scored) >= n_folds
     folds = f"{len(scored)} of {n_folds} folds" + (f" ({listing(scored)})" if 0 < len(scored) < n_folds else "")

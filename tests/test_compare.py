@@ -156,10 +156,15 @@ def spoil(outputs: Path) -> None:
     write_frame(Run(outputs / "twice").oof, pd.concat([frame, frame]))
     write_frame(Run(outputs / "text").oof, frame.assign(label="Books"))
     write_frame(Run(outputs / "empty").oof, frame.head(0))
-    for name, text in (("list", "[]"), ("half", '{"parameters": {'), ("no-parameters", '{"parameters": 7}')):
+    for name, text in (
+        ("list", "[]"),
+        ("half", '{"parameters": {'),
+        ("no-parameters", '{"parameters": 7}'),
+        ("types", '{"parameters": {"metric": ["mrr"], "n_folds": "five"}}'),
+    ):
         (outputs / name).mkdir()
         (outputs / name / "run.json").write_text(text)
-    write_json(outputs / "bare" / "run.json", {"parameters": {"n_folds": None, "unheard_of": 1, "metric": "mrr"}})
+    write_json(outputs / "bare" / "run.json", {"parameters": {"n_folds": 4, "unheard_of": 1}})
     (outputs / "bare" / "fold0").mkdir()
     (outputs / "bare" / "loop").symlink_to(outputs)
     for name in ("metrics.json", "method.json"):
@@ -173,9 +178,9 @@ def test_damaged_unfinished_and_foreign_folders_never_break_the_page(outputs: Pa
     before = contents(outputs)
     path, runs = write_index(outputs)
     page = path.read_text(encoding="utf-8")
-    assert runs.best.name == "better" and len(runs.entries) == 13
+    assert runs.best.name == "better" and len(runs.entries) == 14
     assert page.count("its out-of-fold predictions are damaged") == 6 and "run.json is damaged" in page
-    assert runs.entry("bare").status == "unfinished, 0 of 0 folds"
+    assert runs.entry("bare").status == "unfinished, 0 of 4 folds"
     path.unlink()
     assert contents(outputs) == before
 

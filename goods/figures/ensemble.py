@@ -207,11 +207,11 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     ax.fill_between(settled["share"], settled["low"], settled["precision"], color=BLUE, alpha=0.15, linewidth=0)
     taken = chosen[chosen["share"] > 0]
     ax.plot(taken["share"], taken["precision"], "o", color=VERMILION)
-    for near in _near_ones(taken["share"]):
+    for near in _near_ones(taken["share"]):  # their labels below the curve, which ends there
         at = taken.loc[near, ["share", "precision"]]
         said = ", ".join(percent(wanted).removesuffix(" %") for wanted in sorted(near)) + " %"
-        ax.annotate(said, (at["share"].mean(), at["precision"].max()), (0, 6), textcoords="offset points",
-                    ha="center", fontsize=7.5, color=VERMILION)  # fmt: skip
+        ax.annotate(said, (at["share"].mean(), at["precision"].min()), (0, -7), textcoords="offset points",
+                    ha="center", va="top", fontsize=7.5, color=VERMILION)  # fmt: skip
     ax.plot([], [], "o", color=VERMILION, label="accepted at a wanted precision of")
     ax.set(xlabel="share of the products accepted", ylabel="share of them that is right", xlim=(0, 1.08))
     ax.margins(y=0.1)
