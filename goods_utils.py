@@ -192,8 +192,20 @@ def add_predict(commands: Any) -> None:
     command.add_argument("--shard", help="the parts of a share of the table: 3/16 is the third of sixteen")
     command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
     command.add_argument("--probabilities", action="store_true", help="add the probability of every class")
-    command.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="where a model directory is now")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="where a model directory is now; embeddings_files=PATH: the vectors of these products",
+    )
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
+
+
+def path_from_here(given: str) -> str:
+    """A path, or several with commas between them, from the folder that the command is given in."""
+    parts = [given] if os.path.exists(given) else given.split(",")
+    return ",".join(os.path.abspath(part) for part in parts)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -204,7 +216,8 @@ def predict(options: argparse.Namespace) -> None:
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
     try:
         settings = dict(parse_setting(text) for text in options.set)
-        models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
+        named = (text.partition("=") for text in options.models)
+        models = {name: path_from_here(path) for name, _, path in named}
         predictor = load_predictor(run_folder(options.run), models, **settings)
         job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
                           probabilities=options.probabilities, **paths)  # fmt: skip

@@ -184,22 +184,36 @@ def folder_hash(folder: Path, endings: Collection[str] = MODEL_FILES, memory: Pa
     inode can't be set by hand.
     """
     files = sorted(file for file in folder.iterdir() if file.suffix in endings and file.is_file())
+    return _remembered_hash(files, folder, memory)
+
+
+def files_hash(files: Iterable[Path], memory: Path | None = None) -> str:
+    """16 hex digits over the contents of files, in whatever order they come and whatever they are called.
+
+    `memory` as in folder_hash.
+    """
+    files = sorted(files)
+    each = [_remembered_hash([file], file, memory, named=False) for file in files]
+    return each[0] if len(each) == 1 else hashlib.sha256(" ".join(sorted(each)).encode()).hexdigest()[:16]
+
+
+def _remembered_hash(files: list[Path], place: Path, memory: Path | None, named: bool = True) -> str:
     stamp = [(f.name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]]
-    key = f"{folder.resolve()} {hashlib.sha256(repr(stamp).encode()).hexdigest()}"
+    key = f"{place.resolve()} {hashlib.sha256(repr(stamp).encode()).hexdigest()}"
     known = read_json_if_whole(memory) if memory else {}
     if isinstance(known.get(key), str):
         return known[key]
-    found = _contents_hash(tuple(files), key)
+    found = _contents_hash(tuple(files), key, named)
     if memory:
         write_json(memory, read_json_if_whole(memory) | {key: found})
     return found
 
 
 @functools.cache
-def _contents_hash(files: tuple[Path, ...], _: str) -> str:
+def _contents_hash(files: tuple[Path, ...], _: str, named: bool) -> str:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
+        digest.update((file.name.encode() if named else b"") + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()[:16]
 
 

@@ -54,7 +54,7 @@ class CommonParams(_Group):
     kind: str = Field(
         "dual",
         pattern=r"^[a-z][a-z0-9_]*$",
-        description="dual or text encoder, linear on TF-IDF, nearest neighbours (knn), or a blend of finished runs",
+        description="dual or text encoder, given vectors (embeddings), linear on TF-IDF, neighbours (knn), or a blend",
     )
     model_name: str = Field("models/siglip-so400m-patch14-384", description="directory of the dual or text encoder")
     tune: Literal["head", "last", "lora", "full"] = Field(
@@ -137,6 +137,9 @@ class ModelParams(_Group):
     dropout: Float = Field(0.2, ge=0, lt=1, description="dropout in the heads")
     extra_embeddings: str | None = Field(
         None, description="local directory of a further text encoder; the heads get its frozen embeddings as well"
+    )
+    embeddings_files: Names = Field(
+        (), description="kinds embeddings, knn: files of vectors with ids, made elsewhere: npz, Parquet, safetensors"
     )
     text_windows: Int = Field(
         1,

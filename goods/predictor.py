@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from goods.data.texts import clean_text, join_texts
 from goods.ensemble.learned import FoldMean, RunBlend, read_learned
 from goods.errors import GoodsError, OtherRunError, ParameterError, listing
 from goods.files import file_hash, folder_hash, read_json, resolve
-from goods.members import predictor_of
+from goods.members import kind_of, predictor_of, vectors_hash
 from goods.params import RUNTIME_FIELDS, Params
 from goods.predictions import main_of
 from goods.run import VERSION, Fold, Run
@@ -66,6 +66,15 @@ class Predictor:
     def reads_photos(self) -> bool:
         """Whether any of its models looks at photos."""
         return self._inputs.reads_photos
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether any of its models reads vectors that were made elsewhere."""
+        return self._inputs.reads_vectors
+
+    def check_vectors(self, ids: Sequence[str]) -> None:
+        """Raises GoodsError where products have no vector among those that were given."""
+        self._inputs.check_vectors(ids)
 
     @property
     def rows(self) -> int:
@@ -140,12 +149,16 @@ def _filled(products: pd.DataFrame, column: str) -> list[Any]:
 # From files ----------------------------------------------------------------------------------------------------------
 
 
-def load_predictor(folder: str | Path, models: Mapping[str, str | Path] | None = None, **settings: Any) -> Predictor:
+Named = str | Path | Sequence[str | Path]  # of one parameter
+
+
+def load_predictor(folder: str | Path, models: Mapping[str, Named] | None = None, **settings: Any) -> Predictor:
     """The finished run in `folder`, of any kind, as a function of products.
 
     A blend's runs lie beside it, or inside an exported folder. models: where a model directory is that isn't at the
     path the run was trained with, by its parameter (model_name, extra_embeddings) or, of one run of a blend, by
-    "run/parameter". settings: parameters that change no result, such as eval_batch_size and num_workers, and
+    "run/parameter". So are the vectors of further products (embeddings_files), which no run can make: one file or
+    several. settings: parameters that change no result, such as eval_batch_size and num_workers, and
     mixed_precision.
 
     Raises GoodsError for a folder that holds no run, an unfinished one, or one of another version, OtherRunError for a
@@ -200,8 +213,9 @@ _Source = _FoldsSource | _BlendSource
 class _Loader:
     """What loading one predictor needs to remember: runs and model directories that are there already."""
 
-    def __init__(self, inputs: SharedInputs, models: dict[str, str | Path], settings: dict[str, Any]) -> None:
+    def __init__(self, inputs: SharedInputs, models: dict[str, Named], settings: dict[str, Any]) -> None:
         self.models, self.used, self.refused = models, set[str](), dict[str, str]()
+        self.vectors: dict[str, str] = {}  # what the runs learned from that read these vectors, by their key
         self._inputs, self._settings, self._runs = inputs, settings, dict[Path, _Source]()
 
     def load(self, run: Run) -> _Source:
@@ -213,11 +227,43 @@ class _Loader:
                 self._runs[run.folder] = _BlendSource(run, p, learned, runs)
             else:
                 hashes = run.record().get("models", {})
-                paths = {name: str(self._model_dir(run, p, name, contents)) for name, contents in hashes.items()}
-                p = p.model_copy(update=paths)
-                self._inputs.hashes |= {paths[name]: contents for name, contents in hashes.items()}
+                named = {name: contents for name, contents in hashes.items() if name in kind_of(p).vectors}
+                paths = {name: str(self._model_dir(run, p, name, contents))
+                         for name, contents in hashes.items() if name not in named}  # fmt: skip
+                self._inputs.hashes |= {path: hashes[name] for name, path in paths.items()}
+                files = {name: self._vectors(run, p, name, contents) for name, contents in named.items()}
+                hashes |= {name: vectors_hash([resolve(path) for path in of]) for name, of in files.items()}
+                p = p.model_copy(update=paths | files)
                 self._runs[run.folder] = _FoldsSource(run, p, learned, self._inputs, hashes)
         return self._runs[run.folder]
+
+    def _vectors(self, run: Run, p: Params, name: str, contents: str) -> tuple[str, ...]:
+        """The files of vectors that are given, for whatever products; else those that the run was trained with.
+
+        Raises OtherRunError where they aren't there or have changed since, ParameterError where several runs would
+        read one for another.
+        """
+        for key in (f"{run.name}/{name}", name):
+            if key in self.models:
+                self.used.add(key)
+                if self.vectors.setdefault(key, contents) != contents:
+                    raise ParameterError(f"models names {key} for runs that learned from different vectors; name those "
+                                         f"of each: {run.name}/{name}=FILE and so on")  # fmt: skip
+                given = self.models[key]
+                files = _listed(given) if isinstance(given, str | Path) else tuple(map(str, given))
+                break
+        else:
+            files = tuple(getattr(p, name))
+        if missing := [path for path in files if not resolve(path).is_file()]:
+            raise OtherRunError(f"run '{run.name}' reads vectors of products, and there is no file {missing[0]}; name "
+                                f"what holds those of the products to predict: {_how_to_name(name)}")  # fmt: skip
+        if name not in self.used and f"{run.name}/{name}" not in self.used:
+            now = vectors_hash([resolve(path) for path in files])
+            if now != contents:
+                raise OtherRunError(f"run '{run.name}' was trained with vectors of hash {contents}, and those in "
+                                    f"{listing(files)} have hash {now}. Put those back, or if they are by the same "
+                                    f"model, of further products, say so: {_how_to_name(name)}")  # fmt: skip
+        return files
 
     def _model_dir(self, run: Run, p: Params, name: str, contents: str) -> Path:
         """The directory that holds the model that the run was trained with; raises OtherRunError, with both hashes."""
@@ -241,6 +287,15 @@ class _Loader:
             raise ParameterError(f"models names {key}, which none of the runs reads")
 
 
+def _listed(given: str | Path) -> tuple[str, ...]:
+    """Several files in one text have commas between them."""
+    return (str(given),) if resolve(given).is_file() else tuple(part.strip() for part in str(given).split(","))
+
+
+def _how_to_name(name: str) -> str:
+    return f"models={{'{name}': path}}, --models {name}=PATH"
+
+
 def _other_model(run: Run, name: str, path: Path, contents: str) -> str:
     """A sentence where `path` doesn't hold the model of hash `contents`; "" where it does."""
     if not path.is_dir():
@@ -250,7 +305,7 @@ def _other_model(run: Run, name: str, path: Path, contents: str) -> str:
         now = folder_hash(path, memory=memory if memory.is_file() else None)
         found = "" if now == contents else f"those of {path} have hash {now}"
     said = f"run '{run.name}' was trained with files of hash {contents} in {name}, and {found}. Put those there"
-    return found and f"{said}, or say where they are: models={{'{name}': path}}, --models {name}=PATH"
+    return found and f"{said}, or say where they are: {_how_to_name(name)}"
 
 
 def check_run(run: Run) -> Run:

@@ -6,6 +6,7 @@ Nothing is drawn here: the notebooks keep each figure as a PNG when they draw it
 from __future__ import annotations
 
 import base64
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def write_report(p: Params) -> Path:
 def _made_by(p: Params) -> str:
     """The kind, and the model directory that it reads."""
     kind = kind_of(p)
-    names = [path.name for path in kind.model_dirs(p).values()]
+    names = [path.name for path in (*kind.model_dirs(p).values(), *chain(*kind.vector_files(p).values()))]
     return ", ".join([f"kind {kind.name}", *names])
 
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from goods.export import export_run
 from goods.files import ROOT, resolve, write_json, write_text
 from goods.members import kind_of
 from goods.params import Params, load_run
+from goods.places import ids_beside
 from goods.run import Run
 from kaggle_kernel import build
 
@@ -278,9 +280,11 @@ def send_weights(folder: Path, run: str) -> str:
 
 
 def send_backbone(folder: Path) -> str:
-    """Makes a private dataset of each model directory that the kernel's config names, or a version of it."""
+    """Makes a private dataset of each model directory that the kernel's config names, or a version of it, and of the
+    files of vectors in each folder."""
     p = kernel_params(build.check(folder))
-    models = [resolve(name) for name in (p.model_name, p.extra_embeddings) if name]
+    vectors = list(chain(*kind_of(p).vector_files(p).values()))
+    models = [resolve(name) for name in ("" if vectors else p.model_name, p.extra_embeddings) if name]
     found = {model: [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))] for model in models}
     for model, files in found.items():
         if not {".json", ".safetensors"} <= {path.suffix for path in files}:
@@ -288,6 +292,9 @@ def send_backbone(folder: Path) -> str:
                              "(README.md)")  # fmt: skip
     user = read_metadata(folder)["id"].split("/")[0]
     made = [send_dataset(f"{user}/{slugify(model.name)[:50]}", model, files) for model, files in found.items()]
+    for folder, files in groupby(sorted(vectors), lambda path: path.parent):
+        together = [file for path in files for file in (path, ids_beside(path)) if file]
+        made.append(send_dataset(f"{user}/{slugify(together[0].stem)[:42]}-vectors", folder, together))
     names = ",".join(made)
     return f"{names} is being made, which takes some minutes; attach it: make kernel USER={user} MODEL={names}"
 

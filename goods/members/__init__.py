@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from goods.code_version import code_version
 from goods.errors import ParameterError, StoppedInTime, TimeOverError
-from goods.files import folder_hash, resolve
+from goods.files import files_hash, folder_hash, resolve
 from goods.members.idle import refuse_idle
 from goods.params import OUTPUTS, REFIT, Params
-from goods.places import table_pieces
+from goods.places import ids_beside, table_pieces
 from goods.run import Fold, Run, deadline
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Kind:
     module: str
     notebooks: tuple[str, ...]  # in sequence; "train" runs once per fold
     models: tuple[str, ...] = ()  # the parameters that name model directories it reads
+    vectors: tuple[str, ...] = ()  # the parameters that name files of vectors it reads, in place of a model_name
     planned: bool = False  # whether goods.cost can tell beforehand what it takes
     tracked: bool = False  # whether wandb follows its training
     photos: bool = False  # whether it can't do without photos
@@ -75,13 +76,24 @@ class Kind:
 
     def model_dirs(self, p: Params) -> dict[str, Path]:
         """The model directories that it reads, by the parameter that names them."""
-        named = {name: getattr(p, name) for name in self.models}
+        named = {name: getattr(p, name) for name in self.models if name != "model_name" or not self.vector_files(p)}
         return {name: resolve(path) for name, path in named.items() if path}
 
+    def vector_files(self, p: Params) -> dict[str, list[Path]]:
+        """The files of vectors that it reads, by the parameter that names them."""
+        return {name: [resolve(path) for path in getattr(p, name)] for name in self.vectors if getattr(p, name)}
+
     def model_hashes(self, p: Params) -> dict[str, str]:
-        """The hash of each of those that are there."""
+        """The hash of each of those that are there, vectors as well."""
         memory = resolve(p.outputs_dir) / "cache" / "hashes.json"
-        return {name: folder_hash(path, memory=memory) for name, path in self.model_dirs(p).items() if path.is_dir()}
+        found = {name: folder_hash(path, memory=memory) for name, path in self.model_dirs(p).items() if path.is_dir()}
+        return found | {name: vectors_hash(files, memory) for name, files in self.vector_files(p).items()
+                        if all(path.is_file() for path in files)}  # fmt: skip
+
+
+def vectors_hash(files: Sequence[Path], memory: Path | None = None) -> str:
+    """The hash of files of vectors, those with their ids beside them as well."""
+    return files_hash([*files, *filter(None, map(ids_beside, files))], memory)
 
 
 ENCODERS = ("model_name", "extra_embeddings")
@@ -94,8 +106,11 @@ KINDS = {
              photos=True),
         Kind("text", "a text encoder under a head", "goods.members.text",
              ("train", "ensemble", "submission"), ("model_name",), tracked=True),
+        Kind("embeddings", "heads on vectors made elsewhere", "goods.members.embeddings", ALL_AT_ONCE,
+             ("extra_embeddings",), ("embeddings_files",), tracked=True),
         Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),
-        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, photos=True),
+        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, ("embeddings_files",),
+             photos=True),
         Kind("blend", "other runs put together", "goods.members.blend", ("ensemble", "submission")),
     )
 }  # fmt: skip
@@ -134,10 +149,19 @@ def open_run(p: Params) -> Path:
 
 
 def read_goods(p: Params) -> Goods:
-    """The checked tables and photos of a run; goods without a single photo only for a kind that reads none."""
-    from goods.data import tables
+    """The checked tables and photos of a run; goods without a single photo only for a kind that reads none.
 
-    return tables.read_goods(p, photos_needed=kind_of(p).photos)
+    Raises GoodsError where the vectors that it reads aren't those of its products.
+    """
+    from goods.data import matrices, tables
+
+    kind = kind_of(p)
+    vectors = kind.vector_files(p)
+    goods = tables.read_goods(p, photos_needed=kind.photos and not vectors)
+    for name in vectors:
+        ids = {"training": goods.train["id"].tolist(), "test": goods.test["id"].tolist()}
+        matrices.read_matrix(getattr(p, name), p.id_column).check(ids)
+    return goods
 
 
 def fit(p: Params, goods: Goods, numbers: list[int] | None = None) -> None:
@@ -283,4 +307,5 @@ def result_files(step: str, fold: int | None, p: Params) -> list[Path]:
 def learned_from(p: Params) -> dict[str, Any]:
     """For people: the kind's sentence, and the model directories by parameter."""
     kind = kind_of(p)
-    return {"kind": kind.what, **{name: str(path) for name, path in kind.model_dirs(p).items()}}
+    files = {name: ", ".join(map(str, paths)) for name, paths in kind.vector_files(p).items()}
+    return {"kind": kind.what, **{name: str(path) for name, path in kind.model_dirs(p).items()}, **files}

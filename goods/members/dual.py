@@ -15,7 +15,7 @@ from goods.data.photos import Augment, load_photo
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.members import KINDS, Predict
-from goods.members.base import Part, part_of
+from goods.members.base import Part, frozen_task, part_of
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.device import pick_device, pick_precision
 from goods.models.embeddings import TextEmbedder, embed_products
@@ -111,21 +111,14 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Ten
 
     `saved`: the tensors of a training that goes on, which hold the heads' scale: nothing is embedded again for it.
     """
-    part = part_of(p, goods, p.fold)
-    labels = {"train": part.labels, "valid": folds["label"].to_numpy()[part.valid]}
-    targets = {name: torch.tensor(values.astype(np.int64)) for name, values in labels.items()}
     if p.tune == "head":
-        embeddings = embed_products(p, part.products if p.pseudo_from else goods.train)
-        model: nn.Module = make_heads({name: values[part.rows] for name, values in embeddings.items()}, p)
-        of_train, of_valid = (
-            TensorsDataset(**{name: values[rows] for name, values in embeddings.items()}, label=targets[name_])
-            for rows, name_ in ((part.rows, "train"), (part.valid, "valid"))
-        )
-    else:
-        heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"])
-        model = make_classifier(p, heads)
-        of_train = photo_dataset(p, model.encoder, part.learned, targets["train"], train=True)
-        of_valid = photo_dataset(p, model.encoder, part.held_back, targets["valid"]) if len(part.valid) else None
+        return frozen_task(p, goods, planned=True)
+    part = part_of(p, goods, p.fold)
+    labels, targets = part.targets()
+    heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"])
+    model = make_classifier(p, heads)
+    of_train = photo_dataset(p, model.encoder, part.learned, targets["train"], train=True)
+    of_valid = photo_dataset(p, model.encoder, part.held_back, targets["valid"]) if len(part.valid) else None
     return Task(model, of_train, of_valid, part.learned["id"].to_numpy(), labels, planned=True)
 
 

@@ -9,12 +9,19 @@ from goods.params import AugmentParams, Params
 
 PHOTO = tuple(AugmentParams.model_fields)
 WORDS = ("text", "linear")
+VECTORS = ("embeddings", "knn")  # kinds that can do with vectors made elsewhere
 
 # Parameters, when they are idle, and why.
 RULES: tuple[tuple[tuple[str, ...], Callable[[Params], bool], str], ...] = (
     (PHOTO, lambda p: p.kind == "dual" and p.tune == "head",
      "with tune head each photo is embedded once, as it is; take tune last, lora or full"),
     (PHOTO, lambda p: p.kind == "knn", "kind knn embeds each photo once, as it is"),
+    (PHOTO, lambda p: p.kind == "embeddings", "kind embeddings reads vectors that were made elsewhere, and no photo"),
+    (("wise_ft",), lambda p: p.kind == "embeddings",
+     "it mixes the weights before and after training, and the heads are random before"),
+    (("warm_start_epochs",), lambda p: p.kind == "embeddings", "the heads alone are trained; raise num_epochs"),
+    (("embeddings_files",), lambda p: p.kind not in VECTORS,
+     "this kind reads no vectors made elsewhere; take kind embeddings or knn"),
     ((*PHOTO, "modality_dropout"), lambda p: p.kind in WORDS, "this kind reads texts alone"),
     (("wise_ft",), lambda p: p.kind == "dual" and p.tune == "head",
      "with tune head all that is trained is random before; take tune last, lora or full, and warm_start_epochs"),
@@ -33,7 +40,14 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Params], bool], str], ...] = (
 
 
 def refuse_idle(p: Params) -> None:
-    """Raises ParameterError where a parameter other than its default would have no effect; reads those in RULES."""
+    """Raises ParameterError where a parameter other than its default would have no effect; reads those in RULES.
+
+    So it does where what a kind can't do without isn't given.
+    """
+    if p.kind == "embeddings" and not p.embeddings_files:
+        raise ParameterError(
+            "kind embeddings needs embeddings_files, the files of vectors with ids that it learns from"
+        )
     for names, idle, why in RULES:
         for name in names:
             if getattr(p, name) != Params.model_fields[name].default and idle(p):

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from goods.code_version import PLUMBING, code_version
 from goods.data.datasets import PhotoDataset, TokensDataset, photos_in
+from goods.data.matrices import read_matrix
 from goods.data.tables import Goods
 from goods.errors import GoodsError
 from goods.files import atomic_path, clear_temporaries, folder_hash, resolve
@@ -250,8 +251,11 @@ def _hash(key: str) -> str:
 def embed_products(p: Params, table: pd.DataFrame, embedder: Embedder | None = None) -> dict[str, Tensor]:
     """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone.
 
+    With p.embeddings_files those vectors take the place of the backbone's.
     `embedder`: that of p, where one is held whose backbone may be loaded already.
     """
+    if p.embeddings_files:
+        return side_by_side(given_vectors(p, table), extra_embeddings(p, table))
     embedder, ids = embedder or Embedder(p), table["id"].tolist()
     embeddings = {
         "image": _photos_of(embedder, table, ids),
@@ -270,6 +274,18 @@ def _photos_of(embedder: Embedder, table: pd.DataFrame, ids: list[str]) -> Tenso
     product, paths, hashes = zip(*rows, strict=True)
     embeddings = embedder.photos(paths, hashes, [ids[row] for row in product])
     return mean_by_product(embeddings, torch.tensor(product), torch.tensor([max(1, len(paths)) for paths in images]))
+
+
+def side_by_side(embeddings: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings of the same products together; what both call by one name is joined to longer rows."""
+    both = {name: torch.cat([embeddings[name], more[name]], dim=1) for name in embeddings.keys() & more.keys()}
+    return embeddings | more | both
+
+
+def given_vectors(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
+    """{"image", "text", "extra": (n, dim)}, those that there are, of a table's products from p.embeddings_files."""
+    found = read_matrix(p.embeddings_files, p.id_column).of(table["id"].tolist())
+    return {name: torch.from_numpy(values) for name, values in found.items()}
 
 
 def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:

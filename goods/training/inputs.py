@@ -12,16 +12,26 @@ import torch
 from torch import Tensor
 
 from goods.data.datasets import PhotoDataset, TensorsDataset, UncheckedPhotos, as_tuples, photos_in
+from goods.data.matrices import read_matrix
 from goods.data.photos import can_be_shown
+from goods.errors import GoodsError
 from goods.files import folder_hash, resolve
 from goods.models.backbone import DualEncoder, mean_by_product
 from goods.models.device import pick_device, pick_precision
-from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings
+from goods.models.embeddings import (
+    Embedder,
+    TextEmbedder,
+    embed_products,
+    extra_embeddings,
+    given_vectors,
+    side_by_side,
+)
 from goods.params import Params
 from goods.training.inference import decoded_chunks, make_loader
 
 PHOTO_ROWS, TEXT_ROWS = 1024, 4096  # products that are worked on at once, with and without their photos
 PIXEL_BYTES = 2**30  # decoded photos held in memory at once, where several members look at them
+NOBODY = pd.DataFrame({"id": []}, dtype=object)
 AND = " | "  # between what each of a product's several photos is like
 Images = list[tuple[Any, ...]]  # of each product its photos: paths or bytes, "" for none
 
@@ -64,6 +74,7 @@ class SharedInputs(Inputs):
         self._encoders: dict[tuple, Embedder] = {}
         self._made: dict[Any, tuple[Any, Any]] = {}
         self._readers: defaultdict[int, set] = defaultdict(set)  # who looks at photos of a size
+        self._vectors: dict[tuple[str, ...], str] = {}  # files of vectors that members read: the ids' column
         self._status: tuple[Images, list[str]] = ([], [])  # of each photo, in one list
 
     @property
@@ -80,9 +91,27 @@ class SharedInputs(Inputs):
 
     def will_embed(self, p: Params) -> None:
         """Loads the encoders, so that what is wrong with them is said at once."""
-        self._readers[self._encoder(p).encoder.image_size].add(self._image_key(p))
+        if p.embeddings_files:
+            self._vectors[p.embeddings_files] = p.id_column
+            given_vectors(p, NOBODY)
+        else:
+            self._readers[self._encoder(p).encoder.image_size].add(self._image_key(p))
         if p.extra_embeddings:
             self._extra_encoder(p)
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether any member reads vectors that were made elsewhere."""
+        return bool(self._vectors)
+
+    def check_vectors(self, ids: Sequence[str]) -> None:
+        """Raises GoodsError where products have no vector among those that members read."""
+        for files, id_column in self._vectors.items():
+            try:
+                read_matrix(files, id_column).check_ids({"": ids})
+            except GoodsError as error:
+                how = "models={'embeddings_files': path}, --models embeddings_files=PATH, several with commas"
+                raise GoodsError(f"{error}: {how}") from None
 
     def will_decode(self, size: int) -> None:
         """Said by a member beforehand: it will ask for photos of this size."""
@@ -90,6 +119,9 @@ class SharedInputs(Inputs):
 
     def embeddings(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
         """As Inputs; each distinct one is computed once per table."""
+        if p.embeddings_files:
+            self.check_vectors(products["id"].tolist())
+            return side_by_side(given_vectors(p, products), self.extra(p, products))
         encoder, images, ids = self._encoder(p), as_tuples(photos_in(products)), products["id"].tolist()
         texts, titles = products["text"].tolist(), products["title"].tolist()
         image = self._once(self._image_key(p), images, lambda: self._photo_embeddings(encoder, images, ids, p))
