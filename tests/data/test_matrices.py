@@ -159,5 +159,5 @@ def test_ids_that_changed_on_the_way_are_shown(tmp_path, given, message):
 
 def test_too_large_for_32_bits_is_said(tmp_path):
     path = npz(tmp_path / "v.npz", embeddings=VECTORS.astype(np.float64) * 1e300)
-    with pytest.raises(GoodsError, match="4 of 4 products have a vector .* too large"):
+    with pytest.raises(GoodsError, match=r"4 of 4 products have a vector .* too large"):
         read_matrix([str(path)]).of(IDS)
