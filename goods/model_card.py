@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from goods.data.further import further_columns
 from goods.ensemble.learned import FoldMean, RunBlend
 from goods.files import read_json
 from goods.members import kind_of
@@ -83,7 +85,8 @@ def model_card(run: Run, parts: Parts, oof: pd.DataFrame, name: str) -> str:
     kinds = [(kind_of(of), of) for of in (_params(part) for part, _ in parts)]
     vectors = any(kind.vector_files(of) for kind, of in kinds)
     photos = any(kind.photos and not kind.vector_files(of) for kind, of in kinds)
-    columns = list(dict.fromkeys(column for part, _ in parts for column in part.parameters()["text_columns"]))
+    texts = (part.parameters()["text_columns"] for part, _ in parts)
+    columns = list(dict.fromkeys((*chain(*texts), *chain(*(further_columns(of) for _, of in kinds)))))
     labels, logits = oof["label"].to_numpy(), frame_logits(oof)
     order = metric_first(parameters["metric"], *METRICS)
     scores = {metric: interval(labels, logits, metric) for metric in order}

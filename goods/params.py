@@ -101,6 +101,12 @@ class DataParams(_Group):
     image_column: str | None = Field(
         None, min_length=1, description="column with each product's photos, or a pattern such as {id}.jpg; null: by id"
     )
+    category_columns: Names = Field(
+        (), description="further columns of categories to learn from, such as the brand: each frequent value a feature"
+    )
+    number_columns: Names = Field(
+        (), description="further columns of numbers to learn from, such as the price: scaled, missing ones the median"
+    )
     bad_images: Literal["blank", "error"] = Field(
         "blank", description="a missing or unreadable photo: replace it by a white one, or stop"
     )

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from goods.data.datasets import as_tuples
+from goods.data.further import further_columns
 from goods.data.texts import clean_text, join_texts
 from goods.ensemble.learned import FoldMean, RunBlend, read_learned
 from goods.errors import GoodsError, OtherRunError, ParameterError, listing
@@ -46,9 +47,9 @@ class Classified(NamedTuple):
 class Predictor:
     """A finished run, ready to classify products.
 
-    labels[k] is class k's label as train.csv writes it, classes[k] its name for people. text_columns are the columns
-    that products must have, `rows` how many of them are best given at once, `fingerprint` a hash of all that the
-    probabilities depend on beside the products.
+    labels[k] is class k's label as train.csv writes it, classes[k] its name for people. text_columns and
+    further_columns are the columns that products must have, `rows` how many of them are best given at once,
+    `fingerprint` a hash of all that the probabilities depend on beside the products.
     """
 
     def __init__(self, run: Run, source: _Source, inputs: SharedInputs) -> None:
@@ -56,6 +57,7 @@ class Predictor:
         self.run, self.labels, self.classes = run, list(known["labels"]), list(known["classes"])
         self._source, self._inputs = source, inputs
         self.p, self.text_columns, self.fingerprint = source.p, source.columns, source.fingerprint
+        self.further_columns = source.further
 
     @property
     def num_classes(self) -> int:
@@ -111,32 +113,35 @@ class Predictor:
         return Classified(probabilities, self._inputs.photo_status(tables.images) or [""] * len(products))
 
     def _columns_of(self, products: pd.DataFrame) -> pd.DataFrame:
-        if missing := [name for name in self.text_columns if name not in products]:
+        needed = dict.fromkeys((*self.text_columns, *self.further_columns))
+        if missing := [name for name in needed if name not in products]:
             raise GoodsError(f"the products lack {listing(missing)}, which run '{self.run.name}' was trained on; they "
                              f"have {listing(products.columns)}")  # fmt: skip
         return products
 
 
 class Tables:
-    """Products as the runs' models take them, once for each choice of text columns."""
+    """Products as the runs' models take them, once for each choice of text columns and of further ones."""
 
     def __init__(self, products: pd.DataFrame, id_column: str) -> None:
-        self._products, self._made = products, dict[tuple[str, ...], pd.DataFrame]()
+        self._products, self._made = products, dict[tuple[tuple[str, ...], ...], pd.DataFrame]()
         self.images = as_tuples(_filled(products, "image"))
         own = id_column in products
         self._ids = [str(name) for name in products[id_column]] if own else [str(row) for row in products.index]
 
-    def of(self, columns: tuple[str, ...]) -> pd.DataFrame:
-        """id, title (cleaned), text (cleaned and joined), image; images, tuples, where some have several."""
-        if columns not in self._made:
+    def of(self, columns: tuple[str, ...], further: tuple[str, ...] = ()) -> pd.DataFrame:
+        """id, title (cleaned), text (cleaned and joined), image; images, tuples, where some have several; the further
+        columns as they are."""
+        if (columns, further) not in self._made:
             raw = pd.DataFrame({name: [str(cell) for cell in _filled(self._products, name)] for name in columns})
             titles = _filled(self._products, "title" if "title" in self._products else columns[0])
             made = {"id": self._ids, "title": [clean_text(str(title)) for title in titles], "text": join_texts(raw)}
             made["image"] = pd.Series([photos[0] for photos in self.images], dtype=object)
             if any(len(photos) > 1 for photos in self.images):
                 made["images"] = pd.Series(self.images, dtype=object)
-            self._made[columns] = pd.DataFrame(made)
-        return self._made[columns]
+            made |= {name: [str(cell) for cell in _filled(self._products, name)] for name in further if name != "title"}
+            self._made[columns, further] = pd.DataFrame(made)
+        return self._made[columns, further]
 
 
 def _filled(products: pd.DataFrame, column: str) -> list[Any]:
@@ -178,13 +183,14 @@ class _FoldsSource:
 
     def __init__(self, run: Run, p: Params, learned: FoldMean, inputs: SharedInputs, models: dict[str, str]) -> None:
         self.p, self._learned, self.columns, self.image_column = p, learned, tuple(p.text_columns), p.image_column
+        self.further = tuple(further_columns(p))
         folds = whole_folds(run, learned)
         self._predict = predictor_of(p, folds, inputs)
         made_from = {fold.folder.name: fold.made_from() for fold in folds}
         self.fingerprint = _hash(file_hash(run.method), models, made_from, p.mixed_precision, p.text_columns)
 
     def __call__(self, tables: Tables) -> dict[str, np.ndarray]:
-        return self._learned.combine(self._predict(tables.of(self.columns)))
+        return self._learned.combine(self._predict(tables.of(self.columns, self.further)))
 
 
 class _BlendSource:
@@ -193,6 +199,7 @@ class _BlendSource:
     def __init__(self, run: Run, p: Params, learned: RunBlend, runs: dict[str, _Source]) -> None:
         self.p, self._learned, self._runs = p, learned, runs
         self.columns = tuple(dict.fromkeys(column for each in runs.values() for column in each.columns))
+        self.further = tuple(dict.fromkeys(column for each in runs.values() for column in each.further))
         named = (each.image_column for each in runs.values())
         self.image_column = p.image_column or next(filter(None, named), None)
         prints = [each.fingerprint for each in runs.values()]

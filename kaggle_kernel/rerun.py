@@ -66,7 +66,7 @@ def submit(p: Params, predictor: Predictor) -> pd.DataFrame:
     Raises GoodsError with all that is wrong with the table. Photos that are missing or can't be read are counted.
     """
     column = predictor.image_column if predictor.reads_photos else None
-    named = columns_of(column) if column else []
+    named = [*predictor.further_columns, *(columns_of(column) if column else [])]
     table = check_products(resolve(p.test_csv), p.id_column, predictor.text_columns, named)
     if predictor.reads_vectors:
         predictor.check_vectors(table.ids())

@@ -171,7 +171,7 @@ def _piece(path: Path, id_column: str) -> tuple[list[str], Arrays]:
     if empty := sum(not name for name in ids):
         raise GoodsError(f"{path}: {empty} of {len(ids)} vectors have no id")
     for name, values in arrays.items():
-        if values.ndim != 2 or values.dtype.kind not in "fiu" or not values.shape[1]:
+        if values.ndim != 2 or not _holds(values, np.floating, np.integer) or not values.shape[1]:
             raise GoodsError(f"{path}: {name} has the shape {values.shape} of {values.dtype}; a matrix of numbers is "
                              "needed, one row per id")  # fmt: skip
         if len(values) != len(ids):
@@ -179,6 +179,11 @@ def _piece(path: Path, id_column: str) -> tuple[list[str], Arrays]:
     if not arrays or not ids:
         raise GoodsError(f"{path} holds no vectors")
     return ids, _named(path, arrays)
+
+
+def _holds(values: np.ndarray, *types: type) -> bool:
+    """Whether the values are of one of numpy's types."""
+    return any(np.issubdtype(values.dtype, each) for each in types)
 
 
 def _named(path: Path, arrays: Arrays) -> Arrays:
@@ -220,7 +225,7 @@ def _ids_among(path: Path, arrays: Arrays, id_column: str) -> list[str]:
 
 
 def _id_texts(path: Path, ids: np.ndarray) -> list[str]:
-    if ids.ndim != 1 or ids.dtype.kind not in "USiu":
+    if ids.ndim != 1 or not _holds(ids, np.character, np.integer):
         raise GoodsError(f"{path}: its ids have the shape {ids.shape} of {ids.dtype}; {AS_TEXT}")
     return [name.decode("utf-8") if isinstance(name, bytes) else str(name) for name in ids.tolist()]
 

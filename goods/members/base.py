@@ -17,6 +17,7 @@ from goods.data.folds import read_folds
 from goods.data.tables import Goods, all_products
 from goods.errors import GoodsError, listing
 from goods.members import kind_of, predict
+from goods.models.columns import Columns, learn_columns
 from goods.models.embeddings import embed_products
 from goods.models.heads import make_heads
 from goods.params import Params
@@ -44,6 +45,10 @@ class Part:
         """The products to learn from."""
         return self.products.iloc[self.rows]
 
+    def learn_columns(self, p: Params) -> Columns | None:
+        """What the fold may learn of further columns."""
+        return learn_columns(self.learned, self.products.iloc[: len(self.folds)], p)
+
     @property
     def held_back(self) -> pd.DataFrame:
         """The products to be scored on."""
@@ -66,13 +71,25 @@ def frozen_task(p: Params, goods: Goods, planned: bool = False) -> Task:
     """Heads on frozen embeddings of fold p.fold, those of the backbone or of p.embeddings_files."""
     part = part_of(p, goods, p.fold)
     labels, targets = part.targets()
-    embeddings = embed_products(p, part.products if p.pseudo_from else goods.train)
+    products = part.products if p.pseudo_from else goods.train
+    columns = part.learn_columns(p)
+    embeddings = embed_products(p, products) | columns_of(products, columns)
     heads = make_heads({name: values[part.rows] for name, values in embeddings.items()}, p)
     of_train, of_valid = (
         TensorsDataset(**{name: values[rows] for name, values in embeddings.items()}, label=targets[of])
         for rows, of in ((part.rows, "train"), (part.valid, "valid"))
     )
-    return Task(heads, of_train, of_valid, part.learned["id"].to_numpy(), labels, planned=planned)
+    return Task(heads, of_train, of_valid, part.learned["id"].to_numpy(), labels, planned, columns)
+
+
+def columns_of(products: pd.DataFrame, columns: Columns | None) -> dict[str, Tensor]:
+    """{"columns": (n, width)} of products; {} where nothing of further columns was learned."""
+    return {"columns": torch.from_numpy(columns.features(products))} if columns else {}
+
+
+def with_columns(dataset: TensorsDataset, products: pd.DataFrame, columns: Columns | None) -> TensorsDataset:
+    """A dataset of products with what a fold makes of their further columns."""
+    return TensorsDataset(**dataset.columns, **columns_of(products, columns)) if columns else dataset
 
 
 def check_dims(p: Params, run: Run, found: dict[str, Tensor], learned: dict[str, int]) -> None:

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from goods.data.datasets import PhotoDataset, TensorsDataset, photos_in
 from goods.data.photos import Augment, load_photo
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.members import KINDS, Predict
-from goods.members.base import Part, frozen_task, part_of
+from goods.members.base import Part, columns_of, frozen_task, part_of, with_columns
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
+from goods.models.columns import Columns, load_columns
 from goods.models.device import pick_device, pick_precision
 from goods.models.embeddings import TextEmbedder, embed_products
 from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, heads_of, make_heads
@@ -72,20 +72,25 @@ def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
     """
     model, chunks = (_frozen if p.tune == "head" else _tuned)(p, folds[0], inputs)
     states = {fold: read_trained(fold.weights) for fold in folds}
+    columns = {fold: load_columns(fold.details, p) for fold in folds}
 
     def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
         accelerator = make_accelerator(p)
         parts: dict[int, list[dict[str, np.ndarray]]] = {fold.number: [] for fold in folds}
+        start = 0
         for chunk in chunks(products):
+            rows = products.iloc[start : start + len(chunk)]
+            start += len(chunk)
             for fold, state in states.items():
                 set_trained(model, state, fold.weights)
-                parts[fold.number].append(predict_dataset(model, chunk, p, accelerator))
+                own = with_columns(chunk, rows, columns[fold])
+                parts[fold.number].append(predict_dataset(model, own, p, accelerator))
         return {k: {name: np.concatenate([part[name] for part in of]) for name in of[0]} for k, of in parts.items()}
 
     return predict
 
 
-Chunks = Callable[[pd.DataFrame], Iterator[Dataset]]  # of a table, as the model takes it
+Chunks = Callable[[pd.DataFrame], Iterator[TensorsDataset]]  # of a table, as the model takes it
 
 
 def _frozen(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
@@ -97,7 +102,7 @@ def _tuned(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
     model = load(p, fold)
     inputs.will_decode(model.encoder.image_size)
 
-    def chunks(products: pd.DataFrame) -> Iterator[Dataset]:
+    def chunks(products: pd.DataFrame) -> Iterator[TensorsDataset]:
         return inputs.chunks(photo_dataset(p, model.encoder, products, inputs=inputs), p)
 
     return model, chunks
@@ -115,19 +120,22 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Ten
         return frozen_task(p, goods, planned=True)
     part = part_of(p, goods, p.fold)
     labels, targets = part.targets()
-    heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"])
+    columns = part.learn_columns(p)
+    heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"], columns)
     model = make_classifier(p, heads)
-    of_train = photo_dataset(p, model.encoder, part.learned, targets["train"], train=True)
-    of_valid = photo_dataset(p, model.encoder, part.held_back, targets["valid"]) if len(part.valid) else None
-    return Task(model, of_train, of_valid, part.learned["id"].to_numpy(), labels, planned=True)
+    of_train, of_valid = (
+        photo_dataset(p, model.encoder, rows, targets[of], train=of == "train", further=columns) if len(rows) else None
+        for rows, of in ((part.learned, "train"), (part.held_back, "valid"))
+    )
+    return Task(model, of_train, of_valid, part.learned["id"].to_numpy(), labels, True, columns)
 
 
-def first_heads(p: Params, part: Part, labels: Tensor) -> GoodsHeads:
+def first_heads(p: Params, part: Part, labels: Tensor, columns: Columns | None = None) -> GoodsHeads:
     """Heads before tuning: scaled to, or with p.warm_start_epochs fitted on, frozen embeddings of the training part."""
     some = part.learned
     if not p.warm_start_epochs:
         some = some.iloc[np.random.default_rng(p.seed).permutation(len(some))[:SCALE_ROWS]]
-    embeddings = embed_products(p, some)
+    embeddings = embed_products(p, some) | columns_of(some, columns)
     heads = make_heads(embeddings, p)
     if p.warm_start_epochs:
         fit_heads(heads, embeddings, labels, p)
@@ -153,6 +161,7 @@ def photo_dataset(
     labels: Tensor | None = None,
     train: bool = False,
     inputs: Inputs | None = None,
+    further: Columns | None = None,
 ) -> PhotoDataset:
     """Photos and token windows of a table's products as the classifier takes them, to train on changed at random.
 
@@ -160,7 +169,7 @@ def photo_dataset(
     """
     tokenize = encoder.processor.tokenize
     columns = {"input_ids": tokenize(table["text"], table["title"], p.max_text_length, p.text_windows)}
-    columns |= (inputs or Inputs()).extra(p, table)
+    columns |= (inputs or Inputs()).extra(p, table) | columns_of(table, further)
     if labels is not None:
         columns["label"] = labels
     augment = Augment(p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg)
@@ -178,9 +187,12 @@ def occlusion(p: Params, fold: Fold, texts: list[str], product: pd.Series, grid:
     text = torch.cat([encoder.embed_texts(part.to(device)) for part in ids.split(p.eval_batch_size)])
     extra = TextEmbedder(p).texts(texts).to(device) if p.extra_embeddings else None
 
+    own = columns_of(pd.DataFrame([product]), load_columns(fold.details, p))
+
     def of(image: Tensor, text: Tensor, extra: Tensor | None) -> np.ndarray:
         n = max(len(image), len(text))
         more = {} if extra is None else {"extra": extra.expand(n, -1)}
+        more |= {name: values.to(device).expand(n, -1) for name, values in own.items()}
         return probabilities_of(model.heads(image.expand(n, -1), text.expand(n, -1), **more))
 
     return of(image[:1], text, extra), of(image[1:], text[:1], None if extra is None else extra[:1])

@@ -12,7 +12,8 @@ from goods.data.datasets import TensorsDataset
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.members import KINDS, Predict
-from goods.members.base import check_dims, frozen_task
+from goods.members.base import check_dims, frozen_task, with_columns
+from goods.models.columns import load_columns
 from goods.models.heads import GoodsHeads, heads_like
 from goods.models.tuning import load_trained, read_trained, save_trained, set_trained
 from goods.params import Params
@@ -51,14 +52,16 @@ def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
     """
     inputs.will_embed(p)
     model, states = heads_like(folds[0].weights, p), {fold: read_trained(fold.weights) for fold in folds}
+    columns = {fold: load_columns(fold.details, p) for fold in folds}
 
     def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
         embeddings = inputs.embeddings(p, products)
-        check_dims(p, folds[0].run, embeddings, model.dims)
+        check_dims(p, folds[0].run, embeddings, {name: dim for name, dim in model.dims.items() if name != "columns"})
         accelerator, dataset, found = make_accelerator(p), TensorsDataset(**embeddings), {}
         for fold, state in states.items():
             set_trained(model, state, fold.weights)
-            found[fold.number] = predict_dataset(model, dataset, p, accelerator)
+            own = with_columns(dataset, products, columns[fold])
+            found[fold.number] = predict_dataset(model, own, p, accelerator)
         return found
 
     return predict

@@ -9,6 +9,7 @@ from goods.params import AugmentParams, Params
 
 PHOTO = tuple(AugmentParams.model_fields)
 WORDS = ("text", "linear")
+COLUMNS = ("category_columns", "number_columns")
 VECTORS = ("embeddings", "knn")  # kinds that can do with vectors made elsewhere
 
 # Parameters, when they are idle, and why.
@@ -16,6 +17,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Params], bool], str], ...] = (
     (PHOTO, lambda p: p.kind == "dual" and p.tune == "head",
      "with tune head each photo is embedded once, as it is; take tune last, lora or full"),
     (PHOTO, lambda p: p.kind == "knn", "kind knn embeds each photo once, as it is"),
+    (COLUMNS, lambda p: p.kind not in ("dual", "embeddings", "linear"),
+     "this kind has no place for further columns; take linear, dual or embeddings"),
     (PHOTO, lambda p: p.kind == "embeddings", "kind embeddings reads vectors that were made elsewhere, and no photo"),
     (("wise_ft",), lambda p: p.kind == "embeddings",
      "it mixes the weights before and after training, and the heads are random before"),

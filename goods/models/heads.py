@@ -13,6 +13,8 @@ from goods.models.backbone import DualEncoder, TextEncoder, first_line
 from goods.models.device import full_precision
 from goods.params import Params
 
+LEAST_COLUMN_STD = 0.2  # of a further column's feature: by its own, a value that few products have would drown the rest
+
 
 class GoodsHeads(nn.Module):
     """Fused, image and text logits from a pair of embeddings.
@@ -20,14 +22,15 @@ class GoodsHeads(nn.Module):
     The fused head is LayerNorm, Linear, GELU, Dropout, Linear over both embeddings, and over those of another text
     encoder where there are any (extra_dim). The unimodal heads are linear, so that decisions can be fused later
     (Rakuten SIGIR'20: fusing decisions beats concatenating features). What has no dimensions (0) is not there, nor is
-    its head: vectors that are neither photo's nor text's come as extra, alone, under the fused head.
+    its head: vectors that are neither photo's nor text's come as extra, alone, under the fused head. So do features of
+    further columns (columns_dim), which modality dropout lets be.
     Embeddings are first standardised dimension by dimension, with statistics of the training products (`set_scale`).
     """
 
-    def __init__(self, image_dim: int, text_dim: int, p: Params, extra_dim: int = 0) -> None:
+    def __init__(self, image_dim: int, text_dim: int, p: Params, extra_dim: int = 0, columns_dim: int = 0) -> None:
         super().__init__()
         self.modality_dropout = p.modality_dropout
-        sizes = {"image": image_dim, "text": text_dim, "extra": extra_dim}
+        sizes = {"image": image_dim, "text": text_dim, "extra": extra_dim, "columns": columns_dim}
         self.dims = dims = {name: dim for name, dim in sizes.items() if dim}
         for name, dim in dims.items():
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
@@ -55,16 +58,21 @@ class GoodsHeads(nn.Module):
             std = values.std(0, correction=0)
             usual = std.square().mean().sqrt().clamp_min(1e-6)
             getattr(self, f"{name}_mean").copy_(values.mean(0))
-            getattr(self, f"{name}_std").copy_(torch.where(std < 0.01 * std.max(), usual, std).clamp_min(1e-6))
+            least = LEAST_COLUMN_STD if name == "columns" else 1e-6
+            getattr(self, f"{name}_std").copy_(torch.where(std < 0.01 * std.max(), usual, std).clamp_min(least))
 
     def forward(
-        self, image: Tensor | None = None, text: Tensor | None = None, extra: Tensor | None = None
+        self,
+        image: Tensor | None = None,
+        text: Tensor | None = None,
+        extra: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """(batch, image_dim), (batch, text_dim), (batch, extra_dim) to {"fused", "image", "text"}: (batch, classes).
 
         In fp32 whatever the encoders compute in: 16 bits would move logits by hundredths and tie some.
         """
-        given = {"image": image, "text": text, "extra": extra}
+        given = {"image": image, "text": text, "extra": extra, "columns": columns}
         given = {name: values for name, values in given.items() if values is not None}
         with full_precision(next(iter(given.values())).device):
             parts = {name: self._scaled(name, values) for name, values in given.items()}
@@ -82,7 +90,8 @@ class GoodsHeads(nn.Module):
         image = parts["image"]
         chance = torch.rand(len(image), 1, device=image.device)
         lost = self.modality_dropout / 2
-        return [values * (chance >= lost if name == "image" else chance < 1 - lost) for name, values in parts.items()]
+        kept = {"image": chance >= lost, "text": chance < 1 - lost, "extra": chance < 1 - lost, "columns": 1.0}
+        return [values * kept[name] for name, values in parts.items()]
 
 
 class GoodsClassifier(nn.Module):
@@ -93,7 +102,12 @@ class GoodsClassifier(nn.Module):
         self.encoder, self.heads = encoder, heads
 
     def forward(
-        self, pixels: Tensor, input_ids: Tensor, extra: Tensor | None = None, photos: Tensor | None = None
+        self,
+        pixels: Tensor,
+        input_ids: Tensor,
+        extra: Tensor | None = None,
+        photos: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """(batch, 3, size, size) uint8, (batch, windows, length) ids to {output: (batch, num_classes)}.
 
@@ -101,7 +115,7 @@ class GoodsClassifier(nn.Module):
         """
         several = photos is not None
         image = self.encoder.embed_several(pixels, photos) if several else self.encoder.embed_images(pixels)
-        return self.heads(image, self.encoder.embed_texts(input_ids), extra)
+        return self.heads(image, self.encoder.embed_texts(input_ids), extra, columns)
 
 
 class TextClassifier(nn.Module):
@@ -149,4 +163,4 @@ def _part(buffer: str) -> str:
 
 
 def _heads_of_size(dims: dict[str, int], p: Params) -> GoodsHeads:
-    return GoodsHeads(dims.get("image", 0), dims.get("text", 0), p, dims.get("extra", 0))
+    return GoodsHeads(dims.get("image", 0), dims.get("text", 0), p, dims.get("extra", 0), dims.get("columns", 0))

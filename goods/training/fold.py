@@ -22,6 +22,7 @@ from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.files import atomic_path
 from goods.metrics import METRICS, score
+from goods.models.columns import save_columns
 from goods.models.tuning import load_trained, save_trained
 from goods.params import Params
 from goods.predictions import main_of, prediction_table, read_choices, write_choices, write_predictions
@@ -122,6 +123,7 @@ def _fit(
         with atomic_path(fold.weights) as temporary:
             shutil.copyfile(weights, temporary)
             fold.begin_writing()
+        save_columns(task.columns, fold.details)
         if choices:
             write_choices(fold.choices, choices)
         metrics = finish_fold(fold, folds, logits, facts, made_from, p.metric)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from goods.models.columns import Columns
 from goods.models.heads import GoodsHeads
 from goods.params import Params
 from goods.progress import progress_bar
@@ -28,6 +29,7 @@ class Task:
     ids: np.ndarray  # (n,) of the training products
     labels: dict[str, np.ndarray]  # "train", "valid": (n,) class indices
     planned: bool = False  # whether goods.cost can tell beforehand what the training takes
+    columns: Columns | None = None  # what the fold has learned of further columns
     rows: str = field(default="", init=False)  # hash of what is learned from
 
 
