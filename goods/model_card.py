@@ -16,6 +16,7 @@ from goods.files import read_json
 from goods.members import kind_of
 from goods.metric_names import SHOWN_AS, metric_first
 from goods.metrics import METRICS, interval
+from goods.model_paths import path_of
 from goods.params import REFIT, Params
 from goods.predictions import frame_logits
 from goods.run import Run
@@ -84,7 +85,7 @@ def model_card(run: Run, parts: Parts, oof: pd.DataFrame, name: str) -> str:
     parameters, known = run.parameters(), read_json(run.labels)
     kinds = [(kind_of(of), of) for of in (_params(part) for part, _ in parts)]
     vectors = any(kind.vector_files(of) for kind, of in kinds)
-    photos = any(kind.photos and not kind.vector_files(of) for kind, of in kinds)
+    photos = any(kind.photos and not of.embeddings_files for kind, of in kinds)
     texts = (part.parameters()["text_columns"] for part, _ in parts)
     columns = list(dict.fromkeys((*chain(*texts), *chain(*(further_columns(of) for _, of in kinds)))))
     labels, logits = oof["label"].to_numpy(), frame_logits(oof)
@@ -161,7 +162,7 @@ def _models(run: Run, called: str) -> list[dict[str, str]]:
     """The model directories that a run reads, by the hash of their files."""
     rows, parameters = [], run.parameters()
     for name, contents in run.record().get("models", {}).items():
-        paths = [parameters[name]] if isinstance(parameters[name], str) else parameters[name]
+        paths = parameters[name] if name == "embeddings_files" else [path_of(parameters, name)]
         where = {"directory": ", ".join(Path(path).name for path in paths), "hash of its files": contents}
         rows.append({"run": called, "parameter": name, **where})
     return rows
@@ -182,12 +183,7 @@ def _parts(parts: Parts, models: Sequence[dict[str, str]]) -> str:
     lines = [f"- `{part.name}`: {what[part.name]}" for part, each in parts if isinstance(each, FoldMean)]
     if len(parts) == 1:
         lines = [f"One run: {what[parts[0][0].name]}."]
-    tables = [
-        "",
-        "Model directories and files of vectors that it reads, not part of the folder:",
-        "",
-        _table(models),
-    ]
+    tables = ["", "Model directories and vectors that it reads, not part of the folder:", "", _table(models)]
     return "\n".join(lines + (tables if models else []))
 
 

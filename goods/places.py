@@ -83,6 +83,17 @@ def table_pieces(path: Path) -> list[Path]:
     return [path] if path.is_file() else []
 
 
+def names_vectors(path: str) -> bool:
+    """Whether a path names a file of vectors, and no model directory."""
+    place = resolve(path)
+    return place.is_file() or (path.lower().endswith(VECTOR_ENDINGS) and not place.is_dir())
+
+
+def vector_pieces(path: str | Path) -> list[Path]:
+    """The files that a path of vectors means: one, or those that a pattern such as vectors-*.npz names."""
+    return table_pieces(resolve(path)) or [resolve(path)]
+
+
 def ids_beside(path: Path) -> Path | None:
     """The file of ids beside one of vectors, x.ids.json or x.ids.txt beside x.safetensors, where there is one."""
     return next((f for ending in ID_ENDINGS if (f := path.with_suffix(ending)).is_file()), None)

@@ -25,11 +25,14 @@ from goods.ensemble.learned import FoldMean, RunBlend, read_learned
 from goods.errors import GoodsError, OtherRunError, ParameterError, listing
 from goods.files import file_hash, folder_hash, read_json, resolve
 from goods.members import kind_of, predictor_of, vectors_hash
+from goods.model_paths import path_of, with_paths
 from goods.params import RUNTIME_FIELDS, Params
+from goods.places import table_pieces, vector_pieces
 from goods.predictions import main_of
 from goods.run import VERSION, Fold, Run
 from goods.training.inputs import SharedInputs
 
+GIVEN = "embeddings_files"  # of all that names vectors, the parameter that may name several files
 SETTINGS = RUNTIME_FIELDS | {"mixed_precision"}  # what may differ from the run's own
 
 
@@ -161,10 +164,10 @@ def load_predictor(folder: str | Path, models: Mapping[str, Named] | None = None
     """The finished run in `folder`, of any kind, as a function of products.
 
     A blend's runs lie beside it, or inside an exported folder. models: where a model directory is that isn't at the
-    path the run was trained with, by its parameter (model_name, extra_embeddings) or, of one run of a blend, by
-    "run/parameter". So are the vectors of further products (embeddings_files), which no run can make: one file or
-    several. settings: parameters that change no result, such as eval_batch_size and num_workers, and
-    mixed_precision.
+    path the run was trained with, by its name (model_name, extra_embeddings, extra_embeddings_2 of several) or, of one
+    run of a blend, by "run/name". So are files with the vectors of further products, which no run can make
+    (embeddings_files, or the name of an extra_embeddings). settings: parameters that change no result, such as
+    eval_batch_size and num_workers, and mixed_precision.
 
     Raises GoodsError for a folder that holds no run, an unfinished one, or one of another version, OtherRunError for a
     model directory whose contents aren't those that the run was trained with.
@@ -233,43 +236,54 @@ class _Loader:
                 runs = {name: self.load(run.member(name)) for name in learned.runs}
                 self._runs[run.folder] = _BlendSource(run, p, learned, runs)
             else:
-                hashes = run.record().get("models", {})
-                named = {name: contents for name, contents in hashes.items() if name in kind_of(p).vectors}
-                paths = {name: str(self._model_dir(run, p, name, contents))
-                         for name, contents in hashes.items() if name not in named}  # fmt: skip
-                self._inputs.hashes |= {path: hashes[name] for name, path in paths.items()}
-                files = {name: self._vectors(run, p, name, contents) for name, contents in named.items()}
-                hashes |= {name: vectors_hash([resolve(path) for path in of]) for name, of in files.items()}
-                p = p.model_copy(update=paths | files)
+                p, hashes = self._with_models(run, p)
                 self._runs[run.folder] = _FoldsSource(run, p, learned, self._inputs, hashes)
         return self._runs[run.folder]
+
+    def _with_models(self, run: Run, p: Params) -> tuple[Params, dict[str, str]]:
+        """The parameters with the paths of what they name as it lies now, and the hashes of that."""
+        hashes, vectors = dict(run.record().get("models", {})), kind_of(p).vector_files(p)
+        files = {name: self._vectors(run, p, name, of) for name, of in hashes.items() if name in vectors}
+        paths = {name: str(self._model_dir(run, p, name, of)) for name, of in hashes.items() if name not in files}
+        self._inputs.hashes |= {path: hashes[name] for name, path in paths.items()}
+        hashes |= {name: vectors_hash(_pieces(of)) for name, of in files.items()}
+        given = {name: of for name, of in files.items() if name == GIVEN}
+        further = {name: of[0] for name, of in files.items() if name != GIVEN}
+        return p.model_copy(update=with_paths(dict(p), paths | further) | given), hashes
 
     def _vectors(self, run: Run, p: Params, name: str, contents: str) -> tuple[str, ...]:
         """The files of vectors that are given, for whatever products; else those that the run was trained with.
 
-        Raises OtherRunError where they aren't there or have changed since, ParameterError where several runs would
-        read one for another.
+        Raises OtherRunError where they aren't there or have changed since.
         """
-        for key in (f"{run.name}/{name}", name):
-            if key in self.models:
-                self.used.add(key)
-                if self.vectors.setdefault(key, contents) != contents:
-                    raise ParameterError(f"models names {key} for runs that learned from different vectors; name those "
-                                         f"of each: {run.name}/{name}=FILE and so on")  # fmt: skip
-                given = self.models[key]
-                files = _listed(given) if isinstance(given, str | Path) else tuple(map(str, given))
-                break
-        else:
-            files = tuple(getattr(p, name))
-        if missing := [path for path in files if not resolve(path).is_file()]:
+        given = self._given_vectors(run, name, contents)
+        files = given or (p.embeddings_files if name == GIVEN else (path_of(dict(p), name),))
+        if missing := [path for path in _pieces(files) if not path.is_file()]:
             raise OtherRunError(f"run '{run.name}' reads vectors of products, and there is no file {missing[0]}; name "
                                 f"what holds those of the products to predict: {_how_to_name(name)}")  # fmt: skip
-        if name not in self.used and f"{run.name}/{name}" not in self.used:
-            now = vectors_hash([resolve(path) for path in files])
-            if now != contents:
-                raise OtherRunError(f"run '{run.name}' was trained with vectors of hash {contents}, and those in "
-                                    f"{listing(files)} have hash {now}. Put those back, or if they are by the same "
-                                    f"model, of further products, say so: {_how_to_name(name)}")  # fmt: skip
+        if not given and (now := vectors_hash(_pieces(files))) != contents:
+            raise OtherRunError(f"run '{run.name}' was trained with vectors of hash {contents}, and those in "
+                                f"{listing(files)} have hash {now}. Put those back, or if they are by the same "
+                                f"model, of further products, say so: {_how_to_name(name)}")  # fmt: skip
+        return files
+
+    def _given_vectors(self, run: Run, name: str, contents: str) -> tuple[str, ...]:
+        """The files of vectors that were given under this name; () without any.
+
+        Raises ParameterError where runs would read one's for another's, and for several files where one is meant.
+        """
+        key = next((key for key in (f"{run.name}/{name}", name) if key in self.models), "")
+        if not key:
+            return ()
+        self.used.add(key)
+        if self.vectors.setdefault(key, contents) != contents:
+            raise ParameterError(f"models names {key} for runs that learned from different vectors; name those of "
+                                 f"each: {run.name}/{name}=FILE and so on")  # fmt: skip
+        given = self.models[key]
+        files = _listed(given) if isinstance(given, str | Path) else tuple(map(str, given))
+        if name != GIVEN and len(files) > 1:
+            raise ParameterError(f"models names {len(files)} files for {key}, which is one; name them by a pattern, "
+                                 "such as vectors-*.npz")  # fmt: skip
         return files
 
     def _model_dir(self, run: Run, p: Params, name: str, contents: str) -> Path:
@@ -281,7 +295,7 @@ class _Loader:
                 if not self.refused[key]:
                     self.used.add(key)
                     return path
-        path = resolve(getattr(p, name))
+        path = resolve(path_of(dict(p), name))
         if why := _other_model(run, name, path, contents):
             raise OtherRunError(next(filter(None, self.refused.values()), why))
         return path
@@ -294,9 +308,13 @@ class _Loader:
             raise ParameterError(f"models names {key}, which none of the runs reads")
 
 
+def _pieces(files: Sequence[str]) -> list[Path]:
+    return [piece for path in files for piece in vector_pieces(path)]
+
+
 def _listed(given: str | Path) -> tuple[str, ...]:
     """Several files in one text have commas between them."""
-    return (str(given),) if resolve(given).is_file() else tuple(part.strip() for part in str(given).split(","))
+    return (str(given),) if table_pieces(resolve(given)) else tuple(part.strip() for part in str(given).split(","))
 
 
 def _how_to_name(name: str) -> str:

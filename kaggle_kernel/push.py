@@ -26,7 +26,7 @@ from slugify import slugify
 from goods.cost.plan import KAGGLE_DISK_GB, plan_run
 from goods.errors import GoodsError
 from goods.export import export_run
-from goods.files import ROOT, resolve, write_json, write_text
+from goods.files import ROOT, model_files, resolve, write_json, write_text
 from goods.members import kind_of
 from goods.params import Params, load_run
 from goods.places import ids_beside
@@ -50,7 +50,6 @@ FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES}
 # The command line's documentation, without those that are retired; NvidiaTeslaT4 means two of them.
 MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100")
 MACHINES += ("NvidiaRtxPro6000",)
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # weights, configs, and what tokenizers are made of
 
 NO_ACCESS = ("Kaggle doesn't let you: accept the competition's rules on its page, and look whether the user name and "
              "the sources in kernel-metadata.json are right")  # fmt: skip
@@ -283,9 +282,11 @@ def send_backbone(folder: Path) -> str:
     """Makes a private dataset of each model directory that the kernel's config names, or a version of it, and of the
     files of vectors in each folder."""
     p = kernel_params(build.check(folder))
-    vectors = list(chain(*kind_of(p).vector_files(p).values()))
-    models = [resolve(name) for name in ("" if vectors else p.model_name, p.extra_embeddings) if name]
-    found = {model: [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))] for model in models}
+    kind = kind_of(p)
+    vectors = list(chain(*kind.vector_files(p).values()))
+    found = {model: model_files(model) if model.is_dir() else [] for model in kind.model_dirs(p).values()}
+    if not found and not vectors:
+        raise GoodsError(f"kind {p.kind} reads no model directory, so there is nothing to send")
     for model, files in found.items():
         if not {".json", ".safetensors"} <= {path.suffix for path in files}:
             raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first "

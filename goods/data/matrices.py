@@ -22,8 +22,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 
 from goods.errors import GoodsError, listing
-from goods.files import resolve
-from goods.places import ID_ENDINGS, VECTOR_ENDINGS, ids_beside
+from goods.places import ID_ENDINGS, VECTOR_ENDINGS, ids_beside, vector_pieces
 
 IDS = ("ids", "id")  # what the ids are called, beside the table's own id column
 PARTS = ("image", "text", "extra")  # the matrices that embed.ipynb writes
@@ -116,13 +115,13 @@ def _plain(name: str) -> str:
     return re.sub(r"(\.0|\.[a-z]{3,4})$", "", name.strip().casefold()).lstrip("0")
 
 
-def read_matrix(files: Sequence[str], id_column: str = "id") -> Matrix:
+def read_matrix(files: Sequence[str | Path], id_column: str = "id") -> Matrix:
     """The vectors in these files, which are pieces of one matrix; read once for as long as they don't change.
 
     Raises GoodsError, with all that is wrong: a file that is missing, damaged, or holds no matrix with ids, ids that
     are empty or stand there twice, pieces that don't fit.
     """
-    paths = tuple(map(resolve, files))
+    paths = tuple(piece for path in files for piece in vector_pieces(path))
     if missing := [path for path in paths if not path.is_file()]:
         there = sorted(f.name for f in missing[0].parent.glob("*") if f.suffix in VECTOR_ENDINGS)
         raise GoodsError(f"there is no {listing(missing)} with vectors"

@@ -26,8 +26,9 @@ from goods.code_version import code_version
 from goods.errors import ParameterError, StoppedInTime, TimeOverError
 from goods.files import files_hash, folder_hash, resolve
 from goods.members.idle import refuse_idle
+from goods.model_paths import model_paths
 from goods.params import OUTPUTS, REFIT, Params
-from goods.places import ids_beside, table_pieces
+from goods.places import ids_beside, names_vectors, table_pieces, vector_pieces
 from goods.run import Fold, Run, deadline
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Kind:
     module: str
     notebooks: tuple[str, ...]  # in sequence; "train" runs once per fold
     models: tuple[str, ...] = ()  # the parameters that name model directories it reads
-    vectors: tuple[str, ...] = ()  # the parameters that name files of vectors it reads, in place of a model_name
+    vectors: bool = False  # whether it can do with embeddings_files in place of a model_name
     planned: bool = False  # whether goods.cost can tell beforehand what it takes
     tracked: bool = False  # whether wandb follows its training
     photos: bool = False  # whether it can't do without photos
@@ -75,13 +76,23 @@ class Kind:
         return code_version((self.module,))
 
     def model_dirs(self, p: Params) -> dict[str, Path]:
-        """The model directories that it reads, by the parameter that names them."""
-        named = {name: getattr(p, name) for name in self.models if name != "model_name" or not self.vector_files(p)}
-        return {name: resolve(path) for name, path in named.items() if path}
+        """The model directories that it reads, by their names: the parameter's, and further ones of a list numbered.
+
+        With p.embeddings_files it reads no encoder.
+        """
+        names = [name for name in self.models if name != "model_name" or not self._reads_given(p)]
+        named = model_paths(dict(p), names)
+        return {name: resolve(path) for name, path in named.items() if not names_vectors(path)}
 
     def vector_files(self, p: Params) -> dict[str, list[Path]]:
-        """The files of vectors that it reads, by the parameter that names them."""
-        return {name: [resolve(path) for path in getattr(p, name)] for name in self.vectors if getattr(p, name)}
+        """The files of vectors that it reads, by what names them: embeddings_files, extra_embeddings and so on."""
+        further = model_paths(dict(p), [name for name in self.models if name != "model_name"])
+        named = {name: [path] for name, path in further.items() if names_vectors(path)}
+        named |= {"embeddings_files": p.embeddings_files} if self._reads_given(p) else {}
+        return {name: [piece for path in paths for piece in vector_pieces(path)] for name, paths in named.items()}
+
+    def _reads_given(self, p: Params) -> bool:
+        return bool(self.vectors and p.embeddings_files)
 
     def model_hashes(self, p: Params) -> dict[str, str]:
         """The hash of each of those that are there, vectors as well."""
@@ -107,9 +118,9 @@ KINDS = {
         Kind("text", "a text encoder under a head", "goods.members.text",
              ("train", "ensemble", "submission"), ("model_name",), tracked=True),
         Kind("embeddings", "heads on vectors made elsewhere", "goods.members.embeddings", ALL_AT_ONCE,
-             ("extra_embeddings",), ("embeddings_files",), tracked=True),
+             ("extra_embeddings",), vectors=True, tracked=True),
         Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),
-        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, ("embeddings_files",),
+        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, vectors=True,
              photos=True),
         Kind("blend", "other runs put together", "goods.members.blend", ("ensemble", "submission")),
     )
@@ -156,11 +167,10 @@ def read_goods(p: Params) -> Goods:
     from goods.data import matrices, tables
 
     kind = kind_of(p)
-    vectors = kind.vector_files(p)
-    goods = tables.read_goods(p, photos_needed=kind.photos and not vectors)
-    for name in vectors:
+    goods = tables.read_goods(p, photos_needed=kind.photos and not p.embeddings_files)
+    for files in kind.vector_files(p).values():
         ids = {"training": goods.train["id"].tolist(), "test": goods.test["id"].tolist()}
-        matrices.read_matrix(getattr(p, name), p.id_column).check(ids)
+        matrices.read_matrix(files, p.id_column).check(ids)
     return goods
 
 

@@ -21,6 +21,7 @@ from goods.models.columns import Columns, learn_columns
 from goods.models.embeddings import embed_products
 from goods.models.heads import make_heads
 from goods.params import Params
+from goods.places import names_vectors
 from goods.processes import in_parallel
 from goods.run import Fold, Run
 from goods.training.fold import finish_fold, to_train, what_makes
@@ -98,7 +99,8 @@ def check_dims(p: Params, run: Run, found: dict[str, Tensor], learned: dict[str,
     dims = {name: values.shape[1] for name, values in found.items()}
     if dims != learned:
         now, before = (", ".join(f"{name} of {dim}" for name, dim in of.items()) for of in (dims, learned))
-        raise GoodsError(f"the vectors in {listing(p.embeddings_files)} have other dimensions ({now}) than run "
+        files = [*p.embeddings_files, *filter(names_vectors, p.extra_embeddings)]
+        raise GoodsError(f"the vectors in {listing(files)} have other dimensions ({now}) than run "
                          f"'{run.name}' learned from ({before}); name vectors by the same model")  # fmt: skip
 
 

@@ -14,11 +14,11 @@ from goods.data.photos import Augment, load_photo
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.members import KINDS, Predict
-from goods.members.base import Part, columns_of, frozen_task, part_of, with_columns
+from goods.members.base import Part, check_dims, columns_of, frozen_task, part_of, with_columns
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.columns import Columns, load_columns
 from goods.models.device import pick_device, pick_precision
-from goods.models.embeddings import TextEmbedder, embed_products
+from goods.models.embeddings import embed_products, extra_embeddings
 from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, heads_of, make_heads
 from goods.models.tuning import (
     checkpoint_activations,
@@ -73,6 +73,7 @@ def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
     model, chunks = (_frozen if p.tune == "head" else _tuned)(p, folds[0], inputs)
     states = {fold: read_trained(fold.weights) for fold in folds}
     columns = {fold: load_columns(fold.details, p) for fold in folds}
+    heads = model if p.tune == "head" else model.heads
 
     def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
         accelerator = make_accelerator(p)
@@ -81,6 +82,8 @@ def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
         for chunk in chunks(products):
             rows = products.iloc[start : start + len(chunk)]
             start += len(chunk)
+            if "extra" in chunk.columns:
+                check_dims(p, folds[0].run, {"extra": chunk.columns["extra"]}, {"extra": heads.dims.get("extra", 0)})
             for fold, state in states.items():
                 set_trained(model, state, fold.weights)
                 own = with_columns(chunk, rows, columns[fold])
@@ -101,6 +104,7 @@ def _frozen(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
 def _tuned(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
     model = load(p, fold)
     inputs.will_decode(model.encoder.image_size)
+    inputs.will_add(p)
 
     def chunks(products: pd.DataFrame) -> Iterator[TensorsDataset]:
         return inputs.chunks(photo_dataset(p, model.encoder, products, inputs=inputs), p)
@@ -185,7 +189,8 @@ def occlusion(p: Params, fold: Fold, texts: list[str], product: pd.Series, grid:
     photos = hidden_patches(load_photo(product["image"], encoder.image_size), grid)
     image = torch.cat([encoder.embed_images(part.to(device)) for part in photos.split(p.eval_batch_size)])
     text = torch.cat([encoder.embed_texts(part.to(device)) for part in ids.split(p.eval_batch_size)])
-    extra = TextEmbedder(p).texts(texts).to(device) if p.extra_embeddings else None
+    extra = extra_embeddings(p, pd.DataFrame({"id": product["id"], "text": texts})).get("extra")
+    extra = None if extra is None else extra.to(device)
 
     own = columns_of(pd.DataFrame([product]), load_columns(fold.details, p))
 

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from goods.errors import DamagedFileError
-from goods.models.backbone import DualEncoder, TextEncoder, first_line
+from goods.models.backbone import DualEncoder, first_line
 from goods.models.device import full_precision
+from goods.models.text_encoder import TextEncoder
 from goods.params import Params
 
 LEAST_COLUMN_STD = 0.2  # of a further column's feature: by its own, a value that few products have would drown the rest
@@ -124,7 +125,7 @@ class TextClassifier(nn.Module):
     def __init__(self, encoder: TextEncoder, p: Params) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.backbone.config.hidden_size, p.num_classes))
+        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.dim, p.num_classes))
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """(batch, length) ids to {"text": (batch, num_classes)}, the head in fp32 as GoodsHeads."""

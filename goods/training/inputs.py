@@ -16,6 +16,7 @@ from goods.data.matrices import read_matrix
 from goods.data.photos import can_be_shown
 from goods.errors import GoodsError
 from goods.files import folder_hash, resolve
+from goods.model_paths import model_paths
 from goods.models.backbone import DualEncoder, mean_by_product
 from goods.models.device import pick_device, pick_precision
 from goods.models.embeddings import (
@@ -23,15 +24,16 @@ from goods.models.embeddings import (
     TextEmbedder,
     embed_products,
     extra_embeddings,
+    further_vectors,
     given_vectors,
     side_by_side,
 )
 from goods.params import Params
+from goods.places import names_vectors
 from goods.training.inference import decoded_chunks, make_loader
 
 PHOTO_ROWS, TEXT_ROWS = 1024, 4096  # products that are worked on at once, with and without their photos
 PIXEL_BYTES = 2**30  # decoded photos held in memory at once, where several members look at them
-NOBODY = pd.DataFrame({"id": []}, dtype=object)
 AND = " | "  # between what each of a product's several photos is like
 Images = list[tuple[Any, ...]]  # of each product its photos: paths or bytes, "" for none
 
@@ -57,6 +59,9 @@ class Inputs:
     def will_embed(self, p: Params) -> None:
         """Said by a member beforehand: it will ask for embeddings."""
 
+    def will_add(self, p: Params) -> None:
+        """Said by a member beforehand: it will ask for extra embeddings."""
+
     def will_decode(self, size: int) -> None:
         """Said by a member beforehand: it will ask for photos of this size."""
 
@@ -74,7 +79,7 @@ class SharedInputs(Inputs):
         self._encoders: dict[tuple, Embedder] = {}
         self._made: dict[Any, tuple[Any, Any]] = {}
         self._readers: defaultdict[int, set] = defaultdict(set)  # who looks at photos of a size
-        self._vectors: dict[tuple[str, ...], str] = {}  # files of vectors that members read: the ids' column
+        self._vectors: dict[tuple[str, ...], tuple[str, str]] = {}  # files that members read: name, the ids' column
         self._status: tuple[Images, list[str]] = ([], [])  # of each photo, in one list
 
     @property
@@ -92,12 +97,22 @@ class SharedInputs(Inputs):
     def will_embed(self, p: Params) -> None:
         """Loads the encoders, so that what is wrong with them is said at once."""
         if p.embeddings_files:
-            self._vectors[p.embeddings_files] = p.id_column
-            given_vectors(p, NOBODY)
+            self._will_read("embeddings_files", p.embeddings_files, p)
         else:
             self._readers[self._encoder(p).encoder.image_size].add(self._image_key(p))
-        if p.extra_embeddings:
-            self._extra_encoder(p)
+        self.will_add(p)
+
+    def will_add(self, p: Params) -> None:
+        """Said by a member beforehand: it will ask for extra embeddings."""
+        for name, path in model_paths(dict(p), ["extra_embeddings"]).items():
+            if names_vectors(path):
+                self._will_read(name, (path,), p)
+            else:
+                self._extra_encoder(p, path)
+
+    def _will_read(self, name: str, files: tuple[str, ...], p: Params) -> None:
+        read_matrix(files, p.id_column)
+        self._vectors[files] = name, p.id_column
 
     @property
     def reads_vectors(self) -> bool:
@@ -106,12 +121,11 @@ class SharedInputs(Inputs):
 
     def check_vectors(self, ids: Sequence[str]) -> None:
         """Raises GoodsError where products have no vector among those that members read."""
-        for files, id_column in self._vectors.items():
+        for files, (name, id_column) in self._vectors.items():
             try:
                 read_matrix(files, id_column).check_ids({"": ids})
             except GoodsError as error:
-                how = "models={'embeddings_files': path}, --models embeddings_files=PATH, several with commas"
-                raise GoodsError(f"{error}: {how}") from None
+                raise GoodsError(f"{error}: models={{'{name}': path}}, --models {name}=PATH") from None
 
     def will_decode(self, size: int) -> None:
         """Said by a member beforehand: it will ask for photos of this size."""
@@ -131,11 +145,17 @@ class SharedInputs(Inputs):
 
     def extra(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
         """As Inputs; each distinct one is computed once per table."""
-        if not p.extra_embeddings:
-            return {}
         texts, ids = products["text"].tolist(), products["id"].tolist()
-        key = ("extra", *self._contents(p, p.extra_embeddings), p.text_columns)
-        return {"extra": self._once(key, texts, lambda: self._extra_encoder(p).pass_texts(texts, ids))}
+
+        def of(name: str) -> Tensor:
+            if names_vectors(name):
+                self.check_vectors(ids)
+                return further_vectors(p, name, ids)
+            key = ("extra", *self._contents(p, name), p.text_columns)
+            return self._once(key, texts, lambda: self._extra_encoder(p, name).pass_texts(texts, ids))
+
+        parts = [of(name) for name in p.extra_embeddings]
+        return {"extra": torch.cat(parts, dim=1)} if parts else {}
 
     def chunks(self, dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
         """The dataset with its photos decoded, whole: a table that is longer than `rows` comes in parts."""
@@ -185,10 +205,10 @@ class SharedInputs(Inputs):
             _ = embedder.encoder
         return self._encoders[key]
 
-    def _extra_encoder(self, p: Params) -> TextEmbedder:
-        key = ("extra", *self._contents(p, str(p.extra_embeddings)))
+    def _extra_encoder(self, p: Params, model_name: str) -> TextEmbedder:
+        key = ("extra", *self._contents(p, model_name))
         if key not in self._encoders:
-            self._encoders[key] = TextEmbedder(p)
+            self._encoders[key] = TextEmbedder(p, model_name)
             _ = self._encoders[key].encoder
         return self._encoders[key]
 

@@ -148,5 +148,5 @@ def test_attached_vectors_are_put_where_the_config_looks(sample: Any, tmp_path: 
         inputs / n for n in names[2:]
     ]
     touch(inputs, "c/vlm/train.npz")
-    with pytest.raises(GoodsError, match=r"vectors train\.npz are attached more than once: .*a/vlm.*c/vlm"):
+    with pytest.raises(GoodsError, match=r"vectors train\.npz are attached more than once, in .*a/vlm.*c/vlm"):
         prepare()

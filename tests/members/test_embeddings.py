@@ -16,7 +16,7 @@ from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError, OtherRunError, ParameterError
 from goods.export import export_run
 from goods.members import learned_from, open_run, read_goods
-from goods.models.embeddings import save_embeddings
+from goods.models.embeddings import TextEmbedder, save_embeddings
 from goods.params import Params, load_params
 from goods.predictions import frame_logits, outputs_of
 from goods.predictor import load_predictor
@@ -27,9 +27,9 @@ SMALL = {"n_folds": 3, "num_epochs": 3}
 BOTH = ("image", "text")
 
 
-def npz(path: Path, tables: dict[str, pd.DataFrame], values: dict[str, np.ndarray]) -> str:
+def npz(path: Path, tables: dict[str, pd.DataFrame], values: dict[str, np.ndarray], more: str = "another") -> str:
     """One matrix of these tables' products, in another order than theirs, and one vector more."""
-    ids = np.array([*(name for table in tables.values() for name in table["id"]), "another"])
+    ids = np.array([*(name for table in tables.values() for name in table["id"]), more])
     rows = np.concatenate([*values.values(), np.ones_like(next(iter(values.values()))[:1])])
     order = np.random.default_rng(0).permutation(len(ids))
     np.savez(path, ids=ids[order], embeddings=rows[order])
@@ -179,3 +179,60 @@ def test_neighbours_by_files_see_what_those_in_memory_saw(mini, trained, vectors
     put_together(p, goods)
     expected = np.exp(frame_logits(pd.read_parquet(Run.of(p).test)))
     np.testing.assert_allclose(load_predictor(p.run_dir).predict(goods.test), expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def further(trained: Trained, encoder_dir: Path, tmp_path_factory) -> Path:
+    """What a text encoder makes of all products, as a matrix in two pieces."""
+    folder = tmp_path_factory.mktemp("vectors")
+    for part in ("train", "test"):
+        table = getattr(trained.goods, part)
+        found = TextEmbedder(trained.p, str(encoder_dir)).texts(table["text"].tolist()).numpy()
+        npz(folder / f"{part}.npz", {part: table}, {part: found}, more=part)
+    return folder
+
+
+def test_a_matrix_as_a_further_encoder_equals_the_encoder_itself(mini, trained, encoder_dir, further, tmp_path):
+    runs, paths = {}, {"computed": str(encoder_dir), "given": str(further / "*.npz")}
+    for name, path in paths.items():
+        given = {"run": name, "extra_embeddings": path, "outputs_dir": str(tmp_path), "num_epochs": 5, "folds": [1]}
+        p = runs[name] = load_params(**mini | given)
+        open_run(p)
+        goods = read_goods(p)
+        fit_all(p, goods)
+        put_together(p, goods)
+    theirs, own = (pd.read_parquet(Run.of(p).fold(1).oof) for p in runs.values())
+    for output in outputs_of(theirs):
+        np.testing.assert_allclose(frame_logits(own, output), frame_logits(theirs, output), rtol=0, atol=1e-6)
+    assert set(learned_from(runs["given"])) == {"kind", "model_name", "extra_embeddings"}
+    products, folder = goods.test.head(3), Run.of(runs["given"]).folder
+    expected = load_predictor(Run.of(runs["computed"]).folder).predict(products)
+    np.testing.assert_allclose(load_predictor(folder).predict(products), expected, rtol=0, atol=1e-6)
+    new = products.assign(id=["x", "y", "z"])
+    with pytest.raises(GoodsError, match=r"3 of 3 products have no vector in .* --models extra_embeddings=PATH"):
+        load_predictor(folder).predict(new)
+    stored = np.load(further / "test.npz")
+    rows = [stored["ids"].tolist().index(name) for name in products["id"]]
+    np.savez(tmp_path / "new.npz", ids=np.array(["x", "y", "z"]), embeddings=stored["embeddings"][rows])
+    found = load_predictor(folder, {"extra_embeddings": tmp_path / "new.npz"}).predict(new)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.savez(tmp_path / "new.npz", ids=np.array(["x", "y", "z"]), embeddings=stored["embeddings"][rows][:, :5])
+    with pytest.raises(GoodsError, match=r"vectors in .*new\.npz have other dimensions \(extra of 5\)"):
+        load_predictor(folder, {"extra_embeddings": tmp_path / "new.npz"}).predict(new)
+
+
+@pytest.mark.slow
+def test_a_tuned_backbone_takes_a_matrix_beside_it(mini, further, encoder_dir, tmp_path):
+    both = [str(encoder_dir), str(further / "*.npz")]
+    given = {"run": "last", "tune": "last", "extra_embeddings": both, "outputs_dir": str(tmp_path), "num_epochs": 1,
+             "folds": [0], "max_text_length": 32, "last_blocks": 1}  # fmt: skip
+    p = load_params(**mini | given)
+    open_run(p)
+    goods = read_goods(p)
+    fit_all(p, goods)
+    put_together(p, goods)
+    assert set(Run.of(p).record()["models"]) == {"model_name", "extra_embeddings", "extra_embeddings_2"}
+    expected = np.exp(frame_logits(pd.read_parquet(Run.of(p).test)))
+    np.testing.assert_allclose(load_predictor(p.run_dir).predict(goods.test), expected, rtol=0, atol=1e-5)
+    with pytest.raises(GoodsError, match=r"1 of 1 products have no vector .* --models extra_embeddings_2=PATH"):
+        load_predictor(p.run_dir).predict(goods.test.head(1).assign(id="x"))
