@@ -112,15 +112,16 @@ def load_backbone(model_name: str) -> PreTrainedModel:
     return backbone
 
 
-def check_model_dir(folder: Path, photos: bool = True) -> None:
-    """Raises GoodsError when a model directory or a file it needs is missing; a text encoder needs no `photos`."""
+def check_model_dir(folder: Path, photos: bool = True, texts: bool = True) -> None:
+    """Raises GoodsError when a model directory or a file it needs is missing.
+
+    A text encoder needs nothing for `photos`, an image encoder nothing for `texts`.
+    """
     if not folder.is_dir():
         raise GoodsError(f"there is no model directory {folder}; {_model_advice(folder)}")
-    needs = {
-        "config.json": ["config.json"],
-        "weights (*.safetensors)": ["*.safetensors"],
-        "a tokenizer (tokenizer_config.json)": ["tokenizer_config.json"],
-    }
+    needs = {"config.json": ["config.json"], "weights (*.safetensors)": ["*.safetensors"]}
+    if texts:
+        needs["a tokenizer (tokenizer_config.json)"] = ["tokenizer_config.json"]
     if photos:
         needs["an image processor (preprocessor_config.json)"] = ["preprocessor_config.json", "processor_config.json"]
     missing = [what for what, patterns in needs.items() if not any(any(folder.glob(name)) for name in patterns)]
@@ -142,29 +143,45 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
-class DualEncoder(nn.Module):
-    """A backbone fed as it was trained: photos squashed to a square and normalised, texts without attention mask."""
+class PhotoEncoder(nn.Module):
+    """What encoders of photos share: photos squashed to a square and normalised; of several photos the mean."""
 
-    def __init__(self, backbone: PreTrainedModel, processor: Processor, p: Params) -> None:
+    image_size: int
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.image_size = check_image_size(backbone, p.image_size)
-        self.interpolate = self.image_size != backbone.config.vision_config.image_size
-        check_text_length(backbone, p.max_text_length)
-        self.processor = processor
-        self.register_buffer("mean", torch.tensor(processor.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(processor.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, size, size), normalised, to (batch, image_dim); each kind of encoder has its own."""
+        raise NotImplementedError
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """(batch, 3, size, size) uint8 to (batch, image_dim)."""
-        pixels = (pixels.float() / 255 - self.mean) / self.std
-        return _pooled(self.backbone.get_image_features(pixel_values=pixels, interpolate_pos_encoding=self.interpolate))
+        return self.features((pixels.float() / 255 - self.mean) / self.std)
 
     def embed_several(self, pixels: Tensor, photos: Tensor) -> Tensor:
         """(batch, most, 3, size, size) uint8, of which each product has `photos`, (batch,), to means (batch, dim)."""
         own = torch.arange(pixels.shape[1], device=photos.device) < photos[:, None]  # (batch, most)
         parts = pixels[own].split(len(pixels))  # no more at once than where each product has one
         return mean_by_product(torch.cat([self.embed_images(part) for part in parts]), own.nonzero()[:, 0], photos)
+
+
+class DualEncoder(PhotoEncoder):
+    """A dual encoder fed as it was trained: photos as PhotoEncoder has them, texts without attention mask."""
+
+    def __init__(self, backbone: PreTrainedModel, processor: Processor, p: Params) -> None:
+        super().__init__(processor.mean, processor.std)
+        self.backbone = backbone
+        self.image_size = check_image_size(backbone, p.image_size)
+        self.interpolate = self.image_size != backbone.config.vision_config.image_size
+        check_text_length(backbone, p.max_text_length)
+        self.processor = processor
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, size, size), normalised, to (batch, image_dim)."""
+        return _pooled(self.backbone.get_image_features(pixel_values=pixels, interpolate_pos_encoding=self.interpolate))
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """(batch, windows, max_text_length) ids to (batch, text_dim), the mean over the windows that hold text."""
