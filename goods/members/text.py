@@ -16,9 +16,9 @@ from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import ParameterError
 from goods.members import KINDS, Predict
 from goods.members.base import part_of
-from goods.models.backbone import TextEncoder
 from goods.models.device import pick_device, pick_precision
 from goods.models.heads import TextClassifier
+from goods.models.text_encoder import TextEncoder
 from goods.models.tuning import (
     checkpoint_activations,
     halve_frozen,

@@ -24,13 +24,13 @@ from goods.errors import GoodsError
 from goods.files import atomic_path, clear_temporaries, folder_hash, resolve
 from goods.models.backbone import (
     DualEncoder,
-    TextEncoder,
     check_model_dir,
     load_backbone,
     load_processor,
     mean_by_product,
 )
 from goods.models.device import autocast, pick_device, pick_precision, tensors_hash
+from goods.models.text_encoder import TextEncoder
 from goods.models.tuning import halve_frozen
 from goods.params import Params
 from goods.progress import progress_bar

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from goods.errors import DamagedFileError
-from goods.models.backbone import DualEncoder, TextEncoder, first_line
+from goods.models.backbone import DualEncoder, first_line
 from goods.models.device import full_precision
+from goods.models.text_encoder import TextEncoder
 from goods.params import Params
 
 

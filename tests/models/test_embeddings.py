@@ -26,10 +26,11 @@ from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT
 from goods.members import predict_test
-from goods.models.backbone import DualEncoder, TextEncoder
+from goods.models.backbone import DualEncoder
 from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings, save_embeddings
 from goods.models.heads import heads_like
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
+from goods.models.text_encoder import TextEncoder
 from goods.params import Params
 from goods.predictions import frame_logits
 from goods_utils import fit_fold

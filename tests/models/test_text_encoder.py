@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from goods.data.datasets import TokensDataset
-from goods.models.backbone import TextEncoder
+from goods.models.text_encoder import TextEncoder
 
 
 def test_padding_changes_nothing(encoder_dir):
