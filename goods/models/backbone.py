@@ -38,7 +38,8 @@ class Processor:
         The first window is the text as far as it fits. Each further one is the title again and the next stretch of the
         text; a text that has no more of it leaves the window all padding.
         """
-        rows = [[text] for text in texts] if windows == 1 else self._windows(texts, titles, max_length, windows)
+        texts, titles = _lower(texts), _lower(titles)
+        rows = [[t] for t in texts] if windows == 1 else windows_of(self.tokenizer, texts, titles, max_length, windows)
         flat = [window for row in rows for window in row]
         ids = self.tokenizer(_lower(flat), padding="max_length", truncation=True, max_length=max_length)["input_ids"]
         full = torch.full((len(rows), windows, max_length), self.tokenizer.pad_token_id)
@@ -48,20 +49,27 @@ class Processor:
             full[row, window] = torch.tensor(ids)
         return full
 
-    def _windows(self, texts: Sequence[str], titles: Sequence[str], max_length: int, windows: int) -> list[list[str]]:
-        tokens = self.tokenizer([*_lower(texts), *_lower(titles)], add_special_tokens=False)["input_ids"]
-        room = max_length - 2  # begin and end tokens, where the tokenizer has them
-        rows = []
-        for text, whole, title in zip(texts, tokens[: len(texts)], tokens[len(texts) :], strict=True):
-            title = title[: room // 2]
-            rest, step = whole[room:], room - len(title)
-            stretches = [rest[at : at + step] for at in range(0, len(rest), step)][: windows - 1]
-            rows.append([text, *(self.tokenizer.decode([*title, *stretch]) for stretch in stretches)])
-        return rows
-
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, the end token included, nothing cut."""
         return [len(ids) for ids in self.tokenizer(_lower(texts))["input_ids"]]
+
+
+def windows_of(
+    tokenizer: Any, texts: Sequence[str], titles: Sequence[str], max_length: int, windows: int
+) -> list[list[str]]:
+    """Of each product its text, and where that is longer than max_length tokens, windows of what is left of it.
+
+    Each of those begins with the title; there are `windows` in all at most.
+    """
+    tokens = tokenizer([*texts, *titles], add_special_tokens=False)["input_ids"]
+    room = max_length - 2  # begin and end tokens, where the tokenizer has them
+    rows = []
+    for text, whole, title in zip(texts, tokens[: len(texts)], tokens[len(texts) :], strict=True):
+        title = title[: room // 2]
+        rest, step = whole[room:], room - len(title)
+        stretches = [rest[at : at + step] for at in range(0, len(rest), step)][: windows - 1]
+        rows.append([text, *(tokenizer.decode([*title, *stretch]) for stretch in stretches)])
+    return rows
 
 
 def _lower(texts: Sequence[str]) -> list[str]:
@@ -176,12 +184,16 @@ class DualEncoder(PhotoEncoder):
         self.backbone = backbone
         self.image_size = check_image_size(backbone, p.image_size)
         self.interpolate = self.image_size != backbone.config.vision_config.image_size
-        check_text_length(backbone, p.max_text_length)
+        self.max_text_length = check_text_length(backbone, p.max_text_length)
         self.processor = processor
 
     def features(self, pixels: Tensor) -> Tensor:
         """(batch, 3, size, size), normalised, to (batch, image_dim)."""
         return _pooled(self.backbone.get_image_features(pixel_values=pixels, interpolate_pos_encoding=self.interpolate))
+
+    def tokenize(self, texts: Sequence[str], titles: Sequence[str], windows: int = 1) -> Tensor:
+        """(n, windows, max_text_length) token ids; see Processor.tokenize."""
+        return self.processor.tokenize(texts, titles, self.max_text_length, windows)
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """(batch, windows, max_text_length) ids to (batch, text_dim), the mean over the windows that hold text."""

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from goods.errors import DamagedFileError
-from goods.models.backbone import DualEncoder, first_line
+from goods.models.backbone import first_line
 from goods.models.device import full_precision
+from goods.models.encoders import Encoder
 from goods.models.text_encoder import TextEncoder
 from goods.params import Params
 
@@ -22,24 +23,28 @@ class GoodsHeads(nn.Module):
     encoder where there are any (extra_dim). The unimodal heads are linear, so that decisions can be fused later
     (Rakuten SIGIR'20: fusing decisions beats concatenating features).
     Embeddings are first standardised dimension by dimension, with statistics of the training products (`set_scale`).
+    Where photos are all that is looked at (text_dim 0) there are image logits alone.
     """
 
     def __init__(self, image_dim: int, text_dim: int, p: Params, extra_dim: int = 0) -> None:
         super().__init__()
         self.modality_dropout = p.modality_dropout
-        dims = {"image": image_dim, "text": text_dim} | ({"extra": extra_dim} if extra_dim else {})
+        named = {"image": image_dim, "text": text_dim, "extra": extra_dim}
+        dims = {name: dim for name, dim in named.items() if dim}
         for name, dim in dims.items():
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
-        self.fused = nn.Sequential(
-            nn.LayerNorm(sum(dims.values())),
-            nn.Linear(sum(dims.values()), p.hidden_dim),
-            nn.GELU(),
-            nn.Dropout(p.dropout),
-            nn.Linear(p.hidden_dim, p.num_classes),
-        )
+        if text_dim:
+            self.fused = nn.Sequential(
+                nn.LayerNorm(sum(dims.values())),
+                nn.Linear(sum(dims.values()), p.hidden_dim),
+                nn.GELU(),
+                nn.Dropout(p.dropout),
+                nn.Linear(p.hidden_dim, p.num_classes),
+            )
         self.image = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(image_dim, p.num_classes))
-        self.text = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(text_dim, p.num_classes))
+        if text_dim:
+            self.text = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(text_dim, p.num_classes))
 
     @torch.no_grad()
     def set_scale(self, **embeddings: Tensor) -> None:
@@ -54,13 +59,18 @@ class GoodsHeads(nn.Module):
             getattr(self, f"{name}_mean").copy_(values.mean(0))
             getattr(self, f"{name}_std").copy_(torch.where(std < 0.01 * std.max(), usual, std).clamp_min(1e-6))
 
-    def forward(self, image: Tensor, text: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor | None = None, extra: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """(batch, image_dim), (batch, text_dim), (batch, extra_dim) to {"fused", "image", "text"}: (batch, classes).
 
         In fp32 whatever the encoders compute in: 16 bits would move logits by hundredths and tie some.
         """
         with full_precision(image.device):
-            image, text = self._scaled("image", image), self._scaled("text", text)
+            image = self._scaled("image", image)
+            if text is None:
+                return {"image": self.image(image)}
+            text = self._scaled("text", text)
             parts = [image, text] if extra is None else [image, text, self._scaled("extra", extra)]
             both = torch.cat(self._drop_modality(*parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
             return {"fused": self.fused(both), "image": self.image(image), "text": self.text(text)}
@@ -78,14 +88,18 @@ class GoodsHeads(nn.Module):
 
 
 class GoodsClassifier(nn.Module):
-    """A dual encoder under GoodsHeads."""
+    """An encoder of photos, and of texts where it reads any, under GoodsHeads."""
 
-    def __init__(self, encoder: DualEncoder, heads: GoodsHeads) -> None:
+    def __init__(self, encoder: Encoder, heads: GoodsHeads) -> None:
         super().__init__()
         self.encoder, self.heads = encoder, heads
 
     def forward(
-        self, pixels: Tensor, input_ids: Tensor, extra: Tensor | None = None, photos: Tensor | None = None
+        self,
+        pixels: Tensor,
+        input_ids: Tensor | None = None,
+        extra: Tensor | None = None,
+        photos: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """(batch, 3, size, size) uint8, (batch, windows, length) ids to {output: (batch, num_classes)}.
 
@@ -93,7 +107,8 @@ class GoodsClassifier(nn.Module):
         """
         several = photos is not None
         image = self.encoder.embed_several(pixels, photos) if several else self.encoder.embed_images(pixels)
-        return self.heads(image, self.encoder.embed_texts(input_ids), extra)
+        text = None if input_ids is None else self.encoder.embed_texts(input_ids)
+        return self.heads(image, text, extra)
 
 
 class TextClassifier(nn.Module):
@@ -115,7 +130,7 @@ def make_heads(embeddings: dict[str, Tensor], p: Params) -> GoodsHeads:
     """Fresh heads, scaled to the embeddings of training products: {"image": (n, image_dim), "text": ...}."""
     torch.manual_seed(p.seed + p.seed_offset)
     dims = {name: values.shape[1] for name, values in embeddings.items()}
-    heads = GoodsHeads(dims["image"], dims["text"], p, dims.get("extra", 0))
+    heads = GoodsHeads(dims["image"], dims.get("text", 0), p, dims.get("extra", 0))
     heads.set_scale(**embeddings)
     return heads
 
@@ -125,7 +140,7 @@ def heads_like(weights: Path, p: Params) -> GoodsHeads:
     try:
         with safe_open(weights, framework="pt") as file:
             sizes = {n.rsplit(".", 1)[-1]: file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith("_mean")}  # noqa: SIM118
-        return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p, sizes.get("extra_mean", 0))
+        return GoodsHeads(sizes["image_mean"], sizes.get("text_mean", 0), p, sizes.get("extra_mean", 0))
     except Exception as error:
         raise DamagedFileError(f"the weights {weights} can't be loaded: {first_line(error)}") from error
 
@@ -134,4 +149,4 @@ def heads_of(saved: dict[str, Tensor], p: Params) -> GoodsHeads:
     """Heads of the size that the tensors of a saved classifier have, not loaded yet."""
     sizes = {name.rsplit(".", 1)[-1]: len(tensor) for name, tensor in saved.items() if name.endswith("_mean")}
     torch.manual_seed(p.seed + p.seed_offset)
-    return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p, sizes.get("extra_mean", 0))
+    return GoodsHeads(sizes["image_mean"], sizes.get("text_mean", 0), p, sizes.get("extra_mean", 0))
