@@ -117,7 +117,7 @@ class TextClassifier(nn.Module):
     def __init__(self, encoder: TextEncoder, p: Params) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.backbone.config.hidden_size, p.num_classes))
+        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.dim, p.num_classes))
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """(batch, length) ids to {"text": (batch, num_classes)}, the head in fp32 as GoodsHeads."""

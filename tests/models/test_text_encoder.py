@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 
 from goods.data.datasets import TokensDataset
-from goods.models.text_encoder import TextEncoder
+from goods.models.text_encoder import load_text_encoder
 
 
 def test_padding_changes_nothing(encoder_dir):
-    encoder = TextEncoder(str(encoder_dir), 64).eval()
-    tokens = encoder.tokenize(["a red cup", "a very long text about a guitar with six strings " * 3, ""])
-    dataset = TokensDataset(tokens, encoder.tokenizer.pad_token_id)
+    encoder = load_text_encoder(str(encoder_dir), 64).eval()
+    dataset = TokensDataset(encoder.tokenize(["a red cup", "a very long text about a guitar with six strings " * 3, ""]))
     with torch.no_grad():
         together = encoder(dataset.__getitems__([0, 1, 2])["input_ids"])
         alone = torch.cat([encoder(dataset.__getitems__([row])["input_ids"]) for row in range(3)])
