@@ -166,7 +166,9 @@ def titles_dir(p: Params) -> Path:
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     """What the run will cost, or a sentence where nobody can tell beforehand."""
     kind = kind_of(p)
-    return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
+    return (
+        plan_run(p, gpu, sides=kind.planned) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
+    )
 
 
 def export(run: str, to: str, merge: bool) -> str:

@@ -54,9 +54,11 @@ class CommonParams(_Group):
     kind: str = Field(
         "dual",
         pattern=r"^[a-z][a-z0-9_]*$",
-        description="dual or text encoder, linear on TF-IDF, nearest neighbours (knn), or a blend of finished runs",
+        description="dual, image or text encoder, linear on TF-IDF, nearest neighbours (knn), or a blend of runs",
     )
-    model_name: str = Field("models/siglip-so400m-patch14-384", description="directory of the dual or text encoder")
+    model_name: str = Field(
+        "models/siglip-so400m-patch14-384", description="directory of the dual, image or text encoder"
+    )
     tune: Literal["head", "last", "lora", "full"] = Field(
         "full", description="what is trained of the backbone: nothing (head), its last blocks, LoRA adapters, or all"
     )
@@ -135,6 +137,10 @@ class ModelParams(_Group):
 
     hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
     dropout: Float = Field(0.2, ge=0, lt=1, description="dropout in the heads")
+    text_model_name: str | None = Field(
+        None,
+        description="directory of a text encoder in place of the dual encoder's own; model_name may be an image encoder",
+    )
     extra_embeddings: str | None = Field(
         None, description="local directory of a further text encoder; the heads get its frozen embeddings as well"
     )

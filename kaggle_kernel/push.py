@@ -147,13 +147,14 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
-    if not kind_of(p).planned:
+    sides = kind_of(p).planned
+    if not sides:
         return [f"no plan was made: kind {p.kind} has none"]
-    config = resolve(p.model_name) / "config.json"
-    if not config.is_file():
-        return [f"no plan was made: {config} is not here; that one file is enough, without the weights"]
+    configs = [resolve(name) / "config.json" for name in (p.model_name, p.text_model_name) if name]
+    if missing := [path for path in configs if not path.is_file()]:
+        return [f"no plan was made: {missing[0]} is not here; that one file is enough, without the weights"]
 
-    plan = plan_run(p, "T4")
+    plan = plan_run(p, "T4", sides=sides)
     if not plan.fits:
         raise GoodsError(f"the run doesn't fit a T4: {plan.advice}")
     hours, disk = sum(plan.hours.values()) / SESSION_GPUS, sum(plan.disk.values())
@@ -280,7 +281,9 @@ def send_weights(folder: Path, run: str) -> str:
 def send_backbone(folder: Path) -> str:
     """Makes a private dataset of each model directory that the kernel's config names, or a version of it."""
     p = kernel_params(build.check(folder))
-    models = [resolve(name) for name in (p.model_name, p.extra_embeddings) if name]
+    models = list(kind_of(p).model_dirs(p).values())
+    if not models:
+        raise GoodsError(f"kind {p.kind} reads no model directory; there is nothing to send")
     found = {model: [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))] for model in models}
     for model, files in found.items():
         if not {".json", ".safetensors"} <= {path.suffix for path in files}:

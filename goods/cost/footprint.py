@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,17 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from goods.errors import GoodsError
 from goods.files import resolve
-from goods.models.backbone import DualEncoder, Processor
+from goods.models.backbone import DualEncoder, Processor, check_is_dual
 from goods.models.device import DTYPES
+from goods.models.encoders import SIDES, Encoder, EncoderPair
 from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.models.image_encoder import ImageEncoder, PhotoSettings, check_takes_photos, image_config
+from goods.models.text_encoder import TextEncoder, check_reads_texts
+from goods.models.text_encoding import Encoding
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
 
@@ -42,6 +46,13 @@ def micro_batch_size(p: Params) -> int:
     return min(p.micro_batch_size or p.batch_size, p.batch_size)
 
 
+class Configs(NamedTuple):
+    """The config.json of the model directories that a plan is made of: that of model_name, and of text_model_name."""
+
+    main: PretrainedConfig
+    text: PretrainedConfig | None = None
+
+
 def read_config(model_name: str) -> PretrainedConfig:
     """The config.json of a local model directory; raises GoodsError when it is missing or unusable."""
     folder = resolve(model_name)
@@ -51,6 +62,11 @@ def read_config(model_name: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, json and huggingface_hub each have their own
         raise _unusable(folder, error) from error
+
+
+def read_configs(p: Params) -> Configs:
+    """The configs of model_name and text_model_name."""
+    return Configs(read_config(p.model_name), read_config(p.text_model_name) if p.text_model_name else None)
 
 
 def _unusable(folder: Path, error: Exception) -> GoodsError:
@@ -158,7 +174,11 @@ class CudaDropout(nn.Dropout):
 
 
 def count_step(
-    model: nn.Module, pixels: Tensor, input_ids: Tensor, dtype: torch.dtype | None = None, accumulate: bool = False
+    model: nn.Module,
+    pixels: Tensor,
+    input_ids: Tensor | None,
+    dtype: torch.dtype | None = None,
+    accumulate: bool = False,
 ) -> StepMeter:
     """Forward, loss and backward of a classifier's micro batch under a meter; on real or fake CPU tensors.
 
@@ -172,7 +192,7 @@ def count_step(
     meter = StepMeter()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     meter.hold([*model.parameters(), *model.buffers()], WEIGHTS)
-    meter.hold([pixels, input_ids], ACTIVATIONS)
+    meter.hold([pixels] if input_ids is None else [pixels, input_ids], ACTIVATIONS)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter) if accumulate else None
     meter.hold([parameter.grad for parameter in trained if accumulate], GRADIENTS)
@@ -194,19 +214,22 @@ def count_step(
 
 
 def count_embedding(
-    encoder: DualEncoder, pixels: Tensor, input_ids: Tensor, dtype: torch.dtype | None = None
+    encoder: Encoder, pixels: Tensor, input_ids: Tensor | None, dtype: torch.dtype | None = None
 ) -> tuple[StepMeter, int, int]:
-    """Meter of the encoder's forward pass without gradients, with FLOPs of "image" and "text"; image_dim; text_dim."""
+    """Meter of the encoder's forward pass without gradients, with FLOPs of "image" and "text"; image_dim; text_dim.
+
+    Where photos are all that is looked at, input_ids is None and text_dim 0.
+    """
     meter = StepMeter()
     meter.hold([*encoder.parameters(), *encoder.buffers()], WEIGHTS)
-    meter.hold([pixels, input_ids], ACTIVATIONS)
+    meter.hold([pixels] if input_ids is None else [pixels, input_ids], ACTIVATIONS)
     encoder.eval()
     with torch.no_grad(), meter, _cpu_autocast(dtype):
         meter.phase = "image"
         image = encoder.embed_images(pixels)
         meter.phase = "text"
-        text = encoder.embed_texts(input_ids)
-    return meter, image.shape[1], text.shape[1]
+        text_dim = 0 if input_ids is None else encoder.embed_texts(input_ids).shape[1]
+    return meter, image.shape[1], text_dim
 
 
 def _cpu_autocast(dtype: torch.dtype | None) -> AbstractContextManager:
@@ -260,31 +283,34 @@ class Footprint:
         return max(sum(parts.values()) for parts in self.phases(p).values())
 
 
-def measure_footprint(config: PretrainedConfig, p: Params, precision: str) -> Footprint:
-    """Builds the classifier that p describes on fake tensors, and counts an evaluation and a training step of it."""
-    backbone = _backbone(config, p)
-    with torch.device("meta"):
-        # Only the processor's pad token, mean and standard deviation are used, and their values don't matter here.
-        encoder = DualEncoder(backbone, Processor(SimpleNamespace(pad_token_id=0), (0.5,) * 3, (0.5,) * 3), p)
+def measure_footprint(configs: Configs, p: Params, precision: str, sides: tuple[str, ...] = SIDES) -> Footprint:
+    """Builds the classifier that p describes on fake tensors, and counts an evaluation and a training step of it.
+
+    sides: those of a product that it looks at.
+    """
+    encoder = _encoder(configs, p, sides)
+    set_trainable(encoder.backbone, p)
+    if p.gradient_checkpointing:
+        checkpoint_activations(encoder.backbone)
     halve_frozen(encoder, precision)
     dtype, micro = DTYPES.get(precision), micro_batch_size(p)
     with FakeTensorMode():
-        evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size), dtype)
+        evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size, sides), dtype)
         model = GoodsClassifier(encoder, GoodsHeads(*dims, p))
-        flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in ("image", "text")}
+        flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in sides}
         step = StepMeter()
         if p.tune != "head":
             for module in model.modules():
                 if type(module) is nn.Dropout:
                     module.__class__ = CudaDropout
-            step = count_step(model, *_inputs(encoder, p, micro), dtype, accumulate=micro < p.batch_size)
+            step = count_step(model, *_inputs(encoder, p, micro, sides), dtype, accumulate=micro < p.batch_size)
             flops |= {f"training, {name}": n / micro for name, n in step.flops.items()}
     trained = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Footprint(
         image_size=encoder.image_size,
         total=sum(parameter.numel() for parameter in model.parameters()),
         trained={name.removeprefix("encoder.backbone."): shape for name, shape in trained.items()},
-        rates=block_rates(backbone, p),
+        rates=block_rates(encoder.backbone, p),
         step=step.peak,
         step_most=step.most,
         evaluation=evaluation.peak,
@@ -294,19 +320,28 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str) -> Fo
     )
 
 
-def _backbone(config: PretrainedConfig, p: Params) -> nn.Module:
+def _encoder(configs: Configs, p: Params, sides: tuple[str, ...]) -> Encoder:
+    """As goods.models.encoders.load_encoder, without weights or tokenizers: what these say doesn't matter here."""
+    no_tokenizer = SimpleNamespace(pad_token_id=0)
+    if configs.text is None and "text" in sides:
+        backbone = check_is_dual(_empty(configs.main, p.model_name), p.model_name)
+        with torch.device("meta"):
+            return DualEncoder(backbone, Processor(no_tokenizer, (0.5,) * 3, (0.5,) * 3), p)
+    tower = check_takes_photos(_empty(image_config(configs.main), p.model_name), p.model_name)
     with torch.device("meta"):
-        try:
-            backbone = AutoModel.from_config(config, dtype=torch.float32)
-        except Exception as error:  # a config.json can be wrong in any way
-            raise _unusable(resolve(p.model_name), error) from error
-        if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
-            name = type(backbone).__name__
-            raise GoodsError(f"{resolve(p.model_name)} holds a {name}; a dual encoder such as SigLIP is needed")
-        set_trainable(backbone, p)
-    if p.gradient_checkpointing:
-        checkpoint_activations(backbone)
-    return backbone
+        image = ImageEncoder(tower, PhotoSettings(), p.image_size)
+    if "text" not in sides:
+        return image
+    backbone = check_reads_texts(_empty(configs.text, str(p.text_model_name)), str(p.text_model_name))
+    return EncoderPair(image, TextEncoder(backbone, no_tokenizer, Encoding("mean", p.max_text_length)))
+
+
+def _empty(config: PretrainedConfig, model_name: str) -> PreTrainedModel:
+    try:
+        with torch.device("meta"):
+            return AutoModel.from_config(config, dtype=torch.float32)
+    except Exception as error:  # a config.json can be wrong in any way
+        raise _unusable(resolve(model_name), error) from error
 
 
 def _fake(module: nn.Module) -> nn.Module:
@@ -314,9 +349,11 @@ def _fake(module: nn.Module) -> nn.Module:
     return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
 
 
-def _inputs(encoder: DualEncoder, p: Params, batch: int) -> tuple[Tensor, Tensor]:
+def _inputs(encoder: Encoder, p: Params, batch: int, sides: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
     size = encoder.image_size
     pixels = torch.empty(batch, 3, size, size, dtype=torch.uint8)
+    if "text" not in sides:
+        return pixels, None
     return pixels, torch.empty(batch, p.text_windows, p.max_text_length, dtype=torch.int64)
 
 

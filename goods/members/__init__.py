@@ -56,7 +56,7 @@ class Kind:
     module: str
     notebooks: tuple[str, ...]  # in sequence; "train" runs once per fold
     models: tuple[str, ...] = ()  # the parameters that name model directories it reads
-    planned: bool = False  # whether goods.cost can tell beforehand what it takes
+    planned: tuple[str, ...] = ()  # the sides of a product that it looks at, where goods.cost can tell what it takes
     tracked: bool = False  # whether wandb follows its training
     photos: bool = False  # whether it can't do without photos
 
@@ -84,14 +84,16 @@ class Kind:
         return {name: folder_hash(path, memory=memory) for name, path in self.model_dirs(p).items() if path.is_dir()}
 
 
-ENCODERS = ("model_name", "extra_embeddings")
+ENCODERS = ("model_name", "text_model_name", "extra_embeddings")
 ALL_AT_ONCE = ("baseline", "ensemble", "submission")
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("dual", "image and text encoder under fused heads", "goods.members.dual",
-             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=True, tracked=True,
+             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=("image", "text"), tracked=True,
              photos=True),
+        Kind("image", "an image encoder under a head", "goods.members.image",
+             ("train", "ensemble", "submission"), ("model_name",), planned=("image",), tracked=True, photos=True),
         Kind("text", "a text encoder under a head", "goods.members.text",
              ("train", "ensemble", "submission"), ("model_name",), tracked=True),
         Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),

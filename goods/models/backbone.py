@@ -115,8 +115,17 @@ def load_backbone(model_name: str) -> PreTrainedModel:
     if bad := sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}):
         raise GoodsError(f"the weights in {folder} don't fit its config.json: {len(bad)} are missing or of another "
                          f"shape, such as {bad[0]}; {_model_advice(folder)}")  # fmt: skip
+    return check_is_dual(backbone, model_name)
+
+
+def check_is_dual(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel:
+    """The backbone; raises GoodsError where it isn't of both photo and text."""
     if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
-        raise GoodsError(f"{folder} holds a {type(backbone).__name__}; a dual encoder such as SigLIP is needed")
+        more = (
+            ", or the text encoder beside it in text_model_name" if backbone.main_input_name == "pixel_values" else ""
+        )
+        raise GoodsError(f"{resolve(model_name)} holds a {type(backbone).__name__}; a dual encoder such as SigLIP is "
+                         f"needed{more}")  # fmt: skip
     return backbone
 
 
@@ -134,7 +143,12 @@ def check_model_dir(folder: Path, photos: bool = True, texts: bool = True) -> No
         needs["an image processor (preprocessor_config.json)"] = ["preprocessor_config.json", "processor_config.json"]
     missing = [what for what, patterns in needs.items() if not any(any(folder.glob(name)) for name in patterns)]
     if missing:
-        raise GoodsError(f"the model directory {folder} lacks {', '.join(missing)}; {_model_advice(folder)}")
+        lacking, hint = f"the model directory {folder} lacks {', '.join(missing)}", ""
+        if len(missing) == 1 and "processor" in missing[0]:
+            hint = "; a text encoder has none: it is for kind text, text_model_name or extra_embeddings"
+        elif len(missing) == 1 and "tokenizer" in missing[0]:
+            hint = "; an image encoder has none: it is for kind image, or for kind dual with text_model_name"
+        raise GoodsError(f"{lacking}{hint}; {_model_advice(folder)}")
 
 
 def _model_advice(folder: Path) -> str:

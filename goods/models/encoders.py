@@ -17,7 +17,6 @@ from goods.params import Params
 SIDES = ("image", "text")  # of a product; a run may look at its photos alone
 
 
-
 class EncoderPair(nn.Module):
     """An image and a text encoder of two makers as the two towers of one, each fed as it was trained.
 

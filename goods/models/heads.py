@@ -59,9 +59,7 @@ class GoodsHeads(nn.Module):
             getattr(self, f"{name}_mean").copy_(values.mean(0))
             getattr(self, f"{name}_std").copy_(torch.where(std < 0.01 * std.max(), usual, std).clamp_min(1e-6))
 
-    def forward(
-        self, image: Tensor, text: Tensor | None = None, extra: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, text: Tensor | None = None, extra: Tensor | None = None) -> dict[str, Tensor]:
         """(batch, image_dim), (batch, text_dim), (batch, extra_dim) to {"fused", "image", "text"}: (batch, classes).
 
         In fp32 whatever the encoders compute in: 16 bits would move logits by hundredths and tie some.

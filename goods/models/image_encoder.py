@@ -38,7 +38,7 @@ class ImageEncoder(PhotoEncoder):
 
     def __init__(self, backbone: nn.Module, settings: PhotoSettings, image_size: int | None) -> None:
         super().__init__(settings.mean, settings.std)
-        self.backbone = backbone
+        self.backbone, self.settings = backbone, settings
         self.image_size = _checked_size(self.tower.config, settings, image_size)
         takes = inspect.signature(self.tower.forward).parameters
         interpolate = self.image_size != _side(getattr(self.tower.config, "image_size", None))
@@ -164,14 +164,15 @@ def image_config(config: PretrainedConfig) -> PretrainedConfig:
     return getattr(config, "vision_config", None) or config
 
 
-def check_takes_photos(backbone: PreTrainedModel, model_name: str) -> None:
-    """Raises GoodsError where a model is no image encoder."""
+def check_takes_photos(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel:
+    """The backbone; raises GoodsError where it is no image encoder."""
     found = f"{resolve(model_name)} holds a {type(backbone).__name__}"
     if backbone.main_input_name != "pixel_values":
         raise GoodsError(f"{found}; an image encoder such as ViT, ConvNeXt or DINOv2 is needed. A text encoder goes "
                          "into text_model_name, or into model_name of kind text")  # fmt: skip
     if backbone.config.model_type in HIDES_PATCHES:
         raise GoodsError(f"{found}, which hides most of a photo at random; take another image encoder, such as DINOv2")
+    return backbone
 
 
 def read_photo_settings(model_name: str) -> PhotoSettings:

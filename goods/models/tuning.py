@@ -21,9 +21,10 @@ if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PreTrainedModel
 
 
-# By the start of their names within a tower; a classifier gives the first three no gradient.
+# By the start of their names within a tower; a classifier gives the first three no gradient, and what follows a text
+# encoder's pooling ("after.") stays as its maker trained it.
 NEVER_TRAINED = ("logit_scale", "logit_bias", "embeddings.mask_token", "embeddings.token_embedding",
-                 "embeddings.word_embeddings", "embeddings.tok_embeddings")  # fmt: skip
+                 "embeddings.word_embeddings", "embeddings.tok_embeddings", "after.")  # fmt: skip
 
 
 def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
@@ -35,7 +36,7 @@ def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
     backbone.requires_grad_(p.tune == "full")
     if p.tune == "lora":
         _add_adapters(backbone, p)
-    before_end, image_alone = _blocks_from_end(backbone), backbone.main_input_name == "pixel_values"
+    before_end, image_alone = _blocks_from_end(backbone), getattr(backbone, "main_input_name", "") == "pixel_values"
     for name, parameter in backbone.named_parameters():
         if p.tune == "last" and before_end[name] < p.last_blocks:
             parameter.requires_grad_(True)
@@ -44,9 +45,8 @@ def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
         if unused or own.startswith(NEVER_TRAINED) or name.startswith(p.frozen):
             parameter.requires_grad_(False)
     if missing := [part for part in p.frozen if not any(n.startswith(part) for n, _ in backbone.named_parameters())]:
-        raise GoodsError(
-            f"frozen names '{missing[0]}', but no part of the backbone begins so; such as vision_model.head"
-        )
+        some = next(iter(backbone.named_parameters()))[0].rpartition(".")[0]
+        raise GoodsError(f"frozen names '{missing[0]}', but no part of the backbone begins so; one that does is {some}")
 
 
 def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
@@ -75,7 +75,7 @@ def _last_names(layers: list[str]) -> str:
 
 
 # A block of a dual encoder's tower, or of an encoder by itself, as its parameters' names begin: layers, or in stages.
-_TOWER = r"(?:(vision|text)_model\.)*"
+_TOWER = r"(?:(vision|text)_model\.(?:backbone\.)?)*"  # an EncoderPair's hold their backbones
 _STAGE = r"(?:model\.)?(?:encoder\.|transformer\.)?(?:stages|layers?|blocks)\.(\d+)\."
 _BLOCK = re.compile(rf"{_TOWER}{_STAGE}(?:(?:layers?|blocks)\.(\d+)\.)?")
 
@@ -132,6 +132,10 @@ def checkpoint_activations(backbone: PreTrainedModel) -> None:
 
     Raises GoodsError where the architecture has no such way.
     """
+    if isinstance(backbone, nn.ModuleDict):  # of an EncoderPair
+        for tower in backbone.values():
+            checkpoint_activations(tower.backbone)
+        return
     # transformers 5.24 has a new name for it.
     enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
     try:

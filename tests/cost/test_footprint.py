@@ -28,7 +28,7 @@ from goods.cost.footprint import (
     measure_footprint,
     optimizer_buffers,
     optimizer_bytes,
-    read_config,
+    read_configs,
 )
 from goods.cost.plan import plan_run
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
@@ -41,7 +41,7 @@ from goods.training.optim import make_optimizer, trainable_parameters
 
 
 def footprint_of(p: Params, precision: str = "fp16") -> Footprint:
-    return measure_footprint(read_config(p.model_name), p, precision)
+    return measure_footprint(read_configs(p), p, precision)
 
 
 class Mlp(nn.Module):
