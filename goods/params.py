@@ -139,7 +139,7 @@ class ModelParams(_Group):
     dropout: Float = Field(0.2, ge=0, lt=1, description="dropout in the heads")
     text_model_name: str | None = Field(
         None,
-        description="directory of a text encoder beside the image encoder in model_name, or in place of a dual one's own",
+        description="directory of a text encoder beside an image encoder in model_name, or in place of a dual one's",
     )
     extra_embeddings: str | None = Field(
         None, description="local directory of a further text encoder; the heads get its frozen embeddings as well"

@@ -121,9 +121,8 @@ def load_backbone(model_name: str) -> PreTrainedModel:
 def check_is_dual(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel:
     """The backbone; raises GoodsError where it isn't of both photo and text."""
     if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
-        more = (
-            ", or the text encoder beside it in text_model_name" if backbone.main_input_name == "pixel_values" else ""
-        )
+        of_photos = backbone.main_input_name == "pixel_values"
+        more = ", or a text encoder beside it in text_model_name" if of_photos else ""
         raise GoodsError(f"{resolve(model_name)} holds a {type(backbone).__name__}; a dual encoder such as SigLIP is "
                          f"needed{more}")  # fmt: skip
     return backbone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from goods.data.datasets import NO_TOKEN, pad_tokens
 from goods.errors import GoodsError
 from goods.models.backbone import DualEncoder, load_backbone, load_processor, mean_by_product, windows_of
 from goods.models.image_encoder import ImageEncoder, load_image_encoder
-from goods.models.text_encoder import TextEncoder, load_text_encoder
+from goods.models.text_encoder import TextEncoder, load_text_encoder, load_tokenizer
 from goods.params import Params
 
 SIDES = ("image", "text")  # of a product; a run may look at its photos alone
@@ -106,3 +106,14 @@ def load_text_tower(p: Params) -> TextEncoder:
         raise GoodsError(f"max_text_length {p.max_text_length} is more than the {encoder.max_length} tokens the text "
                          "encoder can read")  # fmt: skip
     return encoder
+
+
+def token_counter(p: Params) -> Callable[[Sequence[str]], list[int]]:
+    """What counts the tokens of texts, nothing cut, as the text encoder of a run reads them.
+
+    Reads model_name and text_model_name.
+    """
+    if not p.text_model_name:
+        return load_processor(p.model_name).count_tokens
+    tokenizer = load_tokenizer(p.text_model_name)
+    return lambda texts: [len(ids) for ids in tokenizer(list(texts))["input_ids"]]
