@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from goods.errors import ParameterError
-from goods.field_types import Float, Int, Names, Numbers
+from goods.field_types import Float, Int, Names, NoneOrNames, Numbers
 from goods.files import ROOT, resolve
 from goods.metric_names import COUNT_CLASSES_ALIKE, MetricName
 from goods.places import find_data
@@ -141,8 +141,8 @@ class ModelParams(_Group):
         None,
         description="directory of a text encoder beside an image encoder in model_name, or in place of a dual one's",
     )
-    extra_embeddings: str | None = Field(
-        None, description="local directory of a further text encoder; the heads get its frozen embeddings as well"
+    extra_embeddings: NoneOrNames = Field(
+        (), description="local directories of further text encoders; the heads get their frozen embeddings as well"
     )
     text_windows: Int = Field(
         1,

@@ -20,7 +20,7 @@ from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.members import KINDS, Predict
 from goods.members.base import Part, part_of
 from goods.models.device import pick_device, pick_precision
-from goods.models.embeddings import TextEmbedder, embed_products
+from goods.models.embeddings import embed_products, extra_embeddings
 from goods.models.encoders import SIDES, Encoder, load_encoder
 from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, heads_of, make_heads
 from goods.models.tuning import (
@@ -196,7 +196,8 @@ def occlusion(
         return found[:1], found[1:]
     ids = encoder.tokenize(texts, [product["title"]] * len(texts), p.text_windows)
     text = torch.cat([encoder.embed_texts(part.to(device)) for part in ids.split(p.eval_batch_size)])
-    extra = TextEmbedder(p).texts(texts).to(device) if p.extra_embeddings else None
+    extra = extra_embeddings(p, pd.DataFrame({"id": product["id"], "text": texts})).get("extra")
+    extra = None if extra is None else extra.to(device)
 
     def of(image: Tensor, text: Tensor, extra: Tensor | None) -> np.ndarray:
         n = max(len(image), len(text))

@@ -194,10 +194,10 @@ class PhotoEmbedder(Embedder):
 
 
 class TextEmbedder(Embedder):
-    """Embeddings of texts from the encoder in p.extra_embeddings, as its maker means them; kept by content, too."""
+    """Embeddings of texts from one of p.extra_embeddings, as its maker means them; kept by content, too."""
 
-    def __init__(self, p: Params) -> None:
-        self.p, self.model_name = p, str(p.extra_embeddings)
+    def __init__(self, p: Params, model_name: str) -> None:
+        self.p, self.model_name = p, model_name
 
     @cached_property
     def folder(self) -> Path:
@@ -260,10 +260,11 @@ def _encoded(encoder: TextEncoder, tokens: list[list[int]], batch_size: int) -> 
 
 def embedders_of(p: Params, sides: Sequence[str] = SIDES) -> dict[str, Embedder]:
     """What embeds each of these sides of a product, "image" and "text"; of a dual encoder one for both."""
-    alone = {"image": PhotoEmbedder(p)} if p.text_model_name or "text" not in sides else {}
     if "text" not in sides:
-        return alone
-    return alone | {"text": TextTowerEmbedder(p)} if alone else dict.fromkeys(SIDES, Embedder(p))
+        return {"image": PhotoEmbedder(p)}
+    if p.text_model_name:
+        return {"image": PhotoEmbedder(p), "text": TextTowerEmbedder(p)}
+    return dict.fromkeys(SIDES, Embedder(p))
 
 
 def _write_cache(folder: Path, names: list[str], embeddings: Tensor) -> None:
@@ -336,10 +337,13 @@ def _photos_of(embedder: Embedder, table: pd.DataFrame, ids: list[str]) -> Tenso
 
 
 def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
-    """{"extra": (n, extra_dim)} of a table's texts from the encoder in p.extra_embeddings; {} where there is none."""
-    if not p.extra_embeddings:
-        return {}
-    return {"extra": TextEmbedder(p).texts(table["text"].tolist(), table["id"].tolist())}
+    """{"extra": (n, extra_dim)} of a table's texts, those of the encoders in p.extra_embeddings side by side.
+
+    {} where there is none.
+    """
+    texts, ids = table["text"].tolist(), table["id"].tolist()
+    parts = [TextEmbedder(p, name).texts(texts, ids) for name in p.extra_embeddings]
+    return {"extra": torch.cat(parts, dim=1)} if parts else {}
 
 
 def save_embeddings(p: Params, goods: Goods) -> dict[str, dict[str, Tensor]]:

@@ -107,11 +107,11 @@ def _pooling(path: Path) -> tuple[str, int, bool]:
     given = config.get("pooling_mode", [how for name, how in OLD_POOLINGS.items() if config.get(name) is True])
     ways = [given] if isinstance(given, str) else given
     dim = config.get("embedding_dimension", config.get("word_embedding_dimension"))
-    if not isinstance(ways, list) or not ways or not isinstance(dim, int):
+    if not (isinstance(ways, list) and ways and all(isinstance(way, str) for way in ways) and isinstance(dim, int)):
         raise _damaged(path, "it doesn't say how tokens become one vector, and of which length")
     if len(ways) > 1 or ways[0] not in POOLINGS:
         known = ", ".join(POOLINGS)
-        raise _unsupported(path, f"the pooling {' with '.join(map(str, ways))}; what can be done is one of {known}")
+        raise _unsupported(path, f"the pooling {' with '.join(ways)}; what can be done is one of {known}")
     return ways[0], dim, config.get("include_prompt", True) is not False
 
 
@@ -122,22 +122,20 @@ def _transformer(folder: Path) -> tuple[int | None, bool]:
         return None, False
     path, config = found[0], _read(found[0], dict)
     for name in SETTINGS:
-        if set(config.get(name) or {}) - HARMLESS:
-            raise _unsupported(path, f"{name} {json.dumps(config[name])[:80]}, which aren't followed here")
+        given = config.get(name)
+        if given and not (isinstance(given, dict) and given.keys() <= HARMLESS):
+            raise _unsupported(path, f"{name} {json.dumps(given)[:80]}, which aren't followed here")
     if (task := config.get("transformer_task", "feature-extraction")) != "feature-extraction":
         raise _unsupported(path, f"the task {task}; an encoder of texts does feature-extraction")
-    inputs = config.get("modality_config") or {}
-    if "message" in inputs:
-        raise _unsupported(path, "texts as messages of a chat; what can be read is plain text")
-    if inputs.get("text", _PLAIN) != _PLAIN:
-        raise _unsupported(path, f"texts by {json.dumps(inputs['text'])[:80]}")
+    if (inputs := config.get("modality_config") or _PLAIN) != _PLAIN:  # such as messages of a chat
+        raise _unsupported(path, f"the inputs {json.dumps(inputs)[:120]}; what can be read is plain text")
     longest = config.get("max_seq_length")
     if longest is not None and not (isinstance(longest, int) and longest > 0):
         raise _damaged(path, f"its max_seq_length is {longest!r}")
     return longest, config.get("do_lower_case") is True
 
 
-_PLAIN = {"method": "forward", "method_output_name": "last_hidden_state"}
+_PLAIN = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
 
 
 def _prompt(path: Path) -> tuple[str, int | None, tuple[str, ...]]:

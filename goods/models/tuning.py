@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a second and a half that only those who load a model pay
 # By the start of their names within a tower; a classifier gives the first three no gradient, and what follows a text
 # encoder's pooling ("after.") stays as its maker trained it.
 NEVER_TRAINED = ("logit_scale", "logit_bias", "embeddings.mask_token", "embeddings.token_embedding",
-                 "embeddings.word_embeddings", "embeddings.tok_embeddings", "after.")  # fmt: skip
+                 "embeddings.word_embeddings", "embeddings.tok_embeddings", "embed_tokens", "after.")  # fmt: skip
 
 
 def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
