@@ -110,7 +110,9 @@ def test_each_tower_gets_adapters_unless_it_is_frozen(p: Params, tmp_path: Path)
     p = p.model_copy(update={"model_name": str(image_encoder_dir(tmp_path / "dino", "dinov3"))})
     both = trained(load_encoder(p), p, tune="lora", lora_targets=("q_proj", "query"))
     assert towers(both) == {"vision_model", "text_model"} and all(".lora_" in name for name in both)
-    with pytest.raises(GoodsError, match="lora_targets query match no layer of the vision_model; its blocks .* q_proj"):
+    with pytest.raises(
+        GoodsError, match=r"lora_targets query match no layer of the vision_model; its blocks .* q_proj"
+    ):
         trained(load_encoder(p), p, tune="lora", lora_targets=("query",))
     alone = trained(load_encoder(p), p, tune="lora", lora_targets=("query",), frozen=("vision_model",))
     assert towers(alone) == {"text_model"}
@@ -119,13 +121,13 @@ def test_each_tower_gets_adapters_unless_it_is_frozen(p: Params, tmp_path: Path)
 def test_parameters_that_do_not_fit(p: Params, encoder_dir: Path, vit: Path) -> None:
     with pytest.raises(GoodsError, match="max_text_length 400 is more than the 300 tokens the text encoder can read"):
         load_encoder(p.model_copy(update={"max_text_length": 400}))
-    with pytest.raises(GoodsError, match="lacks a tokenizer .* an image encoder has none"):
+    with pytest.raises(GoodsError, match=r"lacks a tokenizer .* an image encoder has none"):
         load_encoder(p.model_copy(update={"text_model_name": str(vit)}))
-    with pytest.raises(GoodsError, match="lacks an image processor .* a text encoder has none"):
+    with pytest.raises(GoodsError, match=r"lacks an image processor .* a text encoder has none"):
         load_encoder(p.model_copy(update={"model_name": str(encoder_dir)}))
-    with pytest.raises(GoodsError, match="lacks a tokenizer .* for kind dual with text_model_name"):
+    with pytest.raises(GoodsError, match=r"lacks a tokenizer .* for kind dual with text_model_name"):
         load_encoder(p.model_copy(update={"text_model_name": None}))
-    with pytest.raises(GoodsError, match="frozen names 'vision_tower', but .* one that does is vision_model.backbone"):
+    with pytest.raises(GoodsError, match=r"frozen names 'vision_tower', but .* one that does is vision_model.backbone"):
         trained(load_encoder(p), p, tune="full", frozen=("vision_tower",))
 
 

@@ -77,7 +77,7 @@ def test_another_size_is_taken_where_the_patches_fit(made, name: str) -> None:
 
 
 def test_a_size_that_the_encoder_cannot_take_is_refused(made) -> None:
-    with pytest.raises(GoodsError, match="ConvNextModel can't take photos of 4 pixels: .*; take image_size null"):
+    with pytest.raises(GoodsError, match=r"ConvNextModel can't take photos of 4 pixels: .*; take image_size null"):
         load_image_encoder(str(made("convnext")), 4)
 
 
@@ -181,14 +181,16 @@ def test_directories_that_cannot_be_used_are_refused(made, tmp_path: Path, name:
 
 
 def test_a_text_encoder_is_no_image_encoder_nor_the_reverse(encoder_dir: Path, made, tmp_path: Path) -> None:
-    with pytest.raises(GoodsError, match="lacks an image processor .*; a text encoder has none: it is for kind text"):
+    with pytest.raises(GoodsError, match=r"lacks an image processor .*; a text encoder has none: it is for kind text"):
         load_image_encoder(str(encoder_dir), None)
-    with pytest.raises(GoodsError, match="lacks a tokenizer .*; an image encoder has none: it is for kind image"):
+    with pytest.raises(GoodsError, match=r"lacks a tokenizer .*; an image encoder has none: it is for kind image"):
         load_text_encoder(str(made("vit")))
     both = Path(shutil.copytree(encoder_dir, tmp_path / "both"))
     shutil.copyfile(made("vit") / "preprocessor_config.json", both / "preprocessor_config.json")
-    with pytest.raises(GoodsError, match="both holds a BertModel; an image encoder such as ViT.* text_model_name"):
+    with pytest.raises(GoodsError, match=r"both holds a BertModel; an image encoder such as ViT.* text_model_name"):
         load_image_encoder(str(both), None)
     shutil.copytree(made("vit"), both, dirs_exist_ok=True)  # with a tokenizer
-    with pytest.raises(GoodsError, match="holds a ViTModel; a dual encoder .* text encoder beside it in text_model_na"):
+    with pytest.raises(
+        GoodsError, match=r"holds a ViTModel; a dual encoder .* text encoder beside it in text_model_na"
+    ):
         encoder_of(both)
