@@ -6,10 +6,12 @@ core. Every tensor that lives during the step is counted.
 
 from __future__ import annotations
 
+import inspect
+import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,7 +296,7 @@ def measure_footprint(configs: Configs, p: Params, precision: str, sides: tuple[
         checkpoint_activations(encoder.backbone)
     halve_frozen(encoder, precision)
     dtype, micro = DTYPES.get(precision), micro_batch_size(p)
-    with FakeTensorMode():
+    with _no_memories(encoder), FakeTensorMode():
         evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size, sides), dtype)
         model = GoodsClassifier(encoder, GoodsHeads(*dims, p))
         flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in sides}
@@ -342,6 +344,27 @@ def _empty(config: PretrainedConfig, model_name: str) -> PreTrainedModel:
             return AutoModel.from_config(config, dtype=torch.float32)
     except Exception as error:  # a config.json can be wrong in any way
         raise _unusable(resolve(model_name), error) from error
+
+
+@contextmanager
+def _no_memories(model: nn.Module) -> Iterator[None]:
+    """Functions that remember what they returned, as DINOv3's of positions, keep no fake tensor for a real model."""
+    files = {sys.modules[type(module).__module__] for module in model.modules()}
+    named = [f for file in files for f in vars(file).values() if getattr(f, "__module__", "") == file.__name__]
+    inside = [
+        value for f in filter(inspect.isfunction, named) for value in inspect.getclosurevars(f).nonlocals.values()
+    ]
+    remembering = [function for function in (*named, *inside) if hasattr(function, "cache_clear")]
+    try:
+        _forget(remembering)
+        yield
+    finally:
+        _forget(remembering)
+
+
+def _forget(remembering: Iterable[Any]) -> None:
+    for function in remembering:
+        function.cache_clear()
 
 
 def _fake(module: nn.Module) -> nn.Module:
