@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, PretrainedConfig, SiglipConfig
 
-from goods.cost.footprint import Configs, measure_footprint
+from goods.cost.footprint import measure_footprint
 from goods.cost.plan import find_gpu
 from goods.data.datasets import TensorsDataset
 from goods.errors import GoodsError
@@ -67,7 +67,7 @@ def bench(
     except (torch.OutOfMemoryError, GoodsError) as error:
         return row | {"error": f"{type(error).__name__} within {CAP_GIB} GiB"}
     measured = torch.cuda.max_memory_allocated() / 2**30
-    footprint = measure_footprint(Configs(config), p.model_copy(update={"micro_batch_size": micro}), precision)
+    footprint = measure_footprint(config, p.model_copy(update={"micro_batch_size": micro}), precision)
     planned = footprint.allocated(p) / 2**30
     kind = "forward" if tune == "head" else "training"
     work = sum(n for name, n in footprint.flops.items() if name.startswith(kind) and not name.endswith("recomputed"))

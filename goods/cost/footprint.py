@@ -13,9 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +22,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
-from goods.errors import GoodsError
+from goods.cost.empty import empty_encoder, empty_text_encoder, read_config
 from goods.files import resolve
-from goods.models.backbone import DualEncoder, Processor, check_is_dual
 from goods.models.device import DTYPES
-from goods.models.encoders import SIDES, Encoder, EncoderPair
+from goods.models.encoders import SIDES, Encoder
 from goods.models.heads import GoodsClassifier, GoodsHeads
-from goods.models.image_encoder import ImageEncoder, PhotoSettings, check_takes_photos, image_config
-from goods.models.text_encoder import TextEncoder, check_reads_texts
-from goods.models.text_encoding import Encoding
+from goods.models.text_encoder import PLAIN_LENGTH, TextEncoder
+from goods.models.text_encoding import read_encoding
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
 
@@ -46,34 +42,6 @@ WEIGHTS, GRADIENTS, OPTIMIZER, FURTHER, COPIES, ACTIVATIONS = PARTS
 def micro_batch_size(p: Params) -> int:
     """Products per forward pass in training."""
     return min(p.micro_batch_size or p.batch_size, p.batch_size)
-
-
-class Configs(NamedTuple):
-    """The config.json of the model directories that a plan is made of: that of model_name, and of text_model_name."""
-
-    main: PretrainedConfig
-    text: PretrainedConfig | None = None
-
-
-def read_config(model_name: str) -> PretrainedConfig:
-    """The config.json of a local model directory; raises GoodsError when it is missing or unusable."""
-    folder = resolve(model_name)
-    if not (folder / "config.json").is_file():
-        raise GoodsError(f"there is no {folder / 'config.json'}; a plan needs at least this file of the model")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, json and huggingface_hub each have their own
-        raise _unusable(folder, error) from error
-
-
-def read_configs(p: Params) -> Configs:
-    """The configs of model_name and text_model_name."""
-    return Configs(read_config(p.model_name), read_config(p.text_model_name) if p.text_model_name else None)
-
-
-def _unusable(folder: Path, error: Exception) -> GoodsError:
-    why = next(iter(str(error).splitlines()), type(error).__name__)
-    return GoodsError(f"{folder / 'config.json'} can't be used: {why}; download it again")
 
 
 class StepMeter(TorchDispatchMode):
@@ -181,10 +149,12 @@ def count_step(
     input_ids: Tensor | None,
     dtype: torch.dtype | None = None,
     accumulate: bool = False,
+    extra: Tensor | None = None,
 ) -> StepMeter:
     """Forward, loss and backward of a classifier's micro batch under a meter; on real or fake CPU tensors.
 
     dtype: autocast's, or None for fp32. accumulate: the gradients of an earlier micro batch are in memory already.
+    extra: embeddings of further text encoders.
     """
     # CPU tensors, since fake CUDA tensors need a GPU: without one autocast turns itself off and the backward pass asks
     # the driver for a context (torch 2.10), or a CPU build aborts (2.13). What differs from CUDA, beside CudaDropout:
@@ -203,7 +173,7 @@ def count_step(
     model.train()
     with meter:
         with _cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
-            logits = model(pixels, input_ids)
+            logits = model(pixels, input_ids, extra)
         loss = sum(F.cross_entropy(values.float(), labels) for values in logits.values())
         del logits
         meter.phase = "backward"
@@ -285,27 +255,29 @@ class Footprint:
         return max(sum(parts.values()) for parts in self.phases(p).values())
 
 
-def measure_footprint(configs: Configs, p: Params, precision: str, sides: tuple[str, ...] = SIDES) -> Footprint:
+def measure_footprint(config: PretrainedConfig, p: Params, precision: str, sides: tuple[str, ...] = SIDES) -> Footprint:
     """Builds the classifier that p describes on fake tensors, and counts an evaluation and a training step of it.
 
-    sides: those of a product that it looks at.
+    config: that of model_name. sides: those of a product that it looks at.
     """
-    encoder = _encoder(configs, p, sides)
+    encoder = empty_encoder(config, p, sides)
     set_trainable(encoder.backbone, p)
     if p.gradient_checkpointing:
         checkpoint_activations(encoder.backbone)
     halve_frozen(encoder, precision)
     dtype, micro = DTYPES.get(precision), micro_batch_size(p)
+    extra_dim = further_dim(p)
     with _no_memories(encoder), FakeTensorMode():
         evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size, sides), dtype)
-        model = GoodsClassifier(encoder, GoodsHeads(*dims, p))
+        model = GoodsClassifier(encoder, GoodsHeads(*dims, p, extra_dim))
         flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in sides}
         step = StepMeter()
         if p.tune != "head":
             for module in model.modules():
                 if type(module) is nn.Dropout:
                     module.__class__ = CudaDropout
-            step = count_step(model, *_inputs(encoder, p, micro, sides), dtype, accumulate=micro < p.batch_size)
+            extra = torch.empty(micro, extra_dim) if extra_dim else None
+            step = count_step(model, *_inputs(encoder, p, micro, sides), dtype, micro < p.batch_size, extra)
             flops |= {f"training, {name}": n / micro for name, n in step.flops.items()}
     trained = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Footprint(
@@ -317,33 +289,9 @@ def measure_footprint(configs: Configs, p: Params, precision: str, sides: tuple[
         step_most=step.most,
         evaluation=evaluation.peak,
         evaluation_most=evaluation.most,
-        embedding=4 * sum(dims),
+        embedding=4 * (sum(dims) + extra_dim),
         flops=flops,
     )
-
-
-def _encoder(configs: Configs, p: Params, sides: tuple[str, ...]) -> Encoder:
-    """As goods.models.encoders.load_encoder, without weights or tokenizers: what these say doesn't matter here."""
-    no_tokenizer = SimpleNamespace(pad_token_id=0)
-    if configs.text is None and "text" in sides:
-        backbone = check_is_dual(_empty(configs.main, p.model_name), p.model_name)
-        with torch.device("meta"):
-            return DualEncoder(backbone, Processor(no_tokenizer, (0.5,) * 3, (0.5,) * 3), p)
-    tower = check_takes_photos(_empty(image_config(configs.main), p.model_name), p.model_name)
-    with torch.device("meta"):
-        image = ImageEncoder(tower, PhotoSettings(), p.image_size)
-    if "text" not in sides:
-        return image
-    backbone = check_reads_texts(_empty(configs.text, str(p.text_model_name)), str(p.text_model_name))
-    return EncoderPair(image, TextEncoder(backbone, no_tokenizer, Encoding("mean", p.max_text_length)))
-
-
-def _empty(config: PretrainedConfig, model_name: str) -> PreTrainedModel:
-    try:
-        with torch.device("meta"):
-            return AutoModel.from_config(config, dtype=torch.float32)
-    except Exception as error:  # a config.json can be wrong in any way
-        raise _unusable(resolve(model_name), error) from error
 
 
 @contextmanager
@@ -395,3 +343,46 @@ def optimizer_buffers(trained: dict[str, torch.Size], rates: dict[str, float], p
     for name, shape in trained.items():
         groups[rates.get(name, p.head_learning_rate), len(shape) > 1] += 4 * shape.numel()
     return max(groups.values())
+
+
+# Further text encoders, each of which embeds all texts once, before anything is trained -------------------------------
+
+
+@dataclass(frozen=True)
+class Further:
+    """Of the encoders in extra_embeddings: FLOPs per product, of all; bytes by part, of the one that takes most."""
+
+    flops: float
+    memory: dict[str, int]
+
+
+def further_dim(p: Params) -> int:
+    """How many numbers per product the heads get of them; reads extra_embeddings."""
+    sizes = {name: read_config(name).hidden_size for name in p.extra_embeddings}
+    return sum(read_encoding(resolve(name)).dim_of(size) for name, size in sizes.items())
+
+
+def measure_further(p: Params, precision: str) -> Further | None:
+    """A batch of each on fake tensors; None where there is none. Reads extra_embeddings and eval_batch_size.
+
+    Texts are taken as PLAIN_LENGTH tokens long, which few are.
+    """
+    meters = [_meter(empty_text_encoder(name), p.eval_batch_size, precision) for name in p.extra_embeddings]
+    if not meters:
+        return None
+    largest = max((meter.peak for meter in meters), key=lambda parts: sum(parts.values()))
+    return Further(
+        sum(meter.flops["forward"] for meter in meters) / p.eval_batch_size, dict.fromkeys(PARTS, 0) | largest
+    )
+
+
+def _meter(encoder: TextEncoder, batch: int, precision: str) -> StepMeter:
+    halve_frozen(encoder, precision)
+    meter = StepMeter()
+    with FakeTensorMode():
+        input_ids = torch.empty(batch, PLAIN_LENGTH, dtype=torch.int64)
+        meter.hold([*_fake(encoder).eval().parameters(), *encoder.buffers()], WEIGHTS)
+        meter.hold([input_ids], ACTIVATIONS)
+        with torch.no_grad(), meter, _cpu_autocast(DTYPES.get(precision)):
+            encoder(input_ids)
+    return meter

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from goods.cost.empty import read_config
 from goods.cost.footprint import (
     ACTIVATIONS,
     COPIES,
@@ -24,14 +25,16 @@ from goods.cost.footprint import (
     PARTS,
     WEIGHTS,
     Footprint,
+    further_dim,
     measure_footprint,
+    measure_further,
     micro_batch_size,
-    read_configs,
 )
 from goods.data.table_files import rows_of
 from goods.errors import GoodsError
 from goods.files import resolve
 from goods.models.encoders import SIDES
+from goods.models.text_encoder import PLAIN_LENGTH
 from goods.params import Params
 
 GIB, GB = 2**30, 10**9
@@ -40,6 +43,7 @@ ALLOCATOR_SLACK = 0.05  # share that torch's allocator holds on top: blocks are 
 DEFAULT_ROWS = (50_000, 10_000)  # products to train on and to predict, where there is no table to count
 KAGGLE_DISK_GB = 20  # of output that a Kaggle session may leave
 SMALLER_IMAGE = 224
+FURTHER_TEXTS = "further texts"  # what the encoders in extra_embeddings read, once
 # A notebook's page may set <pre> in its text font, and break lines: then columns don't line up.
 MONOSPACE = "font-family: monospace; white-space: pre; overflow-x: auto; line-height: 1.25"
 
@@ -168,7 +172,7 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
     Raises GoodsError for an unknown GPU, a missing or unusable config.json, another kind of model, and
     parameters that don't fit the model.
     """
-    card, configs = find_gpu(gpu), read_configs(p)
+    card, config = find_gpu(gpu), read_config(p.model_name)
     precision = p.mixed_precision
     if precision == "auto":
         precision = "bf16" if card.bf16 else "fp16"
@@ -176,13 +180,16 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
 
     @cache  # the suggestions differ from p in few parameters, and many share a footprint
     def cached(p: Params) -> Footprint:
-        return measure_footprint(configs, p, precision, sides)
+        return measure_footprint(config, p, precision, sides)
 
     def measure(p: Params) -> Footprint:
         return cached(p.model_copy(update={"optimizer": "adamw", "wise_ft": False, "ema_decay": 0.0, "soup": False}))
 
-    footprint = measure(p)
-    hours = estimate_hours(p, footprint.flops, rows, card, precision)
+    footprint, further = measure(p), measure_further(p, precision)
+    memory, flops = footprint.phases(p), footprint.flops
+    if further:
+        memory, flops = memory | {FURTHER_TEXTS: further.memory}, flops | {FURTHER_TEXTS: further.flops}
+    hours = estimate_hours(p, flops, rows, card, precision)
     disk = estimate_disk(p, footprint, rows)
     return Plan(
         params=p,
@@ -192,8 +199,8 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
         micro_batch_size=micro_batch_size(p),
         trainable=footprint.trainable,
         total=footprint.total,
-        memory={phase: {part: n / GIB for part, n in parts.items()} for phase, parts in footprint.phases(p).items()},
-        flops=footprint.flops,
+        memory={phase: {part: n / GIB for part, n in parts.items()} for phase, parts in memory.items()},
+        flops=flops,
         hours=hours,
         disk=disk,
         rows=rows,
@@ -206,12 +213,14 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
 def _notes(
     p: Params, card: Gpu, precision: str, rows_note: str, hours: dict[str, float], disk: dict[str, float]
 ) -> Iterator[str]:
-    """What a plan assumes, and what to watch out for; reads text_windows."""
+    """What a plan assumes, and what to watch out for; reads text_windows and extra_embeddings."""
     if precision == "bf16" and not card.bf16:
         yield f"a {card.name} only emulates bf16: set mixed_precision=fp16"
     yield rows_note
     if p.text_windows > 1:
         yield f"every text is assumed to fill its {p.text_windows} windows"
+    if p.extra_embeddings:
+        yield f"further text encoders are assumed to read {PLAIN_LENGTH} tokens of every text"
     if hours:
         peak = f"{card.utilisation:.0%} of the {card.name}'s {_peak(card, precision):g} TFLOP/s"
         yield f"hours assume {peak}, and that photos are read as fast"
@@ -319,6 +328,7 @@ def estimate_hours(
         return {}
     (train, test), folds, predicting = rows, len(p.chosen_folds), 1 if p.refit else len(p.chosen_folds)
     forward = sum(n for name, n in flops.items() if name.startswith("forward"))
+    further = {f"{FURTHER_TEXTS}, once": (train + test) * flops[FURTHER_TEXTS]} if FURTHER_TEXTS in flops else {}
     if p.tune == "head":
         work = {"embeddings, once": (train + test) * forward}
     else:
@@ -331,7 +341,7 @@ def estimate_hours(
             "validation": folds * validations * train / p.n_folds * forward * twice,
             "test prediction": predicting * test * forward * twice,
         }
-    return {name: n / (peak * 1e12 * gpu.utilisation) / 3600 for name, n in work.items()}
+    return {name: n / (peak * 1e12 * gpu.utilisation) / 3600 for name, n in (further | work).items()}
 
 
 def _peak(gpu: Gpu, precision: str) -> float | None:
@@ -351,13 +361,13 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
     sizes = {
         "weights of all folds": (len(p.chosen_folds) + p.refit) * (2 * backbone + 4 * heads + scale),
         "states of a fold in training": 2 * state,
-        "embeddings": embedded * footprint.embedding,
+        "embeddings": embedded * footprint.embedding + (train + test - embedded) * 4 * further_dim(p),
     }
     return {name: size / GB for name, size in sizes.items() if size}
 
 
 def _report(plan: Plan) -> Iterator[str]:
-    """The lines of a plan, at most 80 characters each."""
+    """The lines of a plan, at most 80 characters each where the memory has four columns or fewer."""
     p = plan.params
     at_once = f"{p.batch_size} products per step"
     if p.tune != "head":

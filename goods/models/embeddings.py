@@ -207,7 +207,9 @@ class TextEmbedder(Embedder):
     @cached_property
     def encoder(self) -> TextEncoder:
         """The frozen text encoder, on the device that is there."""
-        return load_text_encoder(self.model_name).requires_grad_(False).to(pick_device()).eval()
+        encoder = load_text_encoder(self.model_name).requires_grad_(False)
+        halve_frozen(encoder, pick_precision(self.p.mixed_precision))
+        return encoder.to(pick_device()).eval()
 
     def texts(self, texts: Sequence[str], ids: Sequence[str] = ()) -> Tensor:
         """(n, dim) embeddings of texts; an error names the products by their `ids`, where they are given."""

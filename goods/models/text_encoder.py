@@ -41,9 +41,7 @@ class TextEncoder(nn.Module):
         self.backbone, self.tokenizer, self.encoding = backbone, tokenizer, encoding
         self.after = nn.Sequential(*after)
         self.pooling, self.max_length = encoding.pooling, encoding.max_length
-        layers = [module for module in self.after.modules() if isinstance(module, nn.Linear)]
-        dim = layers[-1].out_features if layers else backbone.config.hidden_size
-        self.dim = min(dim, encoding.cut_to or dim)
+        self.dim = encoding.dim_of(backbone.config.hidden_size)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text behind the prompt, cut to max_length, not padded; of an empty one NO_TOKEN.
@@ -180,7 +178,7 @@ def _module(step: Dense | Normalize) -> nn.Module:
     path = step.folder / "model.safetensors"
     try:
         weights = load_file(path)
-        linear = nn.Linear(*weights["linear.weight"].shape[::-1], bias="linear.bias" in weights)
+        linear = nn.Linear(weights["linear.weight"].shape[1], step.dim, bias="linear.bias" in weights)
         linear.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in weights.items()})
     except Exception as error:  # safetensors and torch each have their own
         raise GoodsError(f"the weights {path} can't be loaded: {first_line(error)}; download the model's directory "

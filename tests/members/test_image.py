@@ -13,7 +13,8 @@ import torch
 from backbones import image_encoder_dir
 from conftest import fit
 
-from goods.cost.footprint import measure_footprint, read_configs
+from goods.cost.empty import read_config
+from goods.cost.footprint import measure_footprint
 from goods.data.tables import read_goods
 from goods.errors import ParameterError
 from goods.explain import explain
@@ -101,7 +102,7 @@ def test_of_several_photos_the_mean_counts(of) -> None:
 def test_a_plan_counts_the_parameters_that_there_are(of, kind: str, tune: str) -> None:
     p = of(kind, tune)
     sides = kind_of(p).planned
-    planned = measure_footprint(read_configs(p), p, "fp32", sides)
+    planned = measure_footprint(read_config(p.model_name), p, "fp32", sides)
     encoder = load_encoder(p, sides)
     set_trainable(encoder.backbone, p)
     trained = {name: q.shape for name, q in encoder.backbone.named_parameters() if q.requires_grad}
