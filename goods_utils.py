@@ -30,8 +30,8 @@ from goods.members import ensemble_run, kind_of, open_run, predict_test, read_go
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf
-from goods.models.backbone import load_processor
 from goods.models.embeddings import save_embeddings
+from goods.models.encoders import token_counter
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
@@ -59,7 +59,6 @@ __all__ = [
     "joined",
     "keep_figure",
     "load_predictor",
-    "load_processor",
     "make_pseudo_labels",
     "map_points",
     "nearest_products",
@@ -83,6 +82,7 @@ __all__ = [
     "shared_across_folds",
     "show_plan",
     "titles_dir",
+    "token_counter",
     "write_label_issues",
     "write_report",
     "write_submission",
@@ -166,7 +166,9 @@ def titles_dir(p: Params) -> Path:
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     """What the run will cost, or a sentence where nobody can tell beforehand."""
     kind = kind_of(p)
-    return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
+    if not kind.planned:
+        return f"There is no plan for kind {kind.name}: {kind.what}."
+    return plan_run(p, gpu, sides=kind.planned)
 
 
 def export(run: str, to: str, merge: bool) -> str:

@@ -54,9 +54,11 @@ class CommonParams(_Group):
     kind: str = Field(
         "dual",
         pattern=r"^[a-z][a-z0-9_]*$",
-        description="dual or text encoder, given vectors (embeddings), linear on TF-IDF, neighbours (knn), or a blend",
+        description="dual, image or text encoder, vectors (embeddings), linear on TF-IDF, neighbours (knn), or a blend",
     )
-    model_name: str = Field("models/siglip-so400m-patch14-384", description="directory of the dual or text encoder")
+    model_name: str = Field(
+        "models/siglip-so400m-patch14-384", description="directory of the dual, image or text encoder"
+    )
     tune: Literal["head", "last", "lora", "full"] = Field(
         "full", description="what is trained of the backbone: nothing (head), its last blocks, LoRA adapters, or all"
     )
@@ -141,6 +143,10 @@ class ModelParams(_Group):
 
     hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
     dropout: Float = Field(0.2, ge=0, lt=1, description="dropout in the heads")
+    text_model_name: str | None = Field(
+        None,
+        description="directory of a text encoder beside an image encoder in model_name, or in place of a dual one's",
+    )
     extra_embeddings: NoneOrNames = Field(
         (), description="local directories of further text encoders; the heads get their frozen embeddings as well"
     )

@@ -148,13 +148,14 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
-    if not kind_of(p).planned:
+    sides = kind_of(p).planned
+    if not sides:
         return [f"no plan was made: kind {p.kind} has none"]
-    config = resolve(p.model_name) / "config.json"
-    if not config.is_file():
-        return [f"no plan was made: {config} is not here; that one file is enough, without the weights"]
+    configs = [resolve(name) / "config.json" for name in (p.model_name, p.text_model_name) if name]
+    if missing := [path for path in configs if not path.is_file()]:
+        return [f"no plan was made: {missing[0]} is not here; that one file is enough, without the weights"]
 
-    plan = plan_run(p, "T4")
+    plan = plan_run(p, "T4", sides=sides)
     if not plan.fits:
         raise GoodsError(f"the run doesn't fit a T4: {plan.advice}")
     hours, disk = sum(plan.hours.values()) / SESSION_GPUS, sum(plan.disk.values())
@@ -291,6 +292,8 @@ def send_backbone(folder: Path) -> str:
         if not {".json", ".safetensors"} <= {path.suffix for path in files}:
             raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first "
                              "(README.md)")  # fmt: skip
+    if missing := [path for path in vectors if not path.is_file()]:
+        raise GoodsError(f"there is no file {missing[0]} with vectors to send")
     user = read_metadata(folder)["id"].split("/")[0]
     made = [send_dataset(f"{user}/{slugify(model.name)[:50]}", model, files) for model, files in found.items()]
     for folder, files in groupby(sorted(vectors), lambda path: path.parent):

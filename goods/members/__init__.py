@@ -45,6 +45,7 @@ Predict = Callable[["pd.DataFrame"], Logits]  # of a table with id, title, text,
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
 SUBMISSION_CODE = ("goods.ensemble.submission",)
+FURTHER = "extra_embeddings"  # beside encoders, and beside vectors in their place
 TEST_ROWS = 4096  # test products between two looks at the clock: on a T4, with five folds of so400m, ten minutes
 
 
@@ -58,7 +59,7 @@ class Kind:
     notebooks: tuple[str, ...]  # in sequence; "train" runs once per fold
     models: tuple[str, ...] = ()  # the parameters that name model directories it reads
     vectors: bool = False  # whether it can do with embeddings_files in place of a model_name
-    planned: bool = False  # whether goods.cost can tell beforehand what it takes
+    planned: tuple[str, ...] = ()  # the sides of a product that it looks at, where goods.cost can tell what it takes
     tracked: bool = False  # whether wandb follows its training
     photos: bool = False  # whether it can't do without photos
 
@@ -80,13 +81,13 @@ class Kind:
 
         With p.embeddings_files it reads no encoder.
         """
-        names = [name for name in self.models if name != "model_name" or not self._reads_given(p)]
+        names = [name for name in self.models if name == FURTHER or not self._reads_given(p)]
         named = model_paths(dict(p), names)
         return {name: resolve(path) for name, path in named.items() if not names_vectors(path)}
 
     def vector_files(self, p: Params) -> dict[str, list[Path]]:
         """The files of vectors that it reads, by what names them: embeddings_files, extra_embeddings and so on."""
-        further = model_paths(dict(p), [name for name in self.models if name != "model_name"])
+        further = model_paths(dict(p), [name for name in self.models if name == FURTHER])
         named = {name: [path] for name, path in further.items() if names_vectors(path)}
         named |= {"embeddings_files": p.embeddings_files} if self._reads_given(p) else {}
         return {name: [piece for path in paths for piece in vector_pieces(path)] for name, paths in named.items()}
@@ -107,18 +108,20 @@ def vectors_hash(files: Sequence[Path], memory: Path | None = None) -> str:
     return files_hash([*files, *filter(None, map(ids_beside, files))], memory)
 
 
-ENCODERS = ("model_name", "extra_embeddings")
+ENCODERS = ("model_name", "text_model_name", FURTHER)
 ALL_AT_ONCE = ("baseline", "ensemble", "submission")
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("dual", "image and text encoder under fused heads", "goods.members.dual",
-             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=True, tracked=True,
+             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=("image", "text"), tracked=True,
              photos=True),
+        Kind("image", "an image encoder under a head", "goods.members.image",
+             ("train", "ensemble", "submission"), ("model_name",), planned=("image",), tracked=True, photos=True),
         Kind("text", "a text encoder under a head", "goods.members.text",
              ("train", "ensemble", "submission"), ("model_name",), tracked=True),
         Kind("embeddings", "heads on vectors made elsewhere", "goods.members.embeddings", ALL_AT_ONCE,
-             ("extra_embeddings",), vectors=True, tracked=True),
+             (FURTHER,), vectors=True, tracked=True),
         Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),
         Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, vectors=True,
              photos=True),
@@ -283,7 +286,7 @@ def step_inputs(step: str, p: Params) -> StepInputs:
     models = tuple(sorted(kind.model_hashes(p).items()))
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
     if step == "eda":
-        return StepInputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.backbone")))
+        return StepInputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.encoders")))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()

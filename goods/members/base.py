@@ -68,19 +68,19 @@ def part_of(p: Params, goods: Goods, number: int) -> Part:
     return Part(all_products(goods), rows, labels, np.flatnonzero(folds["fold"] == number), folds)
 
 
-def frozen_task(p: Params, goods: Goods, planned: bool = False) -> Task:
-    """Heads on frozen embeddings of fold p.fold, those of the backbone or of p.embeddings_files."""
+def frozen_task(p: Params, goods: Goods, sides: tuple[str, ...] = ()) -> Task:
+    """Heads on frozen embeddings of fold p.fold, of these sides of a product, or on those in p.embeddings_files."""
     part = part_of(p, goods, p.fold)
     labels, targets = part.targets()
     products = part.products if p.pseudo_from else goods.train
     columns = part.learn_columns(p)
-    embeddings = embed_products(p, products) | columns_of(products, columns)
+    embeddings = embed_products(p, products, sides) | columns_of(products, columns)
     heads = make_heads({name: values[part.rows] for name, values in embeddings.items()}, p)
     of_train, of_valid = (
         TensorsDataset(**{name: values[rows] for name, values in embeddings.items()}, label=targets[of])
         for rows, of in ((part.rows, "train"), (part.valid, "valid"))
     )
-    return Task(heads, of_train, of_valid, part.learned["id"].to_numpy(), labels, planned, columns)
+    return Task(heads, of_train, of_valid, part.learned["id"].to_numpy(), labels, sides, columns)
 
 
 def columns_of(products: pd.DataFrame, columns: Columns | None) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from goods.errors import DamagedFileError
-from goods.models.backbone import DualEncoder, first_line
+from goods.models.backbone import first_line
 from goods.models.device import full_precision
+from goods.models.encoders import Encoder
 from goods.models.text_encoder import TextEncoder
 from goods.params import Params
 
@@ -26,6 +27,7 @@ class GoodsHeads(nn.Module):
     its head: vectors that are neither photo's nor text's come as extra, alone, under the fused head. So do features of
     further columns (columns_dim), which modality dropout lets be.
     Embeddings are first standardised dimension by dimension, with statistics of the training products (`set_scale`).
+    Where photos are all that is looked at there are image logits alone.
     """
 
     def __init__(self, image_dim: int, text_dim: int, p: Params, extra_dim: int = 0, columns_dim: int = 0) -> None:
@@ -36,13 +38,14 @@ class GoodsHeads(nn.Module):
         for name, dim in dims.items():
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
-        self.fused = nn.Sequential(
-            nn.LayerNorm(sum(dims.values())),
-            nn.Linear(sum(dims.values()), p.hidden_dim),
-            nn.GELU(),
-            nn.Dropout(p.dropout),
-            nn.Linear(p.hidden_dim, p.num_classes),
-        )
+        if dims.keys() != {"image"}:
+            self.fused = nn.Sequential(
+                nn.LayerNorm(sum(dims.values())),
+                nn.Linear(sum(dims.values()), p.hidden_dim),
+                nn.GELU(),
+                nn.Dropout(p.dropout),
+                nn.Linear(p.hidden_dim, p.num_classes),
+            )
         if image_dim:
             self.image = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(image_dim, p.num_classes))
         if text_dim:
@@ -77,8 +80,10 @@ class GoodsHeads(nn.Module):
         given = {name: values for name, values in given.items() if values is not None}
         with full_precision(next(iter(given.values())).device):
             parts = {name: self._scaled(name, values) for name, values in given.items()}
-            both = torch.cat(self._drop_modality(parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
             single = {name: getattr(self, name)(parts[name]) for name in ("image", "text") if name in parts}
+            if parts.keys() == {"image"}:
+                return single
+            both = torch.cat(self._drop_modality(parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
             return {"fused": self.fused(both), **single}
 
     def _scaled(self, name: str, embeddings: Tensor) -> Tensor:
@@ -96,16 +101,16 @@ class GoodsHeads(nn.Module):
 
 
 class GoodsClassifier(nn.Module):
-    """A dual encoder under GoodsHeads."""
+    """An encoder of photos, and of texts where it reads any, under GoodsHeads."""
 
-    def __init__(self, encoder: DualEncoder, heads: GoodsHeads) -> None:
+    def __init__(self, encoder: Encoder, heads: GoodsHeads) -> None:
         super().__init__()
         self.encoder, self.heads = encoder, heads
 
     def forward(
         self,
         pixels: Tensor,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         extra: Tensor | None = None,
         photos: Tensor | None = None,
         columns: Tensor | None = None,
@@ -116,7 +121,8 @@ class GoodsClassifier(nn.Module):
         """
         several = photos is not None
         image = self.encoder.embed_several(pixels, photos) if several else self.encoder.embed_images(pixels)
-        return self.heads(image, self.encoder.embed_texts(input_ids), extra, columns)
+        text = None if input_ids is None else self.encoder.embed_texts(input_ids)
+        return self.heads(image, text, extra, columns)
 
 
 class TextClassifier(nn.Module):

@@ -41,9 +41,7 @@ class TextEncoder(nn.Module):
         self.backbone, self.tokenizer, self.encoding = backbone, tokenizer, encoding
         self.after = nn.Sequential(*after)
         self.pooling, self.max_length = encoding.pooling, encoding.max_length
-        layers = [module for module in self.after.modules() if isinstance(module, nn.Linear)]
-        dim = layers[-1].out_features if layers else backbone.config.hidden_size
-        self.dim = min(dim, encoding.cut_to or dim)
+        self.dim = encoding.dim_of(backbone.config.hidden_size)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text behind the prompt, cut to max_length, not padded; of an empty one NO_TOKEN.
@@ -129,6 +127,12 @@ def load_text_encoder(model_name: str, max_length: int | None = None, normalize:
     return TextEncoder(backbone, tokenizer, replace(encoding, max_length=longest), [_module(step) for step in steps])
 
 
+def with_max_length(encoder: TextEncoder, max_length: int) -> TextEncoder:
+    """The same encoder, of the same weights, reading another number of tokens."""
+    return TextEncoder(encoder.backbone, encoder.tokenizer, replace(encoder.encoding, max_length=max_length),
+                       list(encoder.after))  # fmt: skip
+
+
 def _by_habit(folder: Path, encoding: Encoding, backbone: nn.Module) -> Encoding:
     """What a plain directory leaves open, by its architecture."""
     causal = sees_only_before(backbone)
@@ -174,7 +178,7 @@ def _module(step: Dense | Normalize) -> nn.Module:
     path = step.folder / "model.safetensors"
     try:
         weights = load_file(path)
-        linear = nn.Linear(*weights["linear.weight"].shape[::-1], bias="linear.bias" in weights)
+        linear = nn.Linear(weights["linear.weight"].shape[1], step.dim, bias="linear.bias" in weights)
         linear.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in weights.items()})
     except Exception as error:  # safetensors and torch each have their own
         raise GoodsError(f"the weights {path} can't be loaded: {first_line(error)}; download the model's directory "
@@ -195,9 +199,15 @@ def load_text_backbone(model_name: str) -> PreTrainedModel:
         raise GoodsError(f"the model in {folder} can't be loaded: {first_line(error)}") from error
     if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):  # unused
         raise GoodsError(f"the weights in {folder} lack {len(missing)} of its tensors, such as {missing[0]}")
-    if not _reads_texts_alone(backbone):
-        raise GoodsError(f"{folder} holds a {type(backbone).__name__}; a text encoder such as BERT is needed")
     backbone.config.use_cache = False  # a decoder's, of what it has read: nothing is written on
+    return check_reads_texts(backbone, model_name)
+
+
+def check_reads_texts(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel:
+    """The backbone; raises GoodsError where it is no text encoder."""
+    if not _reads_texts_alone(backbone):
+        raise GoodsError(f"{resolve(model_name)} holds a {type(backbone).__name__}; a text encoder such as BERT is "
+                         "needed")  # fmt: skip
     return backbone
 
 

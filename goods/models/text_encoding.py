@@ -42,6 +42,7 @@ class Dense:
 
     folder: Path
     activation: str
+    dim: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Encoding:
     dim: int | None = None
     cut_to: int | None = None
     said: tuple[str, ...] = ()
+
+    def dim_of(self, hidden_size: int) -> int:
+        """The length of a vector, where the model's states have hidden_size numbers."""
+        *_, last = hidden_size, *(step.dim for step in self.after if isinstance(step, Dense))
+        return min(last, self.cut_to or last)
 
 
 def read_encoding(folder: Path) -> Encoding:
@@ -181,7 +187,9 @@ def _step(name: str, folder: Path, path: Path) -> Iterator[Dense | Normalize]:
         module, _, activation = str(config.get("activation_function", "torch.nn.Tanh")).rpartition(".")
         if not f"{module}.".startswith("torch.nn.") or activation not in ACTIVATIONS:
             raise _unsupported(file, f"the activation {module}.{activation}; known are {', '.join(ACTIVATIONS)}")
-        yield Dense(folder, activation)
+        if not isinstance(dim := config.get("out_features"), int):
+            raise _damaged(file, f"its out_features is {dim!r}")
+        yield Dense(folder, activation, dim)
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -214,9 +214,10 @@ def mixed(training: Training, alpha: float) -> Path:
 def resources(p: Params, training: Training) -> dict[str, Any]:
     """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
     found: dict[str, Any] = {"micro_batch_size": min(training.at.micro_batch_size, p.batch_size)}
-    if torch.cuda.is_available() and training.task.planned:
+    if torch.cuda.is_available() and training.task.sides:
         measured = torch.cuda.max_memory_allocated() / 2**30
-        planned = plan_run(p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})).allocated_gib
+        p = p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})
+        planned = plan_run(p, sides=training.task.sides).allocated_gib
         found |= {"peak_gib": round(measured, 2), "planned_gib": round(planned, 2)}
         found["plan_error"] = round(planned / measured - 1, 3)
     return found
