@@ -80,11 +80,11 @@ class GoodsHeads(nn.Module):
         given = {name: values for name, values in given.items() if values is not None}
         with full_precision(next(iter(given.values())).device):
             parts = {name: self._scaled(name, values) for name, values in given.items()}
-            single = {name: getattr(self, name)(parts[name]) for name in ("image", "text") if name in parts}
-            if parts.keys() == {"image"}:
-                return single
-            both = torch.cat(self._drop_modality(parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
-            return {"fused": self.fused(both), **single}
+            fused = {}
+            if parts.keys() != {"image"}:
+                both = torch.cat(self._drop_modality(parts), dim=-1)  # (batch, image_dim + text_dim + extra_dim)
+                fused["fused"] = self.fused(both)
+            return fused | {name: getattr(self, name)(parts[name]) for name in ("image", "text") if name in parts}
 
     def _scaled(self, name: str, embeddings: Tensor) -> Tensor:
         return (embeddings.float() - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_std")
