@@ -103,12 +103,8 @@ class DataParams(_Group):
     image_column: str | None = Field(
         None, min_length=1, description="column with each product's photos, or a pattern such as {id}.jpg; null: by id"
     )
-    category_columns: Names = Field(
-        (), description="further columns of categories to learn from, such as the brand: each frequent value a feature"
-    )
-    number_columns: Names = Field(
-        (), description="further columns of numbers to learn from, such as the price: scaled, missing ones the median"
-    )
+    category_columns: Names = Field((), description="further columns of categories to learn from, such as the brand")
+    number_columns: Names = Field((), description="further columns of numbers to learn from, such as the price")
     bad_images: Literal["blank", "error"] = Field(
         "blank", description="a missing or unreadable photo: replace it by a white one, or stop"
     )
@@ -150,9 +146,7 @@ class ModelParams(_Group):
     extra_embeddings: NoneOrNames = Field(
         (), description="local directories of further text encoders; the heads get their frozen embeddings as well"
     )
-    embeddings_files: Names = Field(
-        (), description="kinds embeddings, knn: files of vectors with ids, made elsewhere: npz, Parquet, safetensors"
-    )
+    embeddings_files: Names = Field((), description="kinds embeddings, knn: files of vectors with ids, made elsewhere")
     text_windows: Int = Field(
         1,
         ge=1,
