@@ -30,8 +30,8 @@ from goods.members import ensemble_run, kind_of, open_run, predict_test, read_go
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf
-from goods.models.backbone import load_processor
 from goods.models.embeddings import save_embeddings
+from goods.models.encoders import token_counter
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
@@ -59,7 +59,6 @@ __all__ = [
     "joined",
     "keep_figure",
     "load_predictor",
-    "load_processor",
     "make_pseudo_labels",
     "map_points",
     "nearest_products",
@@ -83,6 +82,7 @@ __all__ = [
     "shared_across_folds",
     "show_plan",
     "titles_dir",
+    "token_counter",
     "write_label_issues",
     "write_report",
     "write_submission",
@@ -166,7 +166,9 @@ def titles_dir(p: Params) -> Path:
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     """What the run will cost, or a sentence where nobody can tell beforehand."""
     kind = kind_of(p)
-    return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
+    if not kind.planned:
+        return f"There is no plan for kind {kind.name}: {kind.what}."
+    return plan_run(p, gpu, sides=kind.planned)
 
 
 def export(run: str, to: str, merge: bool) -> str:
@@ -192,7 +194,13 @@ def add_predict(commands: Any) -> None:
     command.add_argument("--shard", help="the parts of a share of the table: 3/16 is the third of sixteen")
     command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
     command.add_argument("--probabilities", action="store_true", help="add the probability of every class")
-    command.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="where a model directory is now")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="where a model directory is now; embeddings_files=PATH: the vectors of these products",
+    )
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
 
 
@@ -218,6 +226,12 @@ def compare(options: argparse.Namespace) -> str:
     return f"{finding(all_runs)}\n\n{summary(all_runs).to_string()}\n\n{path}"
 
 
+def path_from_here(given: str) -> str:
+    """A path, or several with commas between them, from the folder that the command is given in."""
+    parts = [given] if os.path.exists(given) else given.split(",")
+    return ",".join(os.path.abspath(part) for part in parts)
+
+
 def predict(options: argparse.Namespace) -> None:
     """The command `predict`; what it is given relative is looked for from here. Ends with status 2 on bad input."""
     from goods.classify import prepare_job
@@ -226,7 +240,8 @@ def predict(options: argparse.Namespace) -> None:
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
     try:
         settings = dict(parse_setting(text) for text in options.set)
-        models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
+        named = (text.partition("=") for text in options.models)
+        models = {name: path_from_here(path) for name, _, path in named}
         predictor = load_predictor(run_folder(options.run), models, **settings)
         job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
                           probabilities=options.probabilities, **paths)  # fmt: skip

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def write_report(p: Params) -> Path:
 def _made_by(p: Params) -> str:
     """The kind, and the model directory that it reads."""
     kind = kind_of(p)
-    names = [path.name for path in kind.model_dirs(p).values()]
+    names = [path.name for path in (*kind.model_dirs(p).values(), *chain(*kind.vector_files(p).values()))]
     return ", ".join([f"kind {kind.name}", *names])
 
 

@@ -43,6 +43,12 @@ class ProductTable:
         """The table in stretches of so many rows, the last one shorter; empty cells are ""."""
         return stretches(self.path, rows, self.id_column, self.columns, photos=True)
 
+    def ids(self) -> list[str]:
+        """The ids of all its products."""
+        columns = [self.id_column]
+        read = stretches(self.path, CHECKED_ROWS, self.id_column, columns)
+        return [name for stretch in read for name in stretch[self.id_column]]
+
     def contents(self) -> str:
         """A hash of its bytes; of a table in pieces one of each."""
         return " ".join(map(file_hash, table_pieces(self.path)))

@@ -23,6 +23,7 @@ from goods.data.tables import Goods
 from goods.files import atomic_path
 from goods.machine import used
 from goods.metrics import METRICS, score
+from goods.models.columns import save_columns
 from goods.models.tuning import load_trained, save_trained
 from goods.params import Params
 from goods.predictions import main_of, prediction_table, read_choices, write_choices, write_predictions
@@ -123,6 +124,7 @@ def _fit(
         with atomic_path(fold.weights) as temporary:
             shutil.copyfile(weights, temporary)
             fold.begin_writing()
+        save_columns(task.columns, fold.details)
         if choices:
             write_choices(fold.choices, choices)
         metrics = finish_fold(fold, folds, logits, facts, made_from, p.metric)
@@ -214,9 +216,10 @@ def resources(p: Params, training: Training) -> dict[str, Any]:
     """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
     found: dict[str, Any] = {"micro_batch_size": min(training.at.micro_batch_size, p.batch_size)}
     found["device"] = torch.cuda.get_device_name() if training.accelerator.device.type == "cuda" else "cpu"
-    if torch.cuda.is_available() and training.task.planned:
+    if torch.cuda.is_available() and training.task.sides:
         measured = torch.cuda.max_memory_allocated() / 2**30
-        planned = plan_run(p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})).allocated_gib
+        p = p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})
+        planned = plan_run(p, sides=training.task.sides).allocated_gib
         found |= {"peak_gib": round(measured, 2), "planned_gib": round(planned, 2)}
         found["plan_error"] = round(planned / measured - 1, 3)
     return found
