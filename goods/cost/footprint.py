@@ -169,11 +169,11 @@ def count_step(
         parameter.grad = torch.zeros_like(parameter) if accumulate else None
     meter.hold([parameter.grad for parameter in trained if accumulate], GRADIENTS)
     hooks = [q.register_post_accumulate_grad_hook(lambda q: meter.hold([q.grad], GRADIENTS)) for q in trained]
-    labels = torch.zeros(len(pixels), dtype=torch.int64)
+    labels, further = torch.zeros(len(pixels), dtype=torch.int64), () if extra is None else (extra,)
     model.train()
     with meter:
         with _cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
-            logits = model(pixels, input_ids, extra)
+            logits = model(pixels, input_ids, *further)
         loss = sum(F.cross_entropy(values.float(), labels) for values in logits.values())
         del logits
         meter.phase = "backward"

@@ -21,7 +21,7 @@ POOLINGS = {
     "lasttoken": "the last token",
     "max": "the largest of each number over all tokens",
 }
-# As files that were written before version 5.5 of the library name them, each true or false.
+# As files of older versions of the library name them, each true or false.
 OLD_POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",

@@ -44,9 +44,10 @@ def test_what_follows_the_pooling_is_read(tmp_path: Path) -> None:
     path = tmp_path / "modules.json"
     path.write_text(path.read_text().replace("sentence_transformers.models.Dense", new))
     (tmp_path / "2_Dense").mkdir()
-    (tmp_path / "2_Dense" / "config.json").write_text('{"activation_function": "torch.nn.modules.linear.Identity"}')
+    config = {"activation_function": "torch.nn.modules.linear.Identity", "out_features": 50}
+    (tmp_path / "2_Dense" / "config.json").write_text(json.dumps(config))
     found = read_encoding(tmp_path)
-    assert found.after == (Dense(tmp_path / "2_Dense", "Identity"),) and found.cut_to == 20
+    assert found.after == (Dense(tmp_path / "2_Dense", "Identity", 50),) and found.dim_of(384) == 20
     assert found.lower and not found.pools_prompt and found.max_length is None
 
 
