@@ -110,9 +110,7 @@ def test_each_tower_gets_adapters_unless_it_is_frozen(p: Params, tmp_path: Path)
     p = p.model_copy(update={"model_name": str(image_encoder_dir(tmp_path / "dino", "dinov3"))})
     both = trained(load_encoder(p), p, tune="lora", lora_targets=("q_proj", "query"))
     assert towers(both) == {"vision_model", "text_model"} and all(".lora_" in name for name in both)
-    with pytest.raises(
-        GoodsError, match=r"lora_targets query match no layer of the vision_model; its .* q_proj"
-    ):
+    with pytest.raises(GoodsError, match=r"lora_targets query match no layer of the vision_model; its .* q_proj"):
         trained(load_encoder(p), p, tune="lora", lora_targets=("query",))
     alone = trained(load_encoder(p), p, tune="lora", lora_targets=("query",), frozen=("vision_model",))
     assert towers(alone) == {"text_model"}
