@@ -190,7 +190,5 @@ def test_a_text_encoder_is_no_image_encoder_nor_the_reverse(encoder_dir: Path, m
     with pytest.raises(GoodsError, match=r"both holds a BertModel; an image encoder such as ViT.* text_model_name"):
         load_image_encoder(str(both), None)
     shutil.copytree(made("vit"), both, dirs_exist_ok=True)  # with a tokenizer
-    with pytest.raises(
-        GoodsError, match=r"holds a ViTModel; a dual encoder .* text encoder beside it in text_model"
-    ):
+    with pytest.raises(GoodsError, match=r"holds a ViTModel; a dual encoder .* text encoder beside it in text_model"):
         encoder_of(both)
