@@ -261,7 +261,8 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str, sides
     config: that of model_name. sides: those of a product that it looks at.
     """
     encoder = empty_encoder(config, p, sides)
-    set_trainable(encoder.backbone, p)
+    with torch.device("meta"):  # of the adapters
+        set_trainable(encoder.backbone, p)
     if p.gradient_checkpointing:
         checkpoint_activations(encoder.backbone)
     halve_frozen(encoder, precision)

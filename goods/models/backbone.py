@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,6 +163,12 @@ def _model_advice(folder: Path) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, at most 200 characters; the error's class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+
+
+@functools.cache
+def say_once(sentence: str) -> None:
+    """Says what a person should hear of an encoder, the first time that this process loads it."""
+    print(sentence, flush=True)
 
 
 class PhotoEncoder(nn.Module):

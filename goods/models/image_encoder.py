@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 
 from goods.errors import GoodsError
 from goods.files import read_json, resolve
-from goods.models.backbone import PhotoEncoder, check_model_dir, first_line
+from goods.models.backbone import PhotoEncoder, check_model_dir, first_line, say_once
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PretrainedConfig, PreTrainedModel
@@ -123,15 +123,9 @@ def _side(size: Any) -> int | None:
 def load_image_encoder(model_name: str, image_size: int | None) -> ImageEncoder:
     """The image encoder of a local directory, in fp32; says how it pools where its checkpoint has no pooling."""
     encoder = ImageEncoder(load_image_backbone(model_name), read_photo_settings(model_name), image_size)
-    say_pooling(encoder, model_name)
-    return encoder
-
-
-def say_pooling(encoder: ImageEncoder, model_name: str) -> None:
-    """A line on how an encoder pools, where its checkpoint leaves that open."""
     if encoder.pooling != "pooler_output":
-        print(f"{resolve(model_name).name} has no trained pooling: a photo's embedding is its {encoder.pooling}",
-              flush=True)  # fmt: skip
+        say_once(f"{resolve(model_name)} has no trained pooling: a photo's embedding is its {encoder.pooling}")
+    return encoder
 
 
 def load_image_backbone(model_name: str) -> PreTrainedModel:

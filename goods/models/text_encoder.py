@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from goods.data.datasets import NO_TOKEN
 from goods.errors import GoodsError
 from goods.files import resolve
-from goods.models.backbone import check_model_dir, first_line
+from goods.models.backbone import check_model_dir, first_line, say_once
 from goods.models.text_encoding import POOLINGS, Dense, Encoding, Normalize, read_encoding
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
@@ -119,7 +119,7 @@ def load_text_encoder(model_name: str, max_length: int | None = None, normalize:
     if encoding.pooling is None:
         encoding = _by_habit(folder, encoding, backbone)
     for sentence in encoding.said:
-        _say_once(sentence)
+        say_once(sentence)
     longest = max_length or encoding.max_length or min(tokenizer.model_max_length, LONGEST)
     if (positions := getattr(backbone.config, "max_position_embeddings", 0)) > 0:
         longest = min(longest, positions)
@@ -151,11 +151,6 @@ def _check_fit(folder: Path, encoding: Encoding, tokenizer: Any, backbone: nn.Mo
     if encoding.dim not in (None, dim):
         raise GoodsError(f"{folder} pools vectors of {encoding.dim} numbers, and its model makes {dim}: they are of "
                          "different models; download both from the same place")  # fmt: skip
-
-
-@functools.cache
-def _say_once(sentence: str) -> None:
-    print(sentence, flush=True)
 
 
 def _no_fit(folder: str | Path, known: int, what: str) -> GoodsError:

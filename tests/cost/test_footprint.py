@@ -51,7 +51,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, classes, bias=False)
 
-    def forward(self, pixels: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor, input_ids: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
         return {"fused": self.last(self.first(pixels))}
 
 
