@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import html
 import math
-import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -14,13 +13,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from goods.data.photos import open_upright
+from goods.figures.fonts import FONTS, written
 from goods.files import atomic_path
 
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
@@ -31,12 +30,8 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MAX_ROWS = 40  # class names on one figure; of more classes both ends or the largest are drawn, and the axis says so
 MAX_GRID_CLASSES = 24
 LABEL_BOX = {"facecolor": "w", "edgecolor": "none", "pad": 0.8}
-# DejaVu Sans comes with matplotlib but has no Chinese, Japanese or Korean: add the first of these that is installed.
-_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
-_CJK = "Noto Sans CJK SC,Noto Sans CJK JP,Source Han Sans SC,WenQuanYi Micro Hei,Microsoft YaHei,PingFang SC,SimHei"
-FONTS = ["DejaVu Sans", *[name for name in _CJK.split(",") if name in _INSTALLED][:1]]
 STYLE = {
-    "font.family": FONTS, "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8, "legend.frameon": False, "figure.titlesize": 10.5, "figure.dpi": 110, "text.usetex": False,
     "figure.facecolor": "w", "axes.facecolor": "w", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": False, "grid.color": PALE, "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4.5,
@@ -52,9 +47,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         # The first figure of a session loads the backend, which sets rcParams of its own (IPython's turns interactive
         # on); inside rc_context they would be undone, and the user's own plots would stay hidden.
         plt.close(plt.figure())
-        with plt.rc_context(STYLE):
-            fig = draw(*args, **kwargs)
-            fig.draw_without_rendering()  # ticks are made at the first drawing: have that while the style holds
+        fonts = []
+        while fonts != FONTS:  # again where its texts have made us look for a font
+            fonts = list(FONTS)
+            with plt.rc_context(STYLE | {"font.family": fonts}):
+                fig = draw(*args, **kwargs)
+                if fonts == FONTS:
+                    fig.draw_without_rendering()  # makes the ticks: have that while the style holds
         return fig
 
     return styled
@@ -91,18 +90,11 @@ def nothing(reason: str) -> Figure:
     return titled(ax.figure, reason)
 
 
-@functools.cache
-def drawable() -> frozenset[int]:
-    """Code points that our fonts can draw."""
-    paths = [font_manager.findfont(font_manager.FontProperties(family=name)) for name in FONTS]
-    return frozenset(code for path in paths for code in font_manager.get_font(path).get_charmap())
-
-
 def clean(value: object) -> str:
-    """One line, entities read, without control characters; a box for each run of what no font here can draw."""
+    """One line, entities read, without control characters; in letters that can be drawn here."""
     text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
     kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
-    return re.sub("□+", "□", "".join(c if ord(c) in drawable() else "□" for c in kept))
+    return written("".join(kept))
 
 
 def short(value: object, width: int = 28, lines: int = 1) -> str:
