@@ -260,7 +260,9 @@ class TrackingParams(_Group):
     """Weights & Biases."""
 
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = RuntimeField(
-        "auto", description="auto: as WANDB_MODE says, else online with a key and a network, else offline"
+        "auto",
+        description="auto: as WANDB_MODE says, else off where wandb has neither key nor settings; with them online, or "
+        "offline without a network",
     )
     wandb_project: str = RuntimeField("goods-classification", description="project on wandb that runs are logged to")
 

@@ -97,9 +97,9 @@ class UserSecretsClient:
     ("does", "said"),
     [
         ("return ' 0123456789abcdef\\n'", "wandb: online, with the secret WANDB_API_KEY"),
-        ("raise ConnectionError('no such secret')", "wandb: offline, no secret WANDB_API_KEY is attached"),
-        ("time.sleep(60)", "wandb: offline, no secret"),
-        (None, "wandb: offline, no secret"),  # not on Kaggle
+        ("raise ConnectionError('no such secret')", "wandb: no secret WANDB_API_KEY is attached"),
+        ("time.sleep(60)", "wandb: no secret"),
+        (None, "wandb: no secret"),  # not on Kaggle
     ],
 )
 def test_the_key_of_wandb_comes_from_kaggles_secrets(
@@ -125,4 +125,4 @@ def test_no_secret_is_asked_for_without_a_network(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert in_kernel.wandb_environment(load_params()) == {}
-    assert capsys.readouterr().out == "wandb: offline\n"
+    assert capsys.readouterr().out == "wandb: off; wandb_mode=offline tracks into the output\n"
