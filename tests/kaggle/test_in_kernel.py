@@ -125,4 +125,4 @@ def test_no_secret_is_asked_for_without_a_network(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert in_kernel.wandb_environment(load_params()) == {}
-    assert capsys.readouterr().out == "wandb: off; wandb_mode=offline tracks into the output\n"
+    assert capsys.readouterr().out == "wandb: offline\n"
