@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from goods import members
+from goods.advice import no_such_run
 from goods.cost.plan import Plan, plan_run
 from goods.data.folds import rare_classes, read_folds
 from goods.data.tables import Goods, report_table
@@ -178,7 +179,12 @@ def export(run: str, to: str, merge: bool) -> str:
 
 def run_folder(run: str) -> Path:
     """The folder of a run that is given by its name or as a folder."""
-    return Path(run).absolute() if Run(Path(run)).exists else resolve(Params().outputs_dir) / run
+    folder = resolve(Params().outputs_dir) / run
+    if Run(Path(run)).exists or len(Path(run).parts) > 1:
+        return Path(run).absolute()
+    if not Run(folder).exists:
+        raise GoodsError(f"--run: {no_such_run(run, Params().outputs_dir)}")
+    return folder
 
 
 def add_predict(commands: Any) -> None:

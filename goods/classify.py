@@ -265,7 +265,8 @@ def other_job(path: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -
     """What to raise where `path` is of a job with the facts `before`, {} where they aren't known."""
     differ = [name for name in facts if before.get(name) != facts[name]]
     why = f"it was made with another {', '.join(differ)}" if before else "it isn't known what it was made from"
-    return GoodsError(f"{path} is there already, and {why}; take another name for --out, or remove it")
+    back = "give that back, or " if before else ""
+    return GoodsError(f"{path} is there already, and {why}; {back}take another name for --out, or remove it")
 
 
 def predicted_rows(

@@ -19,12 +19,13 @@ from goods.files import ROOT
 # From the ground up. A module may import from lower floors, and from its own room; the rooms of one floor don't know
 # each other. goods.members is above goods.ensemble: a kind hands its folds to it.
 FLOORS = [
-    {"errors", "metric_names"},
+    {"errors", "metric_names", "wording"},
     {"metrics"},
     {"files"},
     {"processes", "progress", "field_types"},
     {"step", "places"},
     {"params"},
+    {"advice"},
     {"code_version", "run"},
     {"data"},
     {"predictions"},
@@ -38,7 +39,7 @@ FLOORS = [
     {"catalogue"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")
+FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics", "goods.wording")
 MOST_LINES, MOST_OF_FUNCTION = 450, 60
 # Whatever has a name of its own below a run; labels.json is a competition's file, too.
 RUN_FILES = r"[\w.]+\.(?:json|jsonl|parquet|csv|html|safetensors)"

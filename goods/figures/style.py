@@ -21,6 +21,7 @@ from PIL import Image
 from goods.data.photos import open_upright
 from goods.figures.fonts import FONTS, written
 from goods.files import atomic_path
+from goods.wording import count, digits, percent, span  # noqa: F401: figures take them from here
 
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
@@ -112,30 +113,6 @@ def names_of(classes: Sequence[str], width: int = 28) -> list[str]:
     # A name of which only boxes are left says nothing: its index does.
     said = [any(c.isalnum() for c in clean(name)) for name in classes]
     return [short(name, width) if said[index] else f"class {index}" for index, name in enumerate(classes)]
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: "1 fold", "1,204 products"."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def percent(share: float) -> str:
-    """A share as a percentage: "37 %", "4.2 %", "<0.1 %"."""
-    points = 100 * float(share)
-    if 0 < points < 0.1 or 99.9 < points < 100:
-        return "<0.1 %" if points < 1 else ">99.9 %"
-    return (f"{points:.0f}" if 10 <= points <= 90 else f"{points:.1f}".removesuffix(".0")) + " %"
-
-
-def digits(value: float) -> str:
-    """A score with three decimals and no zero before the point: ".742"."""
-    return f"{value:.3f}".removeprefix("0")
-
-
-def span(values: Sequence[float], form: Callable[[float], str]) -> str:
-    """From the least to the most of the values: "3 to 7", or "3" where both read the same."""
-    low, high = form(min(values)), form(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def counts_of(labels: Sequence[int], classes: Sequence[str]) -> np.ndarray:

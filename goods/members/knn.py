@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from goods.advice import train_again
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
@@ -123,7 +124,8 @@ def read_neighbours(run: Run) -> dict[str, Tensor]:
     try:
         return load_file(run.neighbours)
     except Exception as error:  # anything at all can be wrong with a damaged file
-        raise DamagedFileError(f"{run.neighbours} is missing or damaged; train again: retrain=true") from error
+        raise DamagedFileError(f"{run.neighbours} is missing or damaged; train one fold again: retrain=true, "
+                               f"--folds {next(iter(run.trained()), 0)}") from error  # fmt: skip
 
 
 def save(model: Voters, fold: Fold) -> None:
@@ -142,7 +144,7 @@ def load(p: Params, fold: Fold) -> Voters:
         how = {output: (int(count), float(sharp)) for output, (count, sharp) in facts["how"].items()}
         return Voters(labels, how, int(facts["num_classes"]))
     except Exception as error:  # anything at all can be wrong with a damaged file
-        raise DamagedFileError(f"{fold.weights} is missing or damaged; train the fold again: retrain=true") from error
+        raise DamagedFileError(f"{fold.weights} is missing or damaged; {train_again(fold.weights)}") from error
 
 
 def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from goods.advice import train_again
 from goods.errors import DamagedFileError
 from goods.models.backbone import DualEncoder, TextEncoder, first_line
 from goods.models.device import full_precision
@@ -126,7 +127,9 @@ def heads_like(weights: Path, p: Params) -> GoodsHeads:
             sizes = {n.rsplit(".", 1)[-1]: file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith("_mean")}  # noqa: SIM118
         return GoodsHeads(sizes["image_mean"], sizes["text_mean"], p, sizes.get("extra_mean", 0))
     except Exception as error:
-        raise DamagedFileError(f"the weights {weights} can't be loaded: {first_line(error)}") from error
+        raise DamagedFileError(
+            f"the weights {weights} can't be loaded: {first_line(error)}; {train_again(weights)}"
+        ) from error
 
 
 def heads_of(saved: dict[str, Tensor], p: Params) -> GoodsHeads:

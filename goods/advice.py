@@ -1,0 +1,48 @@
+"""What to do, for the end of a sentence: the step that costs least, named as it is given."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from pathlib import Path
+
+from goods.errors import ParameterError
+from goods.files import resolve
+from goods.params import Params
+
+
+def train_again(file: Path) -> str:
+    """How the one fold that a damaged file is of is trained again."""
+    folders = [name for name in file.parts[:-1] if name == "refit" or re.fullmatch(r"fold\d+", name)]
+    if not folders:
+        return "train the fold again: retrain=true"
+    if folders[-1] == "refit":
+        return "train the refit again: retrain=true refit=true, --steps refit"
+    return f"train the fold again: retrain=true, --folds {folders[-1].removeprefix('fold')}"
+
+
+def other_name(run: Path) -> str:
+    """Where a run's name is taken: nothing of it has to go."""
+    number = next(n for n in itertools.count(2) if not run.with_name(f"{run.name}-{n}").exists())
+    return f"choose another name for run, such as run={run.name}-{number}"
+
+
+def runs_in(outputs_dir: str | Path) -> list[str]:
+    """The names of the runs that are there."""
+    return sorted(path.parent.name for path in resolve(outputs_dir).glob("*/run.json"))
+
+
+def no_such_run(name: str, outputs_dir: str | Path) -> str:
+    """The sentence for a run that isn't there, with the nearest name that is."""
+    there = runs_in(outputs_dir)
+    near = difflib.get_close_matches(name, there, n=1)
+    advice = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(there) or 'none'}"
+    return f"there is no run '{name}' in {outputs_dir}; {advice}"
+
+
+def check_named_runs(p: Params) -> None:
+    """Raises ParameterError when `runs` or `pseudo_from` names a run that isn't there."""
+    for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
+        if name and name not in runs_in(p.outputs_dir):
+            raise ParameterError(f"{parameter}: {no_such_run(name, p.outputs_dir)}")
