@@ -124,7 +124,7 @@ def read_oof(p: Params, folds: Sequence[int] | None = None) -> pd.DataFrame:
 
 def shared_across_folds(p: Params, goods: Goods) -> pd.DataFrame:
     """Products with a copy in another fold, by what they share, and where the run is trained, what they score."""
-    from goods.eda import shared_across_folds
+    from goods.trust import shared_across_folds
 
     run = Run.of(p)
     oof = read_frame(run.oof, ["id", "label"]) if run.oof.is_file() else None
@@ -165,7 +165,7 @@ def titles_dir(p: Params) -> Path:
 
 
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
-    """What the run will cost, or a sentence where nobody can tell beforehand."""
+    """What the run will cost, or a sentence where nobody can tell beforehand; gpu "here": on this machine's device."""
     kind = kind_of(p)
     return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
 
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fit.add_argument("--fold", type=int, default=0, help="the fold to hold back")
     fit.add_argument("--refit", action="store_true", help="hold back none: the model of all rows, after the folds")
     cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
-    cost.add_argument("--gpu", help="T4, L4, A100 ...; the default is the GPU there is, else T4")
+    cost.add_argument("--gpu", help="T4, L4, A100 ..., or here; the default is the GPU there is, else T4")
     report = commands.add_parser("report", help="report.html of a run, whatever it has so far")
     handed = commands.add_parser("export", help="a finished run as a folder to hand on: its models and a model card")
     handed.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")

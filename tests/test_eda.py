@@ -18,13 +18,9 @@ from conftest import Trained
 from PIL import Image, ImageDraw, ImageEnhance
 
 from goods.eda import (
-    _near,
     empty_cells,
-    near_duplicates,
     odd_ids,
-    photo_hashes,
     product_facts,
-    shared_across_folds,
     split_by_class,
     telling_words,
     train_test_shift,
@@ -36,6 +32,7 @@ matplotlib.use("Agg")
 
 from goods.data.tables import Goods
 from goods.files import ROOT
+from goods.trust import _near, near_duplicates, photo_hashes, shared_across_folds
 
 DATA, MODEL = os.environ.get("GOODS_REAL_DATA"), os.environ.get("GOODS_REAL_MODEL")
 

@@ -1,0 +1,64 @@
+"""Outputs on a notebook's page: tables with whole texts and short scores, and the sentence below each."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from goods.wording import digits
+
+
+class Sentence(str):
+    """Text that Jupyter shows as it is, whatever signs are in it."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        text = html.escape(self).replace("$", "<span>$</span>")  # alone in its element, so that no formula is made
+        return f'<p style="max-width: 60em; margin: .3em 0 .9em">{text}</p>'
+
+
+def tell(output: Any, *sentences: str) -> None:
+    """Shows an output (a figure, a table; None for none), and below it the sentences that read it out."""
+    from IPython.display import display
+
+    if output is not None:
+        display(readable(output) if isinstance(output, pd.DataFrame | pd.Series) else output)
+    for sentence in sentences:
+        if sentence:
+            display(Sentence(sentence))
+
+
+def so(*sentences: str) -> None:
+    """Shows the notebook's answer, in two or three lines."""
+    tell(None, *(f"So: {sentence}" for sentence in sentences if sentence))
+
+
+def readable(table: pd.DataFrame | pd.Series) -> Styler:
+    """A table for the eye: texts whole and at the left, scores as .934, counts as 1,204, nothing for what isn't there.
+
+    A plain numbering of its rows is left out.
+    """
+    frame = table.to_frame() if isinstance(table, pd.Series) else table
+    frame = frame.reset_index() if frame.index.has_duplicates and frame.index.names != [None] else frame
+    if not frame.index.is_unique:
+        frame = frame.reset_index(drop=True)
+    words = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
+    style = frame.style.format(_cell, escape="html").set_properties(subset=words, **{"text-align": "left"})
+    style = style.set_properties(**{"overflow-wrap": "anywhere", "vertical-align": "top", "max-width": "34em"})
+    return style.hide(axis="index") if isinstance(frame.index, pd.RangeIndex) and frame.index.name is None else style
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else digits(float(value)) if abs(value) < 100 else f"{value:,.0f}"
+    return html.escape("" if value is None or value is pd.NA else str(value))
