@@ -17,23 +17,24 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from goods import members
-from goods.advice import no_such_run
+from goods.advice import command, no_such_run
 from goods.cost.plan import Plan, plan_run
 from goods.data.folds import rare_classes, read_folds
 from goods.data.tables import Goods, report_table
 from goods.ensemble.label_issues import write_label_issues
 from goods.ensemble.pseudo_labels import make_pseudo_labels
-from goods.ensemble.submission import write_submission
+from goods.ensemble.submission import named_classes, write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
 from goods.files import read_frame, resolve
+from goods.findings.shown import so, tell
 from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf
 from goods.models.backbone import load_processor
 from goods.models.embeddings import save_embeddings
-from goods.models.neighbours import joined, map_points, nearest_products, neighbours
+from goods.models.neighbours import joined, known_already, map_points, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
 from goods.predictor import load_predictor
@@ -50,6 +51,7 @@ gc.enable()
 
 __all__ = [
     "OUTPUTS",
+    "command",
     "ensemble_run",
     "explain",
     "fit_all",
@@ -59,11 +61,13 @@ __all__ = [
     "heaviest_words",
     "joined",
     "keep_figure",
+    "keep_pairs",
+    "known_already",
     "load_predictor",
     "load_processor",
     "make_pseudo_labels",
     "map_points",
-    "nearest_products",
+    "named_classes",
     "neighbours",
     "open_run",
     "predict_test",
@@ -83,6 +87,8 @@ __all__ = [
     "settings_table",
     "shared_across_folds",
     "show_plan",
+    "so",
+    "tell",
     "titles_dir",
     "write_label_issues",
     "write_report",
@@ -129,6 +135,13 @@ def shared_across_folds(p: Params, goods: Goods) -> pd.DataFrame:
     run = Run.of(p)
     oof = read_frame(run.oof, ["id", "label"]) if run.oof.is_file() else None
     return shared_across_folds(goods, read_folds(goods, p), oof)
+
+
+def keep_pairs(p: Params, pairs: pd.DataFrame, goods: Goods) -> pd.DataFrame:
+    """Keeps the near-copies that goods.trust.near_duplicates has found in the run, as near_duplicates.csv."""
+    from goods.trust import write_pairs
+
+    return write_pairs(pairs, goods.classes, Run.of(p).near_duplicates)
 
 
 def keep_figure(p: Params, name: str, figure: Figure, of: int | str = "ensemble") -> Figure:
@@ -189,17 +202,17 @@ def run_folder(run: str) -> Path:
 
 def add_predict(commands: Any) -> None:
     """The arguments of `predict`."""
-    command = commands.add_parser("predict", help="classify a table of products by a finished run")
-    command.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
-    command.add_argument("--table", required=True, help="the products, a table of any kind that trains")
-    command.add_argument("--images", help="folder of their photos; none: predict without")
-    command.add_argument("--image-column", help="what names or holds their photos; the run's own by default")
-    command.add_argument("--out", required=True, help="the predictions: .parquet, .csv, or a folder of parts")
-    command.add_argument("--shard", help="the parts of a share of the table: 3/16 is the third of sixteen")
-    command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
-    command.add_argument("--probabilities", action="store_true", help="add the probability of every class")
-    command.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="where a model directory is now")
-    command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
+    made = commands.add_parser("predict", help="classify a table of products by a finished run")
+    made.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
+    made.add_argument("--table", required=True, help="the products, a table of any kind that trains")
+    made.add_argument("--images", help="folder of their photos; none: predict without")
+    made.add_argument("--image-column", help="what names or holds their photos; the run's own by default")
+    made.add_argument("--out", required=True, help="the predictions: .parquet, .csv, or a folder of parts")
+    made.add_argument("--shard", help="the parts of a share of the table: 3/16 is the third of sixteen")
+    made.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
+    made.add_argument("--probabilities", action="store_true", help="add the probability of every class")
+    made.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="where a model directory is now")
+    made.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -246,10 +259,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handed.add_argument("--to", required=True, help="the folder to make")
     handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
     add_predict(commands)
-    for command in (fit, cost, report):
-        command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
+    for each in (fit, cost, report):
+        each.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
         # No --run: torchrun takes it for an option of its own, even behind the script's name.
-        command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter: run=b")
+        each.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter: run=b")
     options = parser.parse_args(arguments)
     if options.command == "predict":
         predict(options)

@@ -34,7 +34,7 @@ from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params,
 from goods.run import Run
 from goods.step import STATUS
 
-STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission")
+STEPS = ("eda", "trust", "train", "baseline", "refit", "ensemble", "submission")
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import os
 import re
+import sys
 from pathlib import Path
 
 from goods.errors import ParameterError
-from goods.files import resolve
+from goods.files import ROOT, resolve
 from goods.params import Params
 
 
@@ -46,3 +48,10 @@ def check_named_runs(p: Params) -> None:
     for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
         if name and name not in runs_in(p.outputs_dir):
             raise ParameterError(f"{parameter}: {no_such_run(name, p.outputs_dir)}")
+
+
+def command(script: str, **options: object) -> str:
+    """A call of one of the project's scripts as it can be typed here, by the Python that runs now."""
+    inside = os.path.relpath(sys.executable, ROOT)
+    python = "python" if inside.startswith("..") or os.path.isabs(inside) else inside
+    return " ".join([python, script, *(f"--{name} {value}" for name, value in options.items())])

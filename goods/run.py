@@ -160,6 +160,7 @@ class Run:
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
         self.predictions = folder / "predictions.parquet"  # of the table that predict.ipynb was given
         self.report, self.goods_figures = folder / "report.html", folder / "figures"
+        self.near_duplicates = folder / "near_duplicates.csv"
         self.export_record, self.card = folder / "export.json", folder / "README.md"  # of an exported one
 
     @classmethod

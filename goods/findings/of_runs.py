@@ -23,12 +23,12 @@ def times(hours: float) -> str:
 # One fold ------------------------------------------------------------------------------------------------------------
 
 
-def planned(hours: Mapping[str, float], device: str, folds: int) -> str:
-    """How long a run is planned to take; hours of all its folds, by what they are spent on."""
-    if not hours:
+def planned(plan: Any, folds: int) -> str:
+    """How long a run is planned to take, of a goods.cost.plan.Plan; nothing where there is none."""
+    if not (hours := getattr(plan, "hours", {})):
         return ""
     most = max(hours, key=lambda name: hours[name])
-    return f"On {device} {count(folds, 'fold')} should take about {times(sum(hours.values()))}, mostly for {most}."
+    return f"Here {count(folds, 'fold')} should take about {times(sum(hours.values()))}, mostly for {most}."
 
 
 def held_back(folds: pd.DataFrame, fold: int) -> str:
@@ -125,6 +125,17 @@ def mistaken(labels: Sequence[int], predictions: Sequence[int], classes: Sequenc
     (a, b), number = pairs.value_counts().index[0], int(pairs.value_counts().iloc[0])
     share = f"{percent(number / wrong.sum())} of {count(int(wrong.sum()), 'mistake')}"
     return f"{classes[a]} and {classes[b]} are taken for each other {count(number, 'time')}: {share}."
+
+
+def one_way(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str]) -> str:
+    """Which class draws most mistakes to itself."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    wrong = predictions[labels != predictions]
+    if not len(wrong):
+        return ""
+    drawn = np.bincount(wrong, minlength=len(classes))
+    k = int(drawn.argmax())
+    return f"{classes[k]} draws most mistakes to itself: {drawn[k]:,} of {len(wrong):,}."
 
 
 def why(probabilities: Mapping[str, float], words: pd.DataFrame) -> str:
@@ -245,6 +256,24 @@ def doubts(issues: pd.DataFrame, rows: int) -> str:
             f"{both.index[0]} ({both.iloc[0]:,}); ensemble/label_issues.csv lists them.")  # fmt: skip
 
 
+def doubted(issues: pd.DataFrame) -> str:
+    """Which class the doubtful labels shown were given most often; issues: given, suggested."""
+    if issues.empty:
+        return ""
+    given = issues["given"].value_counts()
+    return f"Of the {len(issues)} shown, {count(int(given.iloc[0]), 'is', 'are')} given as {given.index[0]}."
+
+
+def refitted(metrics: Mapping[str, Any], folds: pd.DataFrame, metric: str) -> list[str]:
+    """The answer of refit.ipynb; metrics: of the refit; folds: a row of scores per fold."""
+    choice, scores = metrics["made_from"].get("choice") or "the end, as the folds", folds[metric]
+    return [
+        f"one model of {metrics['rows']:,} rows, trained to {choice}. It has no score of its own;",
+        f"expect the {METRICS[metric].shown_as} of the folds, {digits(scores.mean())} on average "
+        f"({span(scores.tolist(), digits)}).",
+    ]
+
+
 def together(
     scores: Mapping[str, float], rows: int, metric: str, wanted: pd.DataFrame, issues: pd.DataFrame
 ) -> list[str]:
@@ -255,9 +284,6 @@ def together(
         f"{percent(row['share'])} of such products need no person's look, if 95 % right is enough.",
         f"{count(len(issues), 'label is', 'labels are')} worth another look before anything else is tuned.",
     ]
-
-
-# Words, embeddings, pseudo-labels ------------------------------------------------------------------------------------
 
 
 def heaviest(words: pd.DataFrame) -> str:
@@ -277,92 +303,3 @@ def baseline(scores: Mapping[str, float], metric: str, table: pd.DataFrame, clas
         f"{by.shown_as} {digits(scores[metric])} out of fold: what any other model has to beat.",
         mistaken(table["label"].to_numpy(), table["prediction"].to_numpy(), classes),
     ]
-
-
-def embedded(embeddings: Mapping[str, Mapping[str, Any]]) -> str:
-    """How many products were embedded, and how wide."""
-    rows = {part: len(next(iter(tensors.values()))) for part, tensors in embeddings.items()}
-    widths = {name: values.shape[1] for name, values in next(iter(embeddings.values())).items()}
-    said = joined([f"{number:,} of {part}" for part, number in rows.items()])
-    return f"{said}; {joined([f'{width:,} numbers per {name}' for name, width in widths.items()])}."
-
-
-def neighbourhood(share: float, classes: int) -> str:
-    """How pure neighbourhoods are, against chance; share: of the products that lie next to one of their class."""
-    verdict = (
-        "the embeddings know the classes" if share > 0.7 else "they know some" if share > 0.3 else "they hardly do"
-    )
-    chance = f"where chance gives about {percent(1 / classes)}"
-    return f"{percent(share)} lie next to one of their own class, {chance}: {verdict}."
-
-
-def known_already(cosines: Sequence[float]) -> str:
-    """How many test products are in the training set, or nearly; cosine to the nearest one, of each."""
-    cosines = np.asarray(cosines, dtype=float)
-    same, near = int((cosines >= 0.9999).sum()), int((cosines >= 0.99).sum())
-    half = f"half have one at {digits(float(np.median(cosines)))} or more"
-    return (f"{same:,} of {len(cosines):,} test products have a training product with the same embedding, {near:,} one "
-            f"at a cosine of .990 or more; {half}.")  # fmt: skip
-
-
-def labelled(table: pd.DataFrame) -> str:
-    """How many classes can be labelled at all; table: threshold, precision, kept by class, means over the folds."""
-    never = int((table["threshold"] > 1).sum())
-    most = table["kept"].idxmax()
-    return (f"{table['kept'].sum():,.0f} test products are labelled for an average fold, most of them {most} "
-            f"({table['kept'].max():,.0f}); of {never} of {len(table)} classes it isn't sure enough.")  # fmt: skip
-
-
-def grown(before: Sequence[int], new: Sequence[int], classes: Sequence[str]) -> str:
-    """Which class grows most, as a share of its training products; class indices of both."""
-    if not len(new):
-        return "No class grows."
-    was, more = (np.bincount(np.asarray(of, dtype=int), minlength=len(classes)) for of in (before, new))
-    growth = more / np.maximum(was, 1)
-    k = int(growth.argmax())
-    none = count(int((more == 0).sum()), "class", "classes")
-    return f"{classes[k]} grows most, by {percent(growth[k])}; {none} not at all."
-
-
-# Predictions ---------------------------------------------------------------------------------------------------------
-
-
-def shares(before: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> str:
-    """How far predicted class shares are from those of the training products; class indices of both."""
-    was, now = (np.bincount(np.asarray(of, dtype=int), minlength=len(classes)) for of in (before, predicted))
-    shift = now / max(1, now.sum()) - was / max(1, was.sum())
-    k = int(np.abs(shift).argmax())
-    moved = 0.5 * float(np.abs(shift).sum())
-    way = "more" if shift[k] > 0 else "less"
-    more = f"{classes[k]} is {way} common here"
-    return f"{percent(moved)} of the products would have to change class for the same shares; {more}."
-
-
-def surer(new: Sequence[float], known: Sequence[float]) -> str:
-    """Whether new products are predicted as surely as the training ones out of fold; probabilities of both."""
-    low, was = float((np.asarray(new) < 0.5).mean()), float((np.asarray(known) < 0.5).mean())
-    return f"{percent(low)} of the new products have no class at a probability of .500, out of fold {percent(was)}."
-
-
-def least(table: pd.DataFrame) -> str:
-    """Between which classes the least sure predictions lie; table: first, second, probability."""
-    if table.empty:
-        return "There is none."
-    pairs = pd.Series([" and ".join(sorted(pair)) for pair in zip(table["first"], table["second"], strict=True)])
-    common = pairs.value_counts()
-    often = f" {common.iloc[0]} of {len(table)} lie between {common.index[0]}." if common.iloc[0] > 1 else ""
-    return f"The least sure has {digits(float(table['probability'].min()))} for {table['first'].iloc[0]}.{often}"
-
-
-def submitted(rows: int, probabilities: np.ndarray) -> str:
-    """How many rows there are, and how sure they are; (n,) probabilities of the best class."""
-    return (f"{rows:,} rows, half of them at a probability of {digits(float(np.median(probabilities)))} or more, "
-            f"{int((probabilities < 0.5).sum()):,} below .500.")  # fmt: skip
-
-
-def shorter(before: Sequence[int], after: Sequence[int], limit: int) -> str:
-    """How many more texts fit; tokens of the texts before and after."""
-    before, after = np.asarray(before), np.asarray(after)
-    fit = (before <= limit).mean(), (after <= limit).mean()
-    return (f"{percent(fit[1])} now fit in {limit} tokens, before {percent(fit[0])}; the median went from "
-            f"{np.median(before):,.0f} to {np.median(after):,.0f} tokens.")  # fmt: skip

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from pandas.io.formats.style import Styler
 
 from goods.wording import digits
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
 
 
 class Sentence(str):

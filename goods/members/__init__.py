@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 TRAINING = ("train", "baseline", "refit")  # the notebooks that train
 Logits = dict[int, dict[str, "np.ndarray"]]  # {fold number: {output: (n, num_classes)}}
 Predict = Callable[["pd.DataFrame"], Logits]  # of a table with id, title, text, image, and sha of a run's own
+LOOKS = {  # the notebooks that look at the goods, with the code of what they find
+    "eda": ("goods.eda", "goods.data.tables", "goods.models.backbone"),
+    "trust": ("goods.trust", "goods.eda", "goods.data.folds"),
+}
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
 SUBMISSION_CODE = ("goods.ensemble.submission",)
@@ -90,7 +94,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("dual", "image and text encoder under fused heads", "goods.members.dual",
-             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=True, tracked=True,
+             ("eda", "trust", "train", "ensemble", "submission"), ENCODERS, planned=True, tracked=True,
              photos=True),
         Kind("text", "a text encoder under a head", "goods.members.text",
              ("train", "ensemble", "submission"), ("model_name",), tracked=True),
@@ -248,8 +252,8 @@ def step_inputs(step: str, p: Params) -> StepInputs:
     data = tuple(path for name in DATA for path in _files_of(resolve(getattr(p, name))))
     models = tuple(sorted(kind.model_hashes(p).items()))
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
-    if step == "eda":
-        return StepInputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.backbone")))
+    if step in LOOKS:
+        return StepInputs(data, (), models, code_version(LOOKS[step]))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
