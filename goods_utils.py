@@ -200,6 +200,14 @@ def run_folder(run: str) -> Path:
     return folder
 
 
+def params_of(run: str, given: dict[str, Any]) -> Params:
+    """The parameters of a run that is given by its name or as a folder, as its run.json has them, and as it lies now."""
+    folder = run_folder(run)
+    known = {name: value for name, value in Run(folder).parameters().items() if name in Params.model_fields}
+    here = {"outputs_dir": str(folder.parent), "run": folder.name.removesuffix("-debug" if known["debug"] else "")}
+    return load_params(None, **known | here | given)
+
+
 def add_predict(commands: Any) -> None:
     """The arguments of `predict`."""
     made = commands.add_parser("predict", help="classify a table of products by a finished run")
@@ -254,15 +262,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
     cost.add_argument("--gpu", help="T4, L4, A100 ..., or here; the default is the GPU there is, else T4")
     report = commands.add_parser("report", help="report.html of a run, whatever it has so far")
+    report.add_argument("--run", help="name of a run in outputs/, or the folder of one; no config is needed then")
     handed = commands.add_parser("export", help="a finished run as a folder to hand on: its models and a model card")
     handed.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
     handed.add_argument("--to", required=True, help="the folder to make")
     handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
     add_predict(commands)
     for each in (fit, cost, report):
-        each.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
-        # No --run: torchrun takes it for an option of its own, even behind the script's name.
-        each.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter: run=b")
+        # No --run for fit: torchrun takes it for an option of its own, even behind the script's name.
+        each.add_argument("--config", required=each is not report, help="YAML file, such as params/linear.yaml")
+        each.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters: run=b")
     options = parser.parse_args(arguments)
     if options.command == "predict":
         predict(options)
@@ -274,6 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = dict(parse_setting(text) for text in options.set)
         if options.command == "plan":
             print(show_plan(load_params(options.config, **given), options.gpu))
+            return
+        if options.command == "report" and bool(options.config) == bool(options.run):
+            raise GoodsError("report: name the run, by --run, or by the --config that made it")
+        if options.command == "report" and options.run:
+            print(write_report(params_of(options.run, given)))
             return
         p = load_params(options.config, **given, fold=getattr(options, "fold", 0))
         if options.command == "report":

@@ -375,6 +375,9 @@ def print_summary(pipeline: Pipeline) -> None:
         print("\nout of fold  " + "".join(f"{SHOWN_AS[column]:>13}" for column in columns))
         for name, score in rows:
             print(f"{name:<13}" + "".join(f"{number(score.get(column)):>13}" for column in columns))
+    if missing := scores.get("missing_folds"):
+        lost, kept = " ".join(map(str, missing)), pipeline.p.n_folds - len(missing)
+        print(f"of {kept} of {pipeline.p.n_folds} folds; --folds {lost} adds the others")
     print("\nstep          time")
     for step, took in pipeline.took.items():
         print(f"{step!s:<13} {took}")
@@ -413,6 +416,9 @@ def read_steps(names: list[str]) -> list[str]:
 
 def prepare(args: argparse.Namespace) -> Pipeline:
     """Checks all that was asked for, before anything runs."""
+    if args.config is None:
+        args.config = DEFAULT_CONFIG
+        print(f"no --config is given, so this is the demo on the embedded sample, {DEFAULT_CONFIG}", flush=True)
     given = read_settings(args.set) | ({"run": args.run} if args.run else {})
     given |= {"folds": args.folds} if args.folds is not None else {}
     p = load_run(args.config, **given)
@@ -440,7 +446,7 @@ def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawTextHelpFormatter
     made = argparse.ArgumentParser(prog="pipeline.py", description=__doc__, formatter_class=formatter)
     add = made.add_argument
-    add("--config", default=DEFAULT_CONFIG, help=f"the experiment's YAML file (default: {DEFAULT_CONFIG})")
+    add("--config", help=f"the experiment's YAML file (default: {DEFAULT_CONFIG}, the demo)")
     add("--run", help="name of the folder under outputs/ (default: the config's run, or its file name)")
     add("--folds", nargs="+", type=int, metavar="N", help="the folds to train (default: all)")
     add("--steps", nargs="+", metavar="STEP", help=f"some of: {' '.join(STEPS)} (default: all of the config's kind)")

@@ -215,7 +215,7 @@ def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], kind: str = "photo"
     if found.empty:
         return nothing(f"No two {what} are nearly the same")
     shown = found.sort_values(["conflict", "across"], ascending=False, kind="stable").head(top)
-    names, across, side, gap, row = names_of(classes, 20), 4, 1.06, 0.14, 1.95
+    names, across, side, gap, row = names_of(classes, 22), 2, 1.2, 0.16, 2.0
     pair = 2 * (side + 0.06) + 2 * gap
     fig = new_figure(max(6.0, min(across, len(shown)) * pair + 2 * gap), 0.3 + -(-len(shown) // across) * row,
                      layout=None)  # fmt: skip

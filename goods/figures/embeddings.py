@@ -51,7 +51,7 @@ def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str],
     if len(points) < 2:
         return nothing("There are too few products for a map")
     fig = new_figure(9.0, 6.6)
-    ax, names = fig.subplots(), names_of(classes, 24)
+    ax, names = fig.subplots(), names_of(classes, 30)
     sizes = np.bincount(labels, minlength=len(classes))
     largest = [k for k in np.argsort(-sizes, kind="stable")[:shown] if sizes[k]]
     rest = ~np.isin(labels, largest)

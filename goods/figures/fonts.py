@@ -76,7 +76,8 @@ def _look_for_font(script: str, letters: frozenset[str]) -> None:
 
 @functools.cache
 def _say_missing(called: str, font: str, package: str) -> None:
-    print(f"No font here has {called} letters, so figures show others in their place; install {font} "
+    what = called if called == "emoji" else f"{called} letters"
+    print(f"The fonts here lack {what} of some names, so figures show others in their place; install {font} "
           f"(Debian, Ubuntu: {package}) and draw again.", flush=True)  # fmt: skip
 
 

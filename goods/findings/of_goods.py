@@ -214,11 +214,13 @@ def shared(table: pd.DataFrame) -> str:
 def trust(pairs: pd.DataFrame, noise: float, auc: float, shared: pd.DataFrame) -> list[str]:
     """The answer of trust.ipynb; noise: the share of the labels that words contradict."""
     differ, across, leak = int(pairs["conflict"].sum()), int(pairs["across"].sum()), int(shared["products"].max())
-    labels = "can be trusted" if noise < 0.03 and not differ else "are mostly right" if noise < 0.1 else "are noisy"
+    labels = "which is little" if noise < 0.03 else "so look at them before tuning anything"
+    if noise >= 0.1:
+        labels = "so either many are wrong, or words tell these classes badly"
     like = "is like" if auc < 0.55 else "is a little unlike" if auc < 0.65 else "is unlike"
     together = "group_by or group_column keeps such in one fold" if leak else "the folds leak nothing"
     return [
-        f"the labels {labels}: words contradict {percent(noise)}, and {differ:,} pairs of near-copies have two.",
+        f"words contradict {percent(noise)} of the labels, {labels}; {differ:,} pairs of near-copies have two classes.",
         f"the test set {like} the training set (AUC {digits(auc)}), and {across:,} pairs of near-copies lie across.",
         f"{count(leak, 'product shares', 'products share')} something with another fold: {together}.",
     ]

@@ -50,8 +50,13 @@ def labelled(table: pd.DataFrame) -> str:
     """How many classes can be labelled at all; table: threshold, precision, kept by class, means over the folds."""
     never = int((table["threshold"] > 1).sum())
     most = table["kept"].idxmax()
+    rest = (
+        f"; of {count(never, 'class', 'classes')} it isn't sure enough"
+        if never
+        else "; it is sure enough of each class"
+    )
     return (f"{table['kept'].sum():,.0f} test products are labelled for an average fold, most of them {most} "
-            f"({table['kept'].max():,.0f}); of {never} of {len(table)} classes it isn't sure enough.")  # fmt: skip
+            f"({table['kept'].max():,.0f}){rest}.")  # fmt: skip
 
 
 def sure_of(pseudo: pd.DataFrame) -> str:
@@ -69,8 +74,9 @@ def grown(before: Sequence[int], new: Sequence[int], classes: Sequence[str]) -> 
     was, more = (np.bincount(np.asarray(of, dtype=int), minlength=len(classes)) for of in (before, new))
     growth = more / np.maximum(was, 1)
     k = int(growth.argmax())
-    none = count(int((more == 0).sum()), "class", "classes")
-    return f"{classes[k]} grows most, by {percent(growth[k])}; {none} not at all."
+    none = int((more == 0).sum())
+    rest = f"{count(none, 'class', 'classes')} not at all" if none else "every class grows"
+    return f"{classes[k]} grows most, by {percent(growth[k])}; {rest}."
 
 
 def shares(before: Sequence[int], predicted: Sequence[int], classes: Sequence[str]) -> str:

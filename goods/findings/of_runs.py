@@ -91,8 +91,9 @@ def errors(table: pd.DataFrame) -> str:
     if wrong.empty:
         return f"None of {len(table):,} products is mistaken."
     sure = int((wrong["probability"] >= 0.9).sum())
-    return (f"{len(wrong):,} of {len(table):,} products are mistaken ({percent(len(wrong) / len(table))}), {sure:,} of "
-            "them at a probability of .900 or more: look there for wrong labels first.")  # fmt: skip
+    first = f"{sure:,} of them at a probability of .900 or more: look there for wrong labels first"
+    rest = first if sure else "none of them at a probability of .900 or more"
+    return f"{len(wrong):,} of {len(table):,} products are mistaken ({percent(len(wrong) / len(table))}), {rest}."
 
 
 def hard_classes(labels: Sequence[int], predictions: Sequence[int], classes: Sequence[str]) -> str:

@@ -26,14 +26,14 @@ class Sentence(str):
 
 
 def tell(output: Any, *sentences: str) -> None:
-    """Shows an output (a figure, a table; None for none), and below it the sentences that read it out."""
+    """Shows an output (a figure, a table; nothing for None or no rows), and below it the sentences that read it out."""
     from IPython.display import display
 
-    if output is not None:
+    if output is not None and not (isinstance(output, pd.DataFrame) and output.empty):
         display(readable(output) if isinstance(output, pd.DataFrame | pd.Series) else output)
     for sentence in sentences:
         if sentence:
-            display(Sentence(sentence))
+            display(Sentence(f"{sentence[0].upper()}{sentence[1:]}{'' if sentence[-1] in '.:!?' else '.'}"))
 
 
 def so(*sentences: str) -> None:
@@ -44,16 +44,31 @@ def so(*sentences: str) -> None:
 def readable(table: pd.DataFrame | pd.Series) -> Styler:
     """A table for the eye: texts whole and at the left, scores as .934, counts as 1,204, nothing for what isn't there.
 
-    A plain numbering of its rows is left out.
+    A plain numbering of its rows is left out; of titles the entities are read.
     """
-    frame = table.to_frame() if isinstance(table, pd.Series) else table
-    frame = frame.reset_index() if frame.index.has_duplicates and frame.index.names != [None] else frame
-    if not frame.index.is_unique:
-        frame = frame.reset_index(drop=True)
-    words = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name])]
-    style = frame.style.format(_cell, escape="html").set_properties(subset=words, **{"text-align": "left"})
-    style = style.set_properties(**{"overflow-wrap": "anywhere", "vertical-align": "top", "max-width": "34em"})
+    frame = table.to_frame() if isinstance(table, pd.Series) else table.copy()
+    numbered = frame.index.name is None and pd.api.types.is_integer_dtype(frame.index)
+    if numbered or not frame.index.is_unique:
+        frame = frame.reset_index(drop=numbered)
+    for name in frame:
+        if str(name).startswith("title"):
+            frame[name] = [html.unescape(str(text)) for text in frame[name]]
+    words = [name for name in frame if any(isinstance(value, str) for value in frame[name])]
+    places = [number for number, name in enumerate(frame) if name in words]
+    heads = [{"selector": f"th.col{number}", "props": "text-align: left"} for number in places]
+    wide = [name for name in frame if name not in words and (pd.to_numeric(frame[name], "coerce").abs() >= 2).any()]
+    style = frame.style.format(_cell, escape="html").format(_wide_cell, subset=wide).set_table_styles(heads)
+    style = style.format_index(_cell, axis="index", escape="html")
+    style = style.set_properties(**{"overflow-wrap": "break-word", "vertical-align": "top", "max-width": "34em"})
+    style = style.set_properties(subset=words, **{"text-align": "left"})
+    style = style.set_properties(subset=[name for name in frame if name not in words], **{"text-align": "right"})
     return style.hide(axis="index") if isinstance(frame.index, pd.RangeIndex) and frame.index.name is None else style
+
+
+def _wide_cell(value: Any) -> str:
+    """Of a column that is no score: 5.8, 6, 2.961."""
+    shown = _cell(value)
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
 def _cell(value: Any) -> str:
@@ -63,4 +78,4 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else digits(float(value)) if abs(value) < 100 else f"{value:,.0f}"
-    return html.escape("" if value is None or value is pd.NA else str(value))
+    return "" if value is None or value is pd.NA else str(value)

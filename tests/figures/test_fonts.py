@@ -17,7 +17,7 @@ from goods.figures.eda import class_balance
 from goods.figures.style import short
 
 HINT = (
-    "No font here has {} letters, so figures show others in their place; "
+    "The fonts here lack {} letters of some names, so figures show others in their place; "
     "install {} (Debian, Ubuntu: {}) and draw again."
 )
 
