@@ -201,7 +201,7 @@ def run_folder(run: str) -> Path:
 
 
 def params_of(run: str, given: dict[str, Any]) -> Params:
-    """The parameters of a run that is given by its name or as a folder, as its run.json has them, and as it lies now."""
+    """The parameters of a run, given by its name or as a folder: as its run.json has them, but where it lies now."""
     folder = run_folder(run)
     known = {name: value for name, value in Run(folder).parameters().items() if name in Params.model_fields}
     here = {"outputs_dir": str(folder.parent), "run": folder.name.removesuffix("-debug" if known["debug"] else "")}

@@ -429,6 +429,8 @@ def prepare(args: argparse.Namespace) -> Pipeline:
         raise GoodsError("--steps refit: set refit=true with it, so that the later steps predict with that model")
     for name in names:
         notebook_source(name)
+    if Run.of(p).taken:  # then this only compares: what is refused is refused before anything is written
+        open_run(p)
     stages = [[Step(name, fold) for fold in p.chosen_folds] if name == "train" else [Step(name)] for name in names]
     print(f"run {p.run} of {args.config} in {shown(p.run_dir)}", flush=True)
     return Pipeline(p, {"config": args.config, "run": p.run, **given}, stages, args.jobs, args.force)
