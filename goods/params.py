@@ -261,8 +261,7 @@ class TrackingParams(_Group):
 
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = RuntimeField(
         "auto",
-        description="auto: as WANDB_MODE says, else off where wandb has neither key nor settings; with them online, or "
-        "offline without a network",
+        description="auto: as WANDB_MODE says, else off without key or settings, offline without network, else online",
     )
     wandb_project: str = RuntimeField("goods-classification", description="project on wandb that runs are logged to")
 

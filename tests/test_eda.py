@@ -97,7 +97,7 @@ def test_distances_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = rng.random((70, 256)) < 0.5
     hashes[61] = hashes[4]
     hashes[61, :9] ^= True
-    monkeypatch.setattr("goods.eda.HASH_CHUNK", 16)
+    monkeypatch.setattr("goods.trust.HASH_CHUNK", 16)
     assert [part.tolist() for part in _near(hashes, 30)] == [[4], [61], [9]]
 
 

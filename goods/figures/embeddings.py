@@ -28,16 +28,9 @@ from goods.figures.style import (
     styled,
     titled,
 )
+from goods.metrics import neighbour_purity
 
 MARKERS = "osD^vP*X"  # told apart where colours are not
-
-
-def purity(points: np.ndarray, labels: Sequence[int]) -> float:
-    """How many products lie next to one of their own class, as a share; of at least two products (n, 2)."""
-    labels = np.asarray(labels)
-    distance = ((points[:, None] - points[None]) ** 2).sum(-1)  # (n, n)
-    np.fill_diagonal(distance, np.inf)
-    return float((labels[distance.argmin(1)] == labels).mean())
 
 
 @styled
@@ -68,7 +61,7 @@ def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str],
     ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
     left_out = f"; {rest.sum():,} of smaller classes grey" if rest.any() else ""
     return titled(
-        fig, f"{percent(purity(points, labels))} of the products lie next to one of their own class{left_out}"
+        fig, f"{percent(neighbour_purity(points, labels))} of the products lie next to one of their own class{left_out}"
     )
 
 

@@ -253,7 +253,7 @@ def step_inputs(step: str, p: Params) -> StepInputs:
     models = tuple(sorted(kind.model_hashes(p).items()))
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
     if step in LOOKS:
-        return StepInputs(data, (), models, code_version(LOOKS[step]))
+        return StepInputs(data, (), models if step == "eda" else (), code_version(LOOKS[step]))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
