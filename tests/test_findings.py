@@ -45,8 +45,8 @@ def test_what_is_found_in_goods() -> None:
 
 def test_pairs_of_two_classes_are_counted_named_and_listed_first(tmp_path) -> None:
     assert of_goods.duplicates(PAIRS) == (
-        "3 pairs of photos and 1 pair of texts are nearly the same, 1 across train and test, where a label may be known "
-        "already."
+        "3 pairs of photos and 1 pair of texts are nearly the same, 1 across train and test, where a label may be "
+        "known already."
     )
     assert of_goods.conflicts(PAIRS, CLASSES, "photo").startswith(
         "1 of 2 pairs inside train have two classes, most often Books and Toys (1)"
