@@ -13,6 +13,7 @@ from conftest import Sample, Trained, put_together
 
 import goods_utils
 import pipeline
+from goods.advice import command, no_such_run, train_again
 from goods.ensemble.submission import write_submission
 from goods.members import open_run
 
@@ -99,3 +100,26 @@ def test_a_refused_call_changes_no_byte_of_the_run(
     assert words in said
     assert contents(finished.run) == before
     assert sorted(finished.run.parent.iterdir()) == runs
+
+
+def test_a_run_that_is_not_there_is_answered_with_the_nearest_name(finished: Finished) -> None:
+    outputs = finished.run.parent
+    assert no_such_run("minni", outputs) == f"there is no run 'minni' in {outputs}; did you mean 'mini'?"
+    assert no_such_run("xyz", outputs).endswith("there are: mini")
+
+
+def test_a_report_needs_the_name_of_the_run_alone(finished: Finished, capsys: pytest.CaptureFixture) -> None:
+    goods_utils.main(["report", "--run", str(finished.run)])
+    assert capsys.readouterr().out == f"{finished.run / 'report.html'}\n"
+
+
+def test_without_a_config_the_pipeline_says_that_it_runs_the_demo(capsys: pytest.CaptureFixture) -> None:
+    assert pipeline.main(["--folds", "9"]) == 2
+    assert "so this is the demo on the embedded sample, params/demo.yaml\n" in capsys.readouterr().out
+
+
+def test_advice_for_one_fold_names_that_fold_alone() -> None:
+    assert train_again(Path("outputs/a/fold3/oof.parquet")) == "train the fold again: retrain=true, --folds 3"
+    refit = train_again(Path("outputs/fold1/refit/weights.safetensors"))
+    assert refit == "train the refit again: retrain=true refit=true, --steps refit"
+    assert command("pipeline.py", run="b").endswith("pipeline.py --run b")
