@@ -43,7 +43,7 @@ def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str],
     labels, points = np.asarray(labels), np.asarray(points)
     if len(points) < 2:
         return nothing("There are too few products for a map")
-    fig = new_figure(9.0, 6.6)
+    fig = new_figure(7.6, 6.4)
     ax, names = fig.subplots(), names_of(classes, 30)
     sizes = np.bincount(labels, minlength=len(classes))
     largest = [k for k in np.argsort(-sizes, kind="stable")[:shown] if sizes[k]]
@@ -68,7 +68,7 @@ def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str],
 def _name_clusters(ax: Axes, places: list[tuple[np.ndarray, str, Any]]) -> None:
     """Names at their places, moved up or down so that none hides another."""
     low, high = np.array(ax.dataLim.get_points())
-    width, height = (high - low) / (70, 26)  # of a letter and of a line
+    width, height = (high - low) / (62, 26)  # of a letter and of a line
     taken: list[tuple[float, float, float]] = []
     for (x, y), name, colour in sorted(places, key=lambda place: -place[0][1]):
         half = 0.5 * width * len(name)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from goods.data.tables import Goods
-from goods.wording import count, digits, joined, percent
+from goods.wording import count, digits, joined, percent, span
 
 ALIKE = 1.1  # classes are alike in size where the largest has at most so many times the products of the smallest
 
@@ -119,15 +119,15 @@ def words(told: pd.DataFrame, classes: Sequence[str]) -> str:
 
 def titles(files: pd.DataFrame) -> str:
     """What was written for a look at the titles; files: goods.eda.split_by_class."""
-    return f"{count(len(files), 'file')}, of {files['rows'].min():,} to {files['rows'].max():,} titles each."
+    return f"{count(len(files), 'file')}, of {span(files['rows'].tolist(), '{:,}'.format)} titles each."
 
 
 def what_they_are(goods: Goods, tokens: Sequence[int], limit: int) -> list[str]:
     """The answer of eda.ipynb."""
     counts = np.bincount(goods.train["label"], minlength=len(goods.classes))
-    sizes = f"{counts.min():,} to {counts.max():,} products each"
+    sizes = f"{span(counts.tolist(), '{:,}'.format)} products each"
     over, none = float((np.asarray(tokens) > limit).mean()), int((goods.train["image"] == "").sum())
-    photos = f"{count(none, 'product has', 'products have')} no photo"
+    photos = f"{count(none, 'product has', 'products have')} no photo" if none else "every product has a photo"
     return [
         f"{len(goods.train):,} products in {len(goods.classes)} classes, {sizes}, and {len(goods.test):,} to predict.",
         f"{percent(over)} of the texts are cut at {limit} tokens, and {photos}.",

@@ -30,7 +30,7 @@ def map_points(vectors: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 def neighbours(
-    vectors: np.ndarray, row: int, table: pd.DataFrame, classes: Sequence[str], top: int = 6
+    vectors: np.ndarray, row: int, table: pd.DataFrame, classes: Sequence[str], top: int = 5
 ) -> pd.DataFrame:
     """The products nearest to that in `row` of `table`, itself first: cosine, id, class, title, image."""
     cosine, rows = nearest(vectors, vectors[row : row + 1], top)
@@ -47,7 +47,7 @@ def known_already(
 ) -> tuple[np.ndarray, list[pd.DataFrame]]:
     """Cosines (m,) of all test products to their nearest training product, and of the `top` nearest of them a table
     each, as `neighbours`: the test product, of no class, and the training products nearest to it."""  # fmt: skip
-    cosine, rows = nearest(train, test, 5)
+    cosine, rows = nearest(train, test, 4)
     tables = []
     for k in np.argsort(-cosine[:, 0], kind="stable")[:top]:
         own = _described(np.ones(1), test_table.iloc[[k]].assign(label=-1), [*classes, ""])
