@@ -14,6 +14,7 @@ from goods.files import read_json
 from goods.members import kind_of
 from goods.metric_names import SHOWN_AS, metric_first
 from goods.metrics import METRICS, interval
+from goods.model_paths import path_of
 from goods.params import REFIT, Params
 from goods.predictions import frame_logits
 from goods.run import Run
@@ -153,7 +154,7 @@ def _models(run: Run, called: str) -> list[dict[str, str]]:
     """The model directories that a run reads, by the hash of their files."""
     rows, parameters = [], run.parameters()
     for name, contents in run.record().get("models", {}).items():
-        where = {"directory": Path(parameters[name]).name, "hash of its files": contents}
+        where = {"directory": Path(path_of(parameters, name)).name, "hash of its files": contents}
         rows.append({"run": called, "parameter": name, **where})
     return rows
 

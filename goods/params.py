@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from goods.errors import ParameterError
-from goods.field_types import Float, Int, Names, Numbers
+from goods.field_types import Float, Int, Names, NoneOrNames, Numbers
 from goods.files import ROOT, resolve
 from goods.metric_names import COUNT_CLASSES_ALIKE, MetricName
 from goods.places import find_data
@@ -135,8 +135,8 @@ class ModelParams(_Group):
 
     hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
     dropout: Float = Field(0.2, ge=0, lt=1, description="dropout in the heads")
-    extra_embeddings: str | None = Field(
-        None, description="local directory of a further text encoder; the heads get its frozen embeddings as well"
+    extra_embeddings: NoneOrNames = Field(
+        (), description="local directories of further text encoders; the heads get their frozen embeddings as well"
     )
     text_windows: Int = Field(
         1,

@@ -24,6 +24,7 @@ from goods.ensemble.learned import FoldMean, RunBlend, read_learned
 from goods.errors import GoodsError, OtherRunError, ParameterError, listing
 from goods.files import file_hash, folder_hash, read_json, resolve
 from goods.members import predictor_of
+from goods.model_paths import path_of, with_paths
 from goods.params import RUNTIME_FIELDS, Params
 from goods.predictions import main_of
 from goods.run import VERSION, Fold, Run
@@ -144,9 +145,9 @@ def load_predictor(folder: str | Path, models: Mapping[str, str | Path] | None =
     """The finished run in `folder`, of any kind, as a function of products.
 
     A blend's runs lie beside it, or inside an exported folder. models: where a model directory is that isn't at the
-    path the run was trained with, by its parameter (model_name, extra_embeddings) or, of one run of a blend, by
-    "run/parameter". settings: parameters that change no result, such as eval_batch_size and num_workers, and
-    mixed_precision.
+    path the run was trained with, by its name (model_name, extra_embeddings, extra_embeddings_2 of several) or, of one
+    run of a blend, by "run/name". settings: parameters that change no result, such as eval_batch_size and num_workers,
+    and mixed_precision.
 
     Raises GoodsError for a folder that holds no run, an unfinished one, or one of another version, OtherRunError for a
     model directory whose contents aren't those that the run was trained with.
@@ -214,7 +215,7 @@ class _Loader:
             else:
                 hashes = run.record().get("models", {})
                 paths = {name: str(self._model_dir(run, p, name, contents)) for name, contents in hashes.items()}
-                p = p.model_copy(update=paths)
+                p = p.model_copy(update=with_paths(dict(p), paths))
                 self._inputs.hashes |= {paths[name]: contents for name, contents in hashes.items()}
                 self._runs[run.folder] = _FoldsSource(run, p, learned, self._inputs, hashes)
         return self._runs[run.folder]
@@ -228,7 +229,7 @@ class _Loader:
                 if not self.refused[key]:
                     self.used.add(key)
                     return path
-        path = resolve(getattr(p, name))
+        path = resolve(path_of(dict(p), name))
         if why := _other_model(run, name, path, contents):
             raise OtherRunError(next(filter(None, self.refused.values()), why))
         return path

@@ -29,6 +29,7 @@ from goods.files import (
     resolve,
     write_json,
 )
+from goods.model_paths import count_paths, parameter_of, path_of
 from goods.params import OUTPUTS, REFIT, RUNTIME_FIELDS, Params
 
 if TYPE_CHECKING:
@@ -335,7 +336,7 @@ class Run:
             if known.get(name, now) != now:
                 raise OtherRunError(
                     f"run '{self.name}' was made with other files in {name}: their hash was {known[name]}, and that of "
-                    f"{getattr(p, name)} is {now}. Put the files back, or {other_name(self.folder)}"
+                    f"{path_of(dict(p), name)} is {now}. Put the files back, or {other_name(self.folder)}"
                 )
 
     def _changes(self, p: Params, names: Sequence[str]) -> str:
@@ -345,9 +346,15 @@ class Run:
     def differing(self, p: Params) -> list[str]:
         """The parameters that count and differ from those the run was made with; models count by their contents."""
         before, now = self.parameters(), p.model_dump(mode="json")
-        by_contents = set(self.record().get("models", {}))
-        runtime = RUNTIME_FIELDS | by_contents | {"run"}
-        return [name for name in Params.model_fields if name not in runtime and before[name] != now[name]]
+        by_contents = {parameter_of(name) for name in self.record().get("models", {})}
+        runtime = RUNTIME_FIELDS | {"run"}
+
+        def differs(name: str) -> bool:
+            if name in by_contents:
+                return count_paths(before[name]) != count_paths(now[name])
+            return name not in runtime and before[name] != now[name]
+
+        return [name for name in Params.model_fields if differs(name)]
 
     def check_tables(self, contents: Mapping[str, str]) -> list[str]:
         """The tables ("train", "test") that changed since something was trained; before that they are recorded."""
@@ -376,7 +383,7 @@ class Run:
         if names := [name for name in own if theirs.get(name, own[name]) != own[name]]:
             name = names[0]
             raise OtherRunError(f"resume_from {other.folder} was made with other files in {name}: their hash was "
-                                f"{theirs[name]}, and that of {getattr(p, name)} is {own[name]}")  # fmt: skip
+                                f"{theirs[name]}, and that of {path_of(dict(p), name)} is {own[name]}")  # fmt: skip
         found = []
         with held(self.locks / "adopt.lock", f"run '{self.name}', which goes on from {other.folder},", seconds=600):
             self._adopt_folds_table(other)

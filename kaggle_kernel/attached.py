@@ -11,6 +11,7 @@ from pathlib import Path
 
 from goods.errors import GoodsError
 from goods.files import folder_hash, resolve
+from goods.model_paths import path_of
 from goods.params import Params
 from goods.places import PHOTO_ENDINGS, holds_tables
 from goods.run import MARKERS, Run
@@ -105,11 +106,11 @@ def _own_name(folder: Path) -> str:
 
 
 def the_contents(folders: Sequence[Path], run: Run, name: str) -> Path:
-    """The folder with the very files that a run was trained with in its parameter `name`.
+    """The folder with the very files that a run was trained with under the `name` of a model directory.
 
     Raises GoodsError when none is attached. Those whose names fit are looked into first: reading gigabytes takes time.
     """
-    path, contents = Path(run.parameters()[name]), run.record()["models"][name]
+    path, contents = Path(path_of(run.parameters(), name)), run.record()["models"][name]
     fitting = sorted(folders, key=lambda folder: not _words(path.name) <= _words(f"{folder} {_own_name(folder)}"))
     for folder in fitting:
         if folder_hash(folder) == contents:

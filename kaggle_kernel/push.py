@@ -25,7 +25,7 @@ from slugify import slugify
 from goods.cost.plan import KAGGLE_DISK_GB, plan_run
 from goods.errors import GoodsError
 from goods.export import export_run
-from goods.files import ROOT, resolve, write_json, write_text
+from goods.files import ROOT, model_files, resolve, write_json, write_text
 from goods.members import kind_of
 from goods.params import Params, load_run
 from goods.run import Run
@@ -48,7 +48,6 @@ FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES}
 # The command line's documentation, without those that are retired; NvidiaTeslaT4 means two of them.
 MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100")
 MACHINES += ("NvidiaRtxPro6000",)
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # weights, configs, and what tokenizers are made of
 
 NO_ACCESS = ("Kaggle doesn't let you: accept the competition's rules on its page, and look whether the user name and "
              "the sources in kernel-metadata.json are right")  # fmt: skip
@@ -280,8 +279,9 @@ def send_weights(folder: Path, run: str) -> str:
 def send_backbone(folder: Path) -> str:
     """Makes a private dataset of each model directory that the kernel's config names, or a version of it."""
     p = kernel_params(build.check(folder))
-    models = [resolve(name) for name in (p.model_name, p.extra_embeddings) if name]
-    found = {model: [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))] for model in models}
+    found = {model: model_files(model) if model.is_dir() else [] for model in kind_of(p).model_dirs(p).values()}
+    if not found:
+        raise GoodsError(f"kind {p.kind} reads no model directory, so there is nothing to send")
     for model, files in found.items():
         if not {".json", ".safetensors"} <= {path.suffix for path in files}:
             raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from goods.files import write_text
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.heads import GoodsClassifier, make_heads
 from goods.models.tuning import set_trainable
@@ -48,3 +50,44 @@ def classifier(p: Params) -> GoodsClassifier:
     encoder = DualEncoder(backbone, load_processor(p.model_name), p)
     width = backbone.config.vision_config.hidden_size
     return GoodsClassifier(encoder, make_heads({"image": torch.randn(9, width), "text": torch.randn(9, width)}, p))
+
+
+# Text encoders -------------------------------------------------------------------------------------------------------
+
+
+def say_how(folder: Path, pooling: dict[str, Any], *more: str, settings: Any = None, config: Any = None) -> Path:
+    """Adds sentence-transformers' files to a text encoder's directory: pooling, the modules `more` behind it, ..."""
+    modules = ["Transformer", "Pooling", *more]
+    paths = ["", *(f"{k}_{name}" for k, name in enumerate(modules[1:], 1))]
+    entries = [{"idx": k, "name": str(k), "path": path, "type": f"sentence_transformers.models.{name}"}
+               for k, (name, path) in enumerate(zip(modules, paths, strict=True))]  # fmt: skip
+    files = {"modules.json": entries, f"{paths[1]}/config.json": pooling, "sentence_bert_config.json": settings,
+             "config_sentence_transformers.json": config}  # fmt: skip
+    for name, value in files.items():
+        if value is not None:
+            write_text(folder / name, value if isinstance(value, str) else json.dumps(value))
+    return folder
+
+
+END = "<|endoftext|>"
+
+
+def make_decoder(folder: Path, texts: list[str], padding_side: str = "left") -> Path:
+    """A miniature Qwen3 whose texts end with the token that it is padded with, as Qwen3-Embedding's do."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+    tokenizer, letters = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[END], initial_alphabet=letters)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 0)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=END, eos_token=END, padding_side=padding_side, model_max_length=131072
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen3Config(vocab_size=tokenizer.get_vocab_size(), hidden_size=32, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64,
+                         max_position_embeddings=512)  # fmt: skip
+    Qwen3Model(config).save_pretrained(folder)
+    return folder

@@ -23,7 +23,7 @@ FLOORS = [
     {"metrics"},
     {"files"},
     {"processes", "progress", "field_types"},
-    {"step", "places"},
+    {"step", "places", "model_paths"},
     {"params"},
     {"advice"},
     {"code_version", "run"},

@@ -10,7 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,8 @@ from goods.files import resolve
 from goods.models.backbone import DualEncoder, Processor
 from goods.models.device import DTYPES
 from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.models.text_encoder import PLAIN_LENGTH, TextEncoder
+from goods.models.text_encoding import read_encoding
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
 
@@ -158,11 +160,17 @@ class CudaDropout(nn.Dropout):
 
 
 def count_step(
-    model: nn.Module, pixels: Tensor, input_ids: Tensor, dtype: torch.dtype | None = None, accumulate: bool = False
+    model: nn.Module,
+    pixels: Tensor,
+    input_ids: Tensor,
+    dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+    extra: Tensor | None = None,
 ) -> StepMeter:
     """Forward, loss and backward of a classifier's micro batch under a meter; on real or fake CPU tensors.
 
     dtype: autocast's, or None for fp32. accumulate: the gradients of an earlier micro batch are in memory already.
+    extra: embeddings of further text encoders.
     """
     # CPU tensors, since fake CUDA tensors need a GPU: without one autocast turns itself off and the backward pass asks
     # the driver for a context (torch 2.10), or a CPU build aborts (2.13). What differs from CUDA, beside CudaDropout:
@@ -177,11 +185,11 @@ def count_step(
         parameter.grad = torch.zeros_like(parameter) if accumulate else None
     meter.hold([parameter.grad for parameter in trained if accumulate], GRADIENTS)
     hooks = [q.register_post_accumulate_grad_hook(lambda q: meter.hold([q.grad], GRADIENTS)) for q in trained]
-    labels = torch.zeros(len(pixels), dtype=torch.int64)
+    labels, further = torch.zeros(len(pixels), dtype=torch.int64), () if extra is None else (extra,)
     model.train()
     with meter:
         with _cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
-            logits = model(pixels, input_ids)
+            logits = model(pixels, input_ids, *further)
         loss = sum(F.cross_entropy(values.float(), labels) for values in logits.values())
         del logits
         meter.phase = "backward"
@@ -268,16 +276,18 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str) -> Fo
         encoder = DualEncoder(backbone, Processor(SimpleNamespace(pad_token_id=0), (0.5,) * 3, (0.5,) * 3), p)
     halve_frozen(encoder, precision)
     dtype, micro = DTYPES.get(precision), micro_batch_size(p)
+    extra_dim = further_dim(p)
     with FakeTensorMode():
         evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size), dtype)
-        model = GoodsClassifier(encoder, GoodsHeads(*dims, p))
+        model = GoodsClassifier(encoder, GoodsHeads(*dims, p, extra_dim))
         flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in ("image", "text")}
         step = StepMeter()
         if p.tune != "head":
             for module in model.modules():
                 if type(module) is nn.Dropout:
                     module.__class__ = CudaDropout
-            step = count_step(model, *_inputs(encoder, p, micro), dtype, accumulate=micro < p.batch_size)
+            extra = torch.empty(micro, extra_dim) if extra_dim else None
+            step = count_step(model, *_inputs(encoder, p, micro), dtype, micro < p.batch_size, extra)
             flops |= {f"training, {name}": n / micro for name, n in step.flops.items()}
     trained = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Footprint(
@@ -289,7 +299,7 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str) -> Fo
         step_most=step.most,
         evaluation=evaluation.peak,
         evaluation_most=evaluation.most,
-        embedding=4 * sum(dims),
+        embedding=4 * (sum(dims) + extra_dim),
         flops=flops,
     )
 
@@ -335,3 +345,57 @@ def optimizer_buffers(trained: dict[str, torch.Size], rates: dict[str, float], p
     for name, shape in trained.items():
         groups[rates.get(name, p.head_learning_rate), len(shape) > 1] += 4 * shape.numel()
     return max(groups.values())
+
+
+# Further text encoders, each of which embeds all texts once, before anything is trained -------------------------------
+
+
+@dataclass(frozen=True)
+class Further:
+    """Of the encoders in extra_embeddings: FLOPs per product, of all; bytes by part, of the one that takes most."""
+
+    flops: float
+    memory: dict[str, int]
+
+
+def further_dim(p: Params) -> int:
+    """How many numbers per product the heads get of them; reads extra_embeddings."""
+    sizes = {name: read_config(name).hidden_size for name in p.extra_embeddings}
+    return sum(read_encoding(resolve(name)).dim_of(size) for name, size in sizes.items())
+
+
+def measure_further(p: Params, precision: str) -> Further | None:
+    """A batch of each on fake tensors; None where there is none. Reads extra_embeddings and eval_batch_size.
+
+    Texts are taken as PLAIN_LENGTH tokens long, which few are.
+    """
+    meters = [_meter(_text_encoder(name), p.eval_batch_size, precision) for name in p.extra_embeddings]
+    if not meters:
+        return None
+    largest = max((meter.peak for meter in meters), key=lambda parts: sum(parts.values()))
+    return Further(
+        sum(meter.flops["forward"] for meter in meters) / p.eval_batch_size, dict.fromkeys(PARTS, 0) | largest
+    )
+
+
+def _text_encoder(model_name: str) -> TextEncoder:
+    config = read_config(model_name)
+    try:
+        with torch.device("meta"):
+            backbone = AutoModel.from_config(config, dtype=torch.float32)
+    except Exception as error:  # a config.json can be wrong in any way
+        raise _unusable(resolve(model_name), error) from error
+    encoding = replace(read_encoding(resolve(model_name)), pooling="mean", after=())  # weigh nothing beside the tokens
+    return TextEncoder(backbone.requires_grad_(False), SimpleNamespace(pad_token_id=0), encoding)
+
+
+def _meter(encoder: TextEncoder, batch: int, precision: str) -> StepMeter:
+    halve_frozen(encoder, precision)
+    meter = StepMeter()
+    with FakeTensorMode():
+        input_ids = torch.empty(batch, PLAIN_LENGTH, dtype=torch.int64)
+        meter.hold([*_fake(encoder).eval().parameters(), *encoder.buffers()], WEIGHTS)
+        meter.hold([input_ids], ACTIVATIONS)
+        with torch.no_grad(), meter, _cpu_autocast(DTYPES.get(precision)):
+            encoder(input_ids)
+    return meter

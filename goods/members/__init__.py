@@ -26,6 +26,7 @@ from goods.code_version import code_version
 from goods.errors import ParameterError, StoppedInTime, TimeOverError
 from goods.files import folder_hash, resolve
 from goods.members.idle import refuse_idle
+from goods.model_paths import model_paths
 from goods.params import OUTPUTS, REFIT, Params
 from goods.places import table_pieces
 from goods.run import Fold, Run, deadline
@@ -78,9 +79,8 @@ class Kind:
         return code_version((self.module,))
 
     def model_dirs(self, p: Params) -> dict[str, Path]:
-        """The model directories that it reads, by the parameter that names them."""
-        named = {name: getattr(p, name) for name in self.models}
-        return {name: resolve(path) for name, path in named.items() if path}
+        """The model directories that it reads, by their names: the parameter's, and further ones of a list numbered."""
+        return {name: resolve(path) for name, path in model_paths(dict(p), self.models).items()}
 
     def model_hashes(self, p: Params) -> dict[str, str]:
         """The hash of each of those that are there."""

@@ -18,7 +18,7 @@ from goods.members import KINDS, Predict
 from goods.members.base import Part, part_of
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.device import pick_device, pick_precision
-from goods.models.embeddings import TextEmbedder, embed_products
+from goods.models.embeddings import embed_products, extra_embeddings
 from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, heads_of, make_heads
 from goods.models.tuning import (
     checkpoint_activations,
@@ -183,7 +183,8 @@ def occlusion(p: Params, fold: Fold, texts: list[str], product: pd.Series, grid:
     photos = hidden_patches(load_photo(product["image"], encoder.image_size), grid)
     image = torch.cat([encoder.embed_images(part.to(device)) for part in photos.split(p.eval_batch_size)])
     text = torch.cat([encoder.embed_texts(part.to(device)) for part in ids.split(p.eval_batch_size)])
-    extra = TextEmbedder(p).texts(texts).to(device) if p.extra_embeddings else None
+    extra = extra_embeddings(p, pd.DataFrame({"id": product["id"], "text": texts})).get("extra")
+    extra = None if extra is None else extra.to(device)
 
     def of(image: Tensor, text: Tensor, extra: Tensor | None) -> np.ndarray:
         n = max(len(image), len(text))

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -24,19 +24,18 @@ from goods.errors import GoodsError
 from goods.files import atomic_path, clear_temporaries, folder_hash, resolve
 from goods.models.backbone import (
     DualEncoder,
-    TextEncoder,
     check_model_dir,
     load_backbone,
     load_processor,
     mean_by_product,
 )
 from goods.models.device import autocast, pick_device, pick_precision, tensors_hash
+from goods.models.text_encoder import TextEncoder, load_text_encoder
 from goods.models.tuning import halve_frozen
 from goods.params import Params
 from goods.progress import progress_bar
 from goods.run import Run
 
-EXTRA_MAX_LENGTH = 256  # tokens of a text that extra_embeddings reads, as sentence-transformers models were trained
 GIVEN = frozenset(("goods.data.tables", "goods.data.texts"))  # the cache knows photos and texts as they are given
 CACHE_CHUNK = 1024  # products per file of the embeddings cache; what an interrupted run loses at most
 SHOWN = 5  # products that an error names
@@ -171,10 +170,10 @@ class Embedder:
 
 
 class TextEmbedder(Embedder):
-    """Embeddings of texts from the encoder in p.extra_embeddings: mean pooled, of length 1; kept by content, too."""
+    """Embeddings of texts from one of p.extra_embeddings, as its maker means them; kept by content, too."""
 
-    def __init__(self, p: Params) -> None:
-        self.p, self.model_name = p, str(p.extra_embeddings)
+    def __init__(self, p: Params, model_name: str) -> None:
+        self.p, self.model_name = p, model_name
 
     @cached_property
     def folder(self) -> Path:
@@ -184,24 +183,26 @@ class TextEmbedder(Embedder):
     @cached_property
     def encoder(self) -> TextEncoder:
         """The frozen text encoder, on the device that is there."""
-        return TextEncoder(self.model_name, EXTRA_MAX_LENGTH).requires_grad_(False).to(pick_device()).eval()
+        encoder = load_text_encoder(self.model_name).requires_grad_(False)
+        halve_frozen(encoder, pick_precision(self.p.mixed_precision))
+        return encoder.to(pick_device()).eval()
 
     def texts(self, texts: Sequence[str], ids: Sequence[str] = ()) -> Tensor:
         """(n, dim) embeddings of texts; an error names the products by their `ids`, where they are given."""
-        return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", self._of_texts, ids or list(texts))
+        return self._cached(list(texts), "text", self._of_texts, ids or list(texts))
 
     def pass_texts(self, texts: Sequence[str], ids: Sequence[str]) -> Tensor:
         """(n, dim) embeddings of texts; the cache takes no part."""
         return self._passed(self._of_texts(texts), ids)
 
     def _of_texts(self, texts: Sequence[str]) -> Iterator[Tensor]:
-        dataset = TokensDataset(self.encoder.tokenize(texts), self.encoder.tokenizer.pad_token_id)
+        dataset = TokensDataset(self.encoder.tokenize(texts))
         order = dataset.lengths.argsort(stable=True)  # like with like: less padding
         parts = [
             self.encoder(dataset.__getitems__(rows.tolist())["input_ids"].to(pick_device()))
             for rows in order.split(self.p.eval_batch_size)
         ]
-        yield nn.functional.normalize(torch.cat(parts).float(), dim=-1)[order.argsort().to(pick_device())]
+        yield torch.cat(parts)[order.argsort().to(pick_device())]
 
 
 def _write_cache(folder: Path, names: list[str], embeddings: Tensor) -> None:
@@ -273,10 +274,13 @@ def _photos_of(embedder: Embedder, table: pd.DataFrame, ids: list[str]) -> Tenso
 
 
 def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
-    """{"extra": (n, extra_dim)} of a table's texts from the encoder in p.extra_embeddings; {} where there is none."""
-    if not p.extra_embeddings:
-        return {}
-    return {"extra": TextEmbedder(p).texts(table["text"].tolist(), table["id"].tolist())}
+    """{"extra": (n, extra_dim)} of a table's texts, those of the encoders in p.extra_embeddings side by side.
+
+    {} where there is none.
+    """
+    texts, ids = table["text"].tolist(), table["id"].tolist()
+    parts = [TextEmbedder(p, name).texts(texts, ids) for name in p.extra_embeddings]
+    return {"extra": torch.cat(parts, dim=1)} if parts else {}
 
 
 def save_embeddings(p: Params, goods: Goods) -> dict[str, dict[str, Tensor]]:

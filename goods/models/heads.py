@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from goods.advice import train_again
 from goods.errors import DamagedFileError
-from goods.models.backbone import DualEncoder, TextEncoder, first_line
+from goods.models.backbone import DualEncoder, first_line
 from goods.models.device import full_precision
+from goods.models.text_encoder import TextEncoder
 from goods.params import Params
 
 
@@ -102,7 +103,7 @@ class TextClassifier(nn.Module):
     def __init__(self, encoder: TextEncoder, p: Params) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.backbone.config.hidden_size, p.num_classes))
+        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.dim, p.num_classes))
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """(batch, length) ids to {"text": (batch, num_classes)}, the head in fp32 as GoodsHeads."""

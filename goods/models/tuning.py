@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a second and a half that only those who load a model pay
 
 # A classifier gives the first two no gradient, nor the pooler that TextEncoder leaves out.
 NEVER_TRAINED = ("logit_scale", "logit_bias", "pooler.", "text_model.embeddings.token_embedding",
-                 "embeddings.word_embeddings", "embeddings.tok_embeddings")  # fmt: skip
+                 "embeddings.word_embeddings", "embeddings.tok_embeddings", "embed_tokens")  # fmt: skip
 
 
 def set_trainable(backbone: PreTrainedModel, p: Params) -> None:

@@ -81,8 +81,8 @@ class SharedInputs(Inputs):
     def will_embed(self, p: Params) -> None:
         """Loads the encoders, so that what is wrong with them is said at once."""
         self._readers[self._encoder(p).encoder.image_size].add(self._image_key(p))
-        if p.extra_embeddings:
-            self._extra_encoder(p)
+        for name in p.extra_embeddings:
+            self._extra_encoder(p, name)
 
     def will_decode(self, size: int) -> None:
         """Said by a member beforehand: it will ask for photos of this size."""
@@ -99,11 +99,14 @@ class SharedInputs(Inputs):
 
     def extra(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
         """As Inputs; each distinct one is computed once per table."""
-        if not p.extra_embeddings:
-            return {}
         texts, ids = products["text"].tolist(), products["id"].tolist()
-        key = ("extra", *self._contents(p, p.extra_embeddings), p.text_columns)
-        return {"extra": self._once(key, texts, lambda: self._extra_encoder(p).pass_texts(texts, ids))}
+
+        def of(name: str) -> Tensor:
+            key = ("extra", *self._contents(p, name), p.text_columns)
+            return self._once(key, texts, lambda: self._extra_encoder(p, name).pass_texts(texts, ids))
+
+        parts = [of(name) for name in p.extra_embeddings]
+        return {"extra": torch.cat(parts, dim=1)} if parts else {}
 
     def chunks(self, dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
         """The dataset with its photos decoded, whole: a table that is longer than `rows` comes in parts."""
@@ -153,10 +156,10 @@ class SharedInputs(Inputs):
             _ = embedder.encoder
         return self._encoders[key]
 
-    def _extra_encoder(self, p: Params) -> TextEmbedder:
-        key = ("extra", *self._contents(p, str(p.extra_embeddings)))
+    def _extra_encoder(self, p: Params, model_name: str) -> TextEmbedder:
+        key = ("extra", *self._contents(p, model_name))
         if key not in self._encoders:
-            self._encoders[key] = TextEmbedder(p)
+            self._encoders[key] = TextEmbedder(p, model_name)
             _ = self._encoders[key].encoder
         return self._encoders[key]
 
