@@ -49,7 +49,7 @@ def test_pairs_of_two_classes_are_counted_named_and_listed_first(tmp_path) -> No
         "known already."
     )
     assert of_goods.conflicts(PAIRS, CLASSES, "photo").startswith(
-        "1 of 2 pairs inside train have two classes, most often Books and Toys (1)"
+        "1 of 2 pairs inside train have two classes, such as Books and Toys: a wrong label"
     )
     assert of_goods.conflicts(PAIRS, CLASSES, "text") == "1 pair lies inside train, each of one class."
     write_pairs(PAIRS, CLASSES, tmp_path / "pairs.csv")

@@ -79,6 +79,7 @@ def cut(tokens: Sequence[int], limit: int) -> str:
         return f"max_text_length {limit} cuts nothing; the longest text has {tokens.max():,} tokens."
     lost, most = float((tokens[over] - limit).sum() / tokens.sum()), int(np.quantile(tokens, 0.95))
     windows = f"text_windows={-(-most // limit)} would read 95 % of the texts whole"
+    windows = windows if most > limit else f"95 % of the texts have {most:,} tokens or fewer"
     return f"{percent(over.mean())} of the texts are cut, {percent(lost)} of all tokens are lost; {windows}."
 
 
@@ -103,7 +104,8 @@ def photos(photos: pd.DataFrame, image_size: int | None) -> str:
     found = [f"half of the photos have {longest.median():,.0f} pixels or more at their longer side"]
     if image_size:
         found.append(f"{percent((longest < image_size).mean())} are smaller than image_size {image_size}")
-    found.append(f"{percent((longest > 1.5 * shortest).mean())} are far from square, and are squashed")
+    if (odd := float((longest > 1.5 * shortest).mean())) > 0:
+        found.append(f"{percent(odd)} are far from square, and are squashed")
     return f"{joined(found)}.".capitalize()
 
 
@@ -168,8 +170,9 @@ def conflicts(pairs: pd.DataFrame, classes: Sequence[str], kind: str) -> str:
         return f"{count(len(own), 'pair lies', 'pairs lie')} inside train, each of one class."
     both = [" and ".join(sorted((classes[a], classes[b]))) for a, b in differ[["label_a", "label_b"]].to_numpy()]
     first = pd.Series(both).value_counts()
-    return (f"{len(differ):,} of {count(len(own), 'pair')} inside train have two classes, most often {first.index[0]} "
-            f"({first.iloc[0]:,}): a wrong label, or a {kind} that doesn't tell them apart.")  # fmt: skip
+    often = f"most often {first.index[0]} ({first.iloc[0]:,})" if first.iloc[0] > 1 else f"such as {first.index[0]}"
+    return (f"{len(differ):,} of {count(len(own), 'pair')} inside train have two classes, {often}: a wrong label, or a "
+            f"{kind} that doesn't tell them apart.")  # fmt: skip
 
 
 def doubts(issues: pd.DataFrame, rows: int) -> str:
