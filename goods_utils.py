@@ -32,8 +32,8 @@ from goods.members import ensemble_run, kind_of, open_run, predict_test, read_go
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf
-from goods.models.backbone import load_processor
 from goods.models.embeddings import save_embeddings
+from goods.models.encoders import token_counter
 from goods.models.neighbours import joined, known_already, map_points, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
@@ -64,7 +64,6 @@ __all__ = [
     "keep_pairs",
     "known_already",
     "load_predictor",
-    "load_processor",
     "make_pseudo_labels",
     "map_points",
     "named_classes",
@@ -90,6 +89,7 @@ __all__ = [
     "so",
     "tell",
     "titles_dir",
+    "token_counter",
     "write_label_issues",
     "write_report",
     "write_submission",
@@ -180,7 +180,9 @@ def titles_dir(p: Params) -> Path:
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     """What the run will cost, or a sentence where nobody can tell beforehand; gpu "here": on this machine's device."""
     kind = kind_of(p)
-    return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
+    if not kind.planned:
+        return f"There is no plan for kind {kind.name}: {kind.what}."
+    return plan_run(p, gpu, sides=kind.planned)
 
 
 def export(run: str, to: str, merge: bool) -> str:
@@ -210,17 +212,51 @@ def params_of(run: str, given: dict[str, Any]) -> Params:
 
 def add_predict(commands: Any) -> None:
     """The arguments of `predict`."""
-    made = commands.add_parser("predict", help="classify a table of products by a finished run")
-    made.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
-    made.add_argument("--table", required=True, help="the products, a table of any kind that trains")
-    made.add_argument("--images", help="folder of their photos; none: predict without")
-    made.add_argument("--image-column", help="what names or holds their photos; the run's own by default")
-    made.add_argument("--out", required=True, help="the predictions: .parquet, .csv, or a folder of parts")
-    made.add_argument("--shard", help="the parts of a share of the table: 3/16 is the third of sixteen")
-    made.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
-    made.add_argument("--probabilities", action="store_true", help="add the probability of every class")
-    made.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="where a model directory is now")
-    made.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
+    command = commands.add_parser("predict", help="classify a table of products by a finished run")
+    command.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
+    command.add_argument("--table", required=True, help="the products, a table of any kind that trains")
+    command.add_argument("--images", help="folder of their photos; none: predict without")
+    command.add_argument("--image-column", help="what names or holds their photos; the run's own by default")
+    command.add_argument("--out", required=True, help="the predictions: .parquet, .csv, or a folder of parts")
+    command.add_argument("--shard", help="the parts of a share of the table: 3/16 is the third of sixteen")
+    command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
+    command.add_argument("--probabilities", action="store_true", help="add the probability of every class")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="where a model directory is now; embeddings_files=PATH: the vectors of these products",
+    )
+    command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
+
+
+def add_compare(commands: Any) -> None:
+    """The arguments of `compare`."""
+    command = commands.add_parser("compare", help="all runs in one table and one page; two of them side by side")
+    command.add_argument("runs", nargs="*", metavar="RUN", help="two runs, to see what the first gains on the second")
+    command.add_argument("--outputs", default=Params().outputs_dir, help="the folder of the runs (default: outputs)")
+    command.add_argument("--metric", help="the metric to compare by; by default the one most runs were chosen by")
+
+
+def compare(options: argparse.Namespace) -> str:
+    """The command `compare`: index.html of all runs, or the page of two; returns what there is to say."""
+    from goods.compare import finding, summary
+    from goods.compare_page import write_index, write_pair
+
+    if options.runs:
+        if len(options.runs) != 2:
+            raise GoodsError(f"compare takes two runs or none, not {len(options.runs)}: compare blend linear")
+        path, pair, said = write_pair(options.outputs, *options.runs, options.metric)
+        return f"{said}\n{pair.counted}\n{path}"
+    path, all_runs = write_index(options.outputs, options.metric)
+    return f"{finding(all_runs)}\n\n{summary(all_runs).to_string()}\n\n{path}"
+
+
+def path_from_here(given: str) -> str:
+    """A path, or several with commas between them, from the folder that the command is given in."""
+    parts = [given] if os.path.exists(given) else given.split(",")
+    return ",".join(os.path.abspath(part) for part in parts)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -231,7 +267,8 @@ def predict(options: argparse.Namespace) -> None:
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
     try:
         settings = dict(parse_setting(text) for text in options.set)
-        models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
+        named = (text.partition("=") for text in options.models)
+        models = {name: path_from_here(path) for name, _, path in named}
         predictor = load_predictor(run_folder(options.run), models, **settings)
         job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
                           probabilities=options.probabilities, **paths)  # fmt: skip
@@ -268,6 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handed.add_argument("--to", required=True, help="the folder to make")
     handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
     add_predict(commands)
+    add_compare(commands)
     for each in (fit, cost, report):
         # No --run for fit: torchrun takes it for an option of its own, even behind the script's name.
         each.add_argument("--config", required=each is not report, help="YAML file, such as params/linear.yaml")
@@ -279,6 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.command == "export":
             print(export(options.run, options.to, options.merge))
+            return
+        if options.command == "compare":
+            print(compare(options))
             return
         given = dict(parse_setting(text) for text in options.set)
         if options.command == "plan":

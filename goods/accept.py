@@ -12,7 +12,7 @@ from goods.errors import GoodsError
 from goods.files import read_frame
 from goods.predictions import frame_logits
 from goods.run import Run
-from goods.wording import digits
+from goods.words import digits
 
 CONFIDENCE = 0.95  # that the precision is at least its lower bound
 NEVER = 2.0  # a threshold that no probability reaches

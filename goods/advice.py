@@ -30,14 +30,14 @@ def other_name(run: Path) -> str:
     return f"choose another name for run, such as run={run.name}-{number}"
 
 
-def runs_in(outputs_dir: str | Path) -> list[str]:
+def _names_in(outputs_dir: str | Path) -> list[str]:
     """The names of the runs that are there."""
     return sorted(path.parent.name for path in resolve(outputs_dir).glob("*/run.json"))
 
 
 def no_such_run(name: str, outputs_dir: str | Path) -> str:
     """The sentence for a run that isn't there, with the nearest name that is."""
-    there = runs_in(outputs_dir)
+    there = _names_in(outputs_dir)
     near = difflib.get_close_matches(name, there, n=1)
     advice = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(there) or 'none'}"
     return f"there is no run '{name}' in {outputs_dir}; {advice}"
@@ -46,7 +46,7 @@ def no_such_run(name: str, outputs_dir: str | Path) -> str:
 def check_named_runs(p: Params) -> None:
     """Raises ParameterError when `runs` or `pseudo_from` names a run that isn't there."""
     for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
-        if name and name not in runs_in(p.outputs_dir):
+        if name and name not in _names_in(p.outputs_dir):
             raise ParameterError(f"{parameter}: {no_such_run(name, p.outputs_dir)}")
 
 

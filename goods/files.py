@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,9 +184,23 @@ def folder_hash(folder: Path, endings: Collection[str] = MODEL_FILES, memory: Pa
     inode can't be set by hand.
     """
     files = {file.relative_to(folder).as_posix(): file for file in model_files(folder, endings)}
+    return _remembered_hash(files, folder, memory)
+
+
+def files_hash(files: Iterable[Path], memory: Path | None = None) -> str:
+    """16 hex digits over the contents of files, in whatever order they come and whatever they are called.
+
+    `memory` as in folder_hash.
+    """
+    each = [_remembered_hash({"": file}, file, memory) for file in sorted(files)]
+    return each[0] if len(each) == 1 else hashlib.sha256(" ".join(sorted(each)).encode()).hexdigest()[:16]
+
+
+def _remembered_hash(files: Mapping[str, Path], place: Path, memory: Path | None) -> str:
+    """The hash of files under these names, which `memory` knows by where they lie."""
     stats = {name: file.stat() for name, file in files.items()}
     stamp = [(name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats.items()]
-    key = f"{folder.resolve()} {hashlib.sha256(repr(stamp).encode()).hexdigest()}"
+    key = f"{place.resolve()} {hashlib.sha256(repr(stamp).encode()).hexdigest()}"
     known = read_json_if_whole(memory) if memory else {}
     if isinstance(known.get(key), str):
         return known[key]

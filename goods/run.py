@@ -7,13 +7,10 @@ torch, no pandas), since pipeline.py asks, too.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +26,7 @@ from goods.files import (
     resolve,
     write_json,
 )
+from goods.machine import environment
 from goods.model_paths import count_paths, parameter_of, path_of
 from goods.params import OUTPUTS, REFIT, RUNTIME_FIELDS, Params
 
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 VERSION = 1  # of run.json
 MARKERS = frozenset(("run.json", "labels.json"))  # files by which a run is known wherever it lies
 FOLDS_FROM = ("n_folds", "seed")  # the parameters that folds are drawn by
-PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
 
 class Fold:
@@ -419,20 +416,14 @@ class Run:
             )
 
 
+def runs_in(outputs: Path) -> list[Run]:
+    """The runs of an outputs_dir, by name."""
+    return [Run(path.parent) for path in sorted(outputs.glob("*/run.json"))]
+
+
 def deadline(p: Params) -> float | None:
     """The moment (seconds since 1970) at which to stop: max_hours after the pipeline's start, or after now."""
     return float(os.environ.get("GOODS_STARTED") or time.time()) + p.max_hours * 3600 if p.max_hours else None
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, so that a run can be made again."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {"python": sys.version.split()[0], "platform": platform.platform(), "cpus": os.cpu_count(), **versions}
 
 
 def saved_files(p: Params, *patterns: str) -> pd.DataFrame:

@@ -11,6 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    ConvNextConfig,
+    Dinov2Config,
+    DINOv3ViTConfig,
+    PretrainedConfig,
+    ResNetConfig,
+    ViTConfig,
+)
 
 from goods.files import write_text
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
@@ -42,6 +51,34 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor], str]
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+_TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+_STAGES = {"hidden_sizes": [8, 16], "depths": [1, 2]}
+PIXELS = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
+IMAGE_ENCODERS: dict[str, Callable[[], PretrainedConfig]] = {
+    "vit": lambda: ViTConfig(**_TRANSFORMER, image_size=32, patch_size=8),
+    "convnext": lambda: ConvNextConfig(**_STAGES, num_stages=2, image_size=32),
+    "dinov2": lambda: Dinov2Config(**_TRANSFORMER, image_size=56, patch_size=8),
+    "dinov3": lambda: DINOv3ViTConfig(**_TRANSFORMER, image_size=32, patch_size=8),
+    "resnet": lambda: ResNetConfig(**_STAGES, embedding_size=8),
+}
+
+
+def image_encoder_dir(folder: Path, name: str, drop: str = "none of them", **said: Any) -> Path:
+    """A miniature image encoder of 32 pixels, without the tensors whose names begin with `drop`.
+
+    `said`: more of its preprocessor_config.json.
+    """
+    torch.manual_seed(0)
+    model = AutoModel.from_config(IMAGE_ENCODERS[name]())
+    kept = {n: t.contiguous() for n, t in model.state_dict().items() if not n.startswith(drop)}
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    processor = PIXELS | {"do_center_crop": True, "size": {"shortest_edge": 36}, "crop_size": 32} | said
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
 
 
 def classifier(p: Params) -> GoodsClassifier:

@@ -27,6 +27,7 @@ PICTURES = {
     "submission": 2,
     "pseudo_label": 2,
     "predict": 4,
+    "compare": 4,
 }
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from goods.findings import of_goods, of_products, of_runs
 from goods.findings.shown import Sentence, readable
 from goods.trust import write_pairs
-from goods.wording import count, digits, joined, percent
+from goods.words import count, digits, joined, percent
 
 CLASSES = ["Books", "Toys", "Tools"]
 PAIRS = pd.DataFrame({

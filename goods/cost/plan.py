@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from goods.cost.empty import read_config
 from goods.cost.footprint import (
     ACTIVATIONS,
     COPIES,
@@ -30,11 +31,11 @@ from goods.cost.footprint import (
     measure_footprint,
     measure_further,
     micro_batch_size,
-    read_config,
 )
 from goods.data.table_files import rows_of
 from goods.errors import GoodsError
 from goods.files import resolve
+from goods.models.encoders import SIDES
 from goods.models.text_encoder import PLAIN_LENGTH
 from goods.params import Params
 
@@ -139,6 +140,7 @@ class Plan:
     hours: dict[str, float]
     disk: dict[str, float]
     rows: tuple[int, int]
+    sides: tuple[str, ...] = SIDES
     changes: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -194,12 +196,13 @@ class Plan:
         return f'<pre style="{MONOSPACE}">{html.escape(str(self))}</pre>'
 
 
-def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> Plan:
-    """What a run of a dual encoder will take on one GPU: T4, P100, V100, L4, A100, H100 or H200.
+def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sides: tuple[str, ...] = SIDES) -> Plan:
+    """What a run will take on one GPU: T4, P100, V100, L4, A100, H100 or H200.
 
-    No weights are needed, only the model directory's config.json. The rows of train.csv and test.csv are counted where
+    sides: those of a product that its encoder looks at, "image" or both "image" and "text". No weights are needed,
+    only the config.json of the model directories. The rows of train.csv and test.csv are counted where
     these exist; `products` is given in place of train.csv's. A debug run's plan is that of the full run.
-    Raises GoodsError for an unknown GPU, a missing or unusable config.json, another model than a dual encoder, and
+    Raises GoodsError for an unknown GPU, a missing or unusable config.json, another kind of model, and
     parameters that don't fit the model.
     """
     card, config = find_gpu(gpu), read_config(p.model_name)
@@ -210,7 +213,7 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> 
 
     @cache  # the suggestions differ from p in few parameters, and many share a footprint
     def cached(p: Params) -> Footprint:
-        return measure_footprint(config, p, precision)
+        return measure_footprint(config, p, precision, sides)
 
     def measure(p: Params) -> Footprint:
         return cached(p.model_copy(update={"optimizer": "adamw", "wise_ft": False, "ema_decay": 0.0, "soup": False}))
@@ -234,6 +237,7 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> 
         hours=hours,
         disk=disk,
         rows=rows,
+        sides=sides,
         changes=suggest(p, card.memory_gib, measure),
         notes=(*_notes(p, card, precision, rows_note, hours, disk),),
     )
@@ -404,8 +408,10 @@ def _report(plan: Plan) -> Iterator[str]:
         at_once += ", gradient checkpointing" if p.gradient_checkpointing else ""
     windows = f"{p.text_windows} x " if p.text_windows > 1 else ""
     device = "this CPU" if plan.gpu.is_cpu else f"one {plan.gpu.name}"
-    yield f"{Path(p.model_name).name}, tune {p.tune}, {plan.precision}, on {device}"
-    yield from wrap(f"image {plan.image_size}, text {windows}{p.max_text_length} tokens, {at_once}", 80)
+    names = " and ".join(Path(name).name for name in (p.model_name, p.text_model_name) if name)
+    yield f"{names}, tune {p.tune}, {plan.precision}, on {device}"
+    text = f"text {windows}{p.max_text_length} tokens, " if "text" in plan.sides else ""
+    yield from wrap(f"image {plan.image_size}, {text}{at_once}", 80)
     share = plan.trainable / plan.total
     yield f"{plan.trainable / 1e6:.1f} M of {plan.total / 1e6:.1f} M parameters trained ({share:.1%})"
     yield ""

@@ -106,5 +106,13 @@ def pad_tokens(tokens: Sequence[Sequence[int] | torch.Tensor]) -> torch.Tensor:
 
 
 def collate(items: Any) -> dict[str, torch.Tensor]:
-    """Stacks PhotoDataset's items; those of the other datasets are a batch already."""
-    return items if isinstance(items, dict) else default_collate(items)
+    """Stacks PhotoDataset's items; those of the other datasets are a batch already. No text needs all its NO_TOKEN."""
+    batch = items if isinstance(items, dict) else default_collate(items)
+    return batch | {"input_ids": _shortened(batch["input_ids"])} if "input_ids" in batch else batch
+
+
+def _shortened(input_ids: torch.Tensor) -> torch.Tensor:
+    """(..., length) ids without what is NO_TOKEN in all of them at the end."""
+    used = (input_ids != NO_TOKEN).flatten(0, -2).any(0).nonzero()  # (places, 1)
+    longest = int(used[-1]) + 1 if len(used) else 1
+    return input_ids[..., :longest]

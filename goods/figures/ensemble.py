@@ -187,13 +187,14 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     ax.fill_between(settled["share"], settled["low"], settled["precision"], color=BLUE, alpha=0.15, linewidth=0)
     taken = chosen[chosen["share"] > 0]
     ax.plot(taken["share"], taken["precision"], "o", color=VERMILION)
-    for share, precision, wanted in _together(taken):
-        said = ", ".join(percent(each).removesuffix(" %") for each in wanted) + " %"
-        side = "left" if share < 0.5 else "right"
-        ax.annotate(said, (share, precision), (0, -7), textcoords="offset points", fontsize=7.5, color=VERMILION,
-                    ha=side, va="top")  # fmt: skip
+    for near in _near_ones(taken["share"]):  # their labels below the curve, which ends there
+        at = taken.loc[near, ["share", "precision"]]
+        said = ", ".join(percent(wanted).removesuffix(" %") for wanted in sorted(near)) + " %"
+        ax.annotate(said, (at["share"].mean(), at["precision"].min()), (0, -7), textcoords="offset points",
+                    ha="center", va="top", fontsize=7.5, color=VERMILION)  # fmt: skip
     ax.plot([], [], "o", color=VERMILION, label="accepted at a wanted precision of")
-    ax.set(xlabel="share of the products accepted", ylabel="share of them that is right", xlim=(0, 1.03))
+    ax.set(xlabel="share of the products accepted", ylabel="share of them that is right", xlim=(0, 1.08))
+    ax.margins(y=0.1)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     ax.grid(True, axis="y")
@@ -208,15 +209,15 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     return titled(ax.figure, f"At a wanted precision of {percent(wanted)}, {found}")
 
 
-def _together(taken: pd.DataFrame) -> list[tuple[float, float, list[float]]]:
-    """Points as (share, precision, the wanted precisions there), those too near to be told apart as one."""
-    found: list[tuple[float, float, list[float]]] = []
-    for wanted, row in taken.iterrows():
-        if found and abs(found[-1][0] - row["share"]) < 0.06 and abs(found[-1][1] - row["precision"]) < 0.03:
-            found[-1][2].append(float(wanted))
+def _near_ones(shares: pd.Series, least: float = 0.07) -> list[list[float]]:
+    """The index of `shares`, those in one list that lie too close for labels of their own."""
+    groups: list[list[float]] = []
+    for name, share in shares.sort_values().items():
+        if groups and share - shares[groups[-1][-1]] < least:
+            groups[-1].append(name)
         else:
-            found.append((row["share"], row["precision"], [float(wanted)]))
-    return found
+            groups.append([name])
+    return groups
 
 
 @styled

@@ -21,7 +21,7 @@ from PIL import Image
 from goods.data.photos import open_upright
 from goods.figures.fonts import FONTS, written
 from goods.files import atomic_path
-from goods.wording import count, digits, percent, span  # noqa: F401
+from goods.words import count, digits, percent, span  # noqa: F401
 
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from goods.data.tables import Goods
-from goods.wording import count, digits, joined, percent, span
+from goods.words import count, digits, joined, percent, span
 
 ALIKE = 1.1  # classes are alike in size where the largest has at most so many times the products of the smallest
 

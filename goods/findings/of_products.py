@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from goods.wording import count, digits, joined, percent
+from goods.words import count, digits, joined, percent
 
 
 def embedded(embeddings: Mapping[str, Mapping[str, Any]]) -> str:

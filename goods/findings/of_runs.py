@@ -9,16 +9,7 @@ import numpy as np
 import pandas as pd
 
 from goods.metrics import METRICS, calibration_error
-from goods.wording import count, digits, joined, percent, span
-
-
-def times(hours: float) -> str:
-    """Hours to read: 40 s, 12 min, 3.4 h."""
-    seconds = 3600 * hours
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{hours:.1f} h"
-
+from goods.words import count, digits, duration, joined, percent, span
 
 # One fold ------------------------------------------------------------------------------------------------------------
 
@@ -28,7 +19,7 @@ def planned(plan: Any, folds: int) -> str:
     if not (hours := getattr(plan, "hours", {})):
         return ""
     most = max(hours, key=lambda name: hours[name])
-    return f"Here {count(folds, 'fold')} should take about {times(sum(hours.values()))}, mostly for {most}."
+    return f"Here {count(folds, 'fold')} should take about {duration(3600 * sum(hours.values()))}, mostly for {most}."
 
 
 def held_back(folds: pd.DataFrame, fold: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from goods.wording import digits
+from goods.words import digits
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler

@@ -127,6 +127,12 @@ def load_text_encoder(model_name: str, max_length: int | None = None, normalize:
     return TextEncoder(backbone, tokenizer, replace(encoding, max_length=longest), [_module(step) for step in steps])
 
 
+def with_max_length(encoder: TextEncoder, max_length: int) -> TextEncoder:
+    """The same encoder, of the same weights, reading another number of tokens."""
+    return TextEncoder(encoder.backbone, encoder.tokenizer, replace(encoder.encoding, max_length=max_length),
+                       list(encoder.after))  # fmt: skip
+
+
 def _by_habit(folder: Path, encoding: Encoding, backbone: nn.Module) -> Encoding:
     """What a plain directory leaves open, by its architecture."""
     causal = sees_only_before(backbone)
@@ -193,9 +199,15 @@ def load_text_backbone(model_name: str) -> PreTrainedModel:
         raise GoodsError(f"the model in {folder} can't be loaded: {first_line(error)}") from error
     if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):  # unused
         raise GoodsError(f"the weights in {folder} lack {len(missing)} of its tensors, such as {missing[0]}")
-    if not _reads_texts_alone(backbone):
-        raise GoodsError(f"{folder} holds a {type(backbone).__name__}; a text encoder such as BERT is needed")
     backbone.config.use_cache = False  # a decoder's, of what it has read: nothing is written on
+    return check_reads_texts(backbone, model_name)
+
+
+def check_reads_texts(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel:
+    """The backbone; raises GoodsError where it is no text encoder."""
+    if not _reads_texts_alone(backbone):
+        raise GoodsError(f"{resolve(model_name)} holds a {type(backbone).__name__}; a text encoder such as BERT is "
+                         "needed")  # fmt: skip
     return backbone
 
 

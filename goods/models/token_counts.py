@@ -6,7 +6,7 @@ each weighs, comes from its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +25,9 @@ STRETCH = 2048  # rows whose features are made at once
 MIN_PRODUCTS = {"words": 2, "characters": 2, "title": 1}  # of a fold's, that a token must occur in
 
 
-def tfidf_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """What the features are made of: the whole text, and the title once more."""
-    return pd.DataFrame({"text": table["text"].tolist(), "title": table["title"].tolist()})
+def tfidf_columns(table: pd.DataFrame, further: Sequence[str] = ()) -> pd.DataFrame:
+    """What the features are made of: the whole text, and the title once more; and further columns, as they are."""
+    return pd.DataFrame({name: table[name].tolist() for name in dict.fromkeys(("text", "title", *further))})
 
 
 @dataclass(frozen=True)

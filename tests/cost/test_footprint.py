@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from goods.cost.empty import read_config
 from goods.cost.footprint import (
     ACTIVATIONS,
     COPIES,
@@ -28,7 +29,6 @@ from goods.cost.footprint import (
     measure_footprint,
     optimizer_buffers,
     optimizer_bytes,
-    read_config,
 )
 from goods.cost.plan import plan_run
 from goods.models.backbone import DualEncoder, load_backbone, load_processor

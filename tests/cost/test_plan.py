@@ -11,6 +11,7 @@ import pytest
 import torch
 from backbones import say_how
 
+from goods.cost.empty import empty_model, read_config
 from goods.cost.footprint import (
     ACTIVATIONS,
     COPIES,
@@ -18,8 +19,6 @@ from goods.cost.footprint import (
     GRADIENTS,
     OPTIMIZER,
     WEIGHTS,
-    _backbone,
-    read_config,
 )
 from goods.cost.plan import GIB, GPUS, Gpu, find_gpu, plan_run, with_overhead
 from goods.errors import GoodsError
@@ -48,7 +47,7 @@ def test_so400m_parameters(so400m: Any) -> None:
     heads = sum(q.numel() for q in GoodsHeads(1152, 1152, made.params).parameters())
     assert made.total - heads == 877_960_498
     assert made.trainable == made.total - 32_000 * 1152 - 2  # token embeddings, logit_scale, logit_bias
-    backbone = _backbone(read_config(made.params.model_name), made.params)
+    backbone = empty_model(read_config(made.params.model_name), made.params.model_name)
     assert sum(q.numel() for q in backbone.vision_model.parameters()) / 1e6 == pytest.approx(428.2, abs=0.05)
     assert sum(q.numel() for q in backbone.text_model.parameters()) / 1e6 == pytest.approx(449.7, abs=0.05)
 
