@@ -17,22 +17,24 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from goods import members
+from goods.advice import command, no_such_run
 from goods.cost.plan import Plan, plan_run
 from goods.data.folds import rare_classes, read_folds
 from goods.data.tables import Goods, report_table
 from goods.ensemble.label_issues import write_label_issues
 from goods.ensemble.pseudo_labels import make_pseudo_labels
-from goods.ensemble.submission import write_submission
+from goods.ensemble.submission import named_classes, write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
 from goods.files import read_frame, resolve
+from goods.findings.shown import so, tell
 from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf
 from goods.models.embeddings import save_embeddings
 from goods.models.encoders import token_counter
-from goods.models.neighbours import joined, map_points, nearest_products, neighbours
+from goods.models.neighbours import joined, known_already, map_points, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
 from goods.predictor import load_predictor
@@ -49,6 +51,7 @@ gc.enable()
 
 __all__ = [
     "OUTPUTS",
+    "command",
     "ensemble_run",
     "explain",
     "fit_all",
@@ -58,10 +61,12 @@ __all__ = [
     "heaviest_words",
     "joined",
     "keep_figure",
+    "keep_pairs",
+    "known_already",
     "load_predictor",
     "make_pseudo_labels",
     "map_points",
-    "nearest_products",
+    "named_classes",
     "neighbours",
     "open_run",
     "predict_test",
@@ -81,6 +86,8 @@ __all__ = [
     "settings_table",
     "shared_across_folds",
     "show_plan",
+    "so",
+    "tell",
     "titles_dir",
     "token_counter",
     "write_label_issues",
@@ -123,11 +130,18 @@ def read_oof(p: Params, folds: Sequence[int] | None = None) -> pd.DataFrame:
 
 def shared_across_folds(p: Params, goods: Goods) -> pd.DataFrame:
     """Products with a copy in another fold, by what they share, and where the run is trained, what they score."""
-    from goods.eda import shared_across_folds
+    from goods.trust import shared_across_folds
 
     run = Run.of(p)
     oof = read_frame(run.oof, ["id", "label"]) if run.oof.is_file() else None
     return shared_across_folds(goods, read_folds(goods, p), oof)
+
+
+def keep_pairs(p: Params, pairs: pd.DataFrame, goods: Goods) -> pd.DataFrame:
+    """Keeps the near-copies that goods.trust.near_duplicates has found in the run, as near_duplicates.csv."""
+    from goods.trust import write_pairs
+
+    return write_pairs(pairs, goods.classes, Run.of(p).near_duplicates)
 
 
 def keep_figure(p: Params, name: str, figure: Figure, of: int | str = "ensemble") -> Figure:
@@ -164,7 +178,7 @@ def titles_dir(p: Params) -> Path:
 
 
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
-    """What the run will cost, or a sentence where nobody can tell beforehand."""
+    """What the run will cost, or a sentence where nobody can tell beforehand; gpu "here": on this machine's device."""
     kind = kind_of(p)
     if not kind.planned:
         return f"There is no plan for kind {kind.name}: {kind.what}."
@@ -180,7 +194,20 @@ def export(run: str, to: str, merge: bool) -> str:
 
 def run_folder(run: str) -> Path:
     """The folder of a run that is given by its name or as a folder."""
-    return Path(run).absolute() if Run(Path(run)).exists else resolve(Params().outputs_dir) / run
+    folder = resolve(Params().outputs_dir) / run
+    if Run(Path(run)).exists or len(Path(run).parts) > 1:
+        return Path(run).absolute()
+    if not Run(folder).exists:
+        raise GoodsError(f"--run: {no_such_run(run, Params().outputs_dir)}")
+    return folder
+
+
+def params_of(run: str, given: dict[str, Any]) -> Params:
+    """The parameters of a run, given by its name or as a folder: as its run.json has them, but where it lies now."""
+    folder = run_folder(run)
+    known = {name: value for name, value in Run(folder).parameters().items() if name in Params.model_fields}
+    here = {"outputs_dir": str(folder.parent), "run": folder.name.removesuffix("-debug" if known["debug"] else "")}
+    return load_params(None, **known | here | given)
 
 
 def add_predict(commands: Any) -> None:
@@ -270,18 +297,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fit.add_argument("--fold", type=int, default=0, help="the fold to hold back")
     fit.add_argument("--refit", action="store_true", help="hold back none: the model of all rows, after the folds")
     cost = commands.add_parser("plan", help="memory, hours and disk of a run, before it")
-    cost.add_argument("--gpu", help="T4, L4, A100 ...; the default is the GPU there is, else T4")
+    cost.add_argument("--gpu", help="T4, L4, A100 ..., or here; the default is the GPU there is, else T4")
     report = commands.add_parser("report", help="report.html of a run, whatever it has so far")
+    report.add_argument("--run", help="name of a run in outputs/, or the folder of one; no config is needed then")
     handed = commands.add_parser("export", help="a finished run as a folder to hand on: its models and a model card")
     handed.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
     handed.add_argument("--to", required=True, help="the folder to make")
     handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
     add_predict(commands)
     add_compare(commands)
-    for command in (fit, cost, report):
-        command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
-        # No --run: torchrun takes it for an option of its own, even behind the script's name.
-        command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other parameter: run=b")
+    for each in (fit, cost, report):
+        # No --run for fit: torchrun takes it for an option of its own, even behind the script's name.
+        each.add_argument("--config", required=each is not report, help="YAML file, such as params/linear.yaml")
+        each.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other parameters: run=b")
     options = parser.parse_args(arguments)
     if options.command == "predict":
         predict(options)
@@ -296,6 +324,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = dict(parse_setting(text) for text in options.set)
         if options.command == "plan":
             print(show_plan(load_params(options.config, **given), options.gpu))
+            return
+        if options.command == "report" and bool(options.config) == bool(options.run):
+            raise GoodsError("report: name the run, by --run, or by the --config that made it")
+        if options.command == "report" and options.run:
+            print(write_report(params_of(options.run, given)))
             return
         p = load_params(options.config, **given, fold=getattr(options, "fold", 0))
         if options.command == "report":

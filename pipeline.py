@@ -36,7 +36,7 @@ from goods.run import Run, runs_in
 from goods.step import STATUS
 from goods.words import duration
 
-STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission")
+STEPS = ("eda", "trust", "train", "baseline", "refit", "ensemble", "submission")
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
@@ -387,6 +387,9 @@ def print_summary(pipeline: Pipeline, index: Path | None) -> None:
         print("\nout of fold  " + "".join(f"{SHOWN_AS[column]:>13}" for column in columns))
         for name, score in rows:
             print(f"{name:<13}" + "".join(f"{number(score.get(column)):>13}" for column in columns))
+    if missing := scores.get("missing_folds"):
+        lost, kept = " ".join(map(str, missing)), pipeline.p.n_folds - len(missing)
+        print(f"of {kept} of {pipeline.p.n_folds} folds; --folds {lost} adds the others")
     print("\nstep          time")
     for step, took in pipeline.took.items():
         print(f"{step!s:<13} {took}")
@@ -425,6 +428,9 @@ def read_steps(names: list[str]) -> list[str]:
 
 def prepare(args: argparse.Namespace) -> Pipeline:
     """Checks all that was asked for, before anything runs."""
+    if args.config is None:
+        args.config = DEFAULT_CONFIG
+        print(f"no --config is given, so this is the demo on the embedded sample, {DEFAULT_CONFIG}", flush=True)
     given = read_settings(args.set) | ({"run": args.run} if args.run else {})
     given |= {"folds": args.folds} if args.folds is not None else {}
     p = load_run(args.config, **given)
@@ -435,6 +441,8 @@ def prepare(args: argparse.Namespace) -> Pipeline:
         raise GoodsError("--steps refit: set refit=true with it, so that the later steps predict with that model")
     for name in names:
         notebook_source(name)
+    if Run.of(p).taken:  # then this only compares: what is refused is refused before anything is written
+        open_run(p)
     stages = [[Step(name, fold) for fold in p.chosen_folds] if name == "train" else [Step(name)] for name in names]
     print(f"run {p.run} of {args.config} in {shown(p.run_dir)}", flush=True)
     return Pipeline(p, {"config": args.config, "run": p.run, **given}, stages, args.jobs, args.force)
@@ -452,7 +460,7 @@ def parser() -> argparse.ArgumentParser:
     formatter = argparse.RawTextHelpFormatter
     made = argparse.ArgumentParser(prog="pipeline.py", description=__doc__, formatter_class=formatter)
     add = made.add_argument
-    add("--config", default=DEFAULT_CONFIG, help=f"the experiment's YAML file (default: {DEFAULT_CONFIG})")
+    add("--config", help=f"the experiment's YAML file (default: {DEFAULT_CONFIG}, the demo)")
     add("--run", help="name of the folder under outputs/ (default: the config's run, or its file name)")
     add("--folds", nargs="+", type=int, metavar="N", help="the folds to train (default: all)")
     add("--steps", nargs="+", metavar="STEP", help=f"some of: {' '.join(STEPS)} (default: all of the config's kind)")

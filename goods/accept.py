@@ -12,6 +12,7 @@ from goods.errors import GoodsError
 from goods.files import read_frame
 from goods.predictions import frame_logits
 from goods.run import Run
+from goods.words import digits
 
 CONFIDENCE = 0.95  # that the precision is at least its lower bound
 NEVER = 2.0  # a threshold that no probability reaches
@@ -38,9 +39,9 @@ class Acceptance:
             return (f"nothing is accepted: of {self.rows:,} out-of-fold products no threshold leaves enough to tell "
                     f"that {self.wanted:.1%} are right")  # fmt: skip
         right = "" if np.isnan(self.precision) else f", and {self.precision:.1%} of them were right"
-        return (f"accepted from a probability of {self.threshold:.3f} on, so that {self.wanted:.1%} are right: out of "
-                f"fold, each fold under the other folds' threshold, {self.share:.1%} of {self.rows:,} products were"
-                f"{right}")  # fmt: skip
+        accepted = f"accepted from a probability of {digits(self.threshold)} on, so that {self.wanted:.1%} are right"
+        return (f"{accepted}: out of fold, each fold under the other folds' threshold, {self.share:.1%} of "
+                f"{self.rows:,} products were{right}")  # fmt: skip
 
 
 def precision_bound(right: np.ndarray, accepted: np.ndarray) -> np.ndarray:

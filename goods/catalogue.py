@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from goods.classify import PHOTO, Counted, Job, other_job, predicted_rows, summary_sentence
-from goods.errors import GoodsError
+from goods.errors import GoodsError, listing
 from goods.files import held, is_alive, read_frame, read_json_if_whole, write_frame, write_json
 from goods.progress import progress_bar
 
@@ -100,10 +100,11 @@ class PartsFolder:
             counted.add(read_frame(path, ["id", "accept", PHOTO], "remove it, and give the same command again"))
         return counted
 
-    def ids(self) -> np.ndarray:
-        """Hashes (uint64) of the ids that are predicted."""
-        frames = [pq.read_table(path, columns=["id"]).to_pandas() for path in self.parts()]
-        return np.concatenate([np.empty(0, np.uint64), *(id_hashes(frame["id"]) for frame in frames)])
+    def doubled(self) -> list[str]:
+        """The names of the parts that hold a product which stands in them, or in another one, once more."""
+        each = {path.name: id_hashes(pq.read_table(path, columns=["id"]).to_pandas()["id"]) for path in self.parts()}
+        ids, times = np.unique(np.concatenate([np.empty(0, np.uint64), *each.values()]), return_counts=True)
+        return [name for name, own in each.items() if np.isin(own, ids[times > 1]).any()]
 
     def clear(self, parts: Sequence[Path]) -> None:
         """Removes what killed writings of these parts left."""
@@ -179,8 +180,9 @@ def finish(job: Job, folder: PartsFolder, parts: Sequence[Path]) -> dict[str, in
     summary = folder.count(parts).summary()
     there = folder.parts()
     if sum(pq.read_metadata(path).num_rows for path in there) == job.table.rows:
-        if len(np.unique(folder.ids())) != job.table.rows:
-            raise GoodsError(f"{folder.path} holds products twice: remove it, and give the same commands again")
+        if doubled := folder.doubled():
+            raise GoodsError(f"{folder.path} holds products twice: remove its {listing(doubled)}, and give the same "
+                             "commands again")  # fmt: skip
         folder.count(there).list_bad_images(folder.bad_images)
     return summary
 

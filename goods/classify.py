@@ -162,18 +162,21 @@ class Job:
                  for own in images]  # fmt: skip
         return products.assign(image=pd.Series(paths, index=products.index, dtype=object))
 
+    def with_names(self, predictions: pd.DataFrame) -> pd.DataFrame:
+        """Rows of read() with the names of the classes in place of their labels."""
+        name_of = dict(zip(map(str, self.predictor.labels), self.predictor.classes, strict=True))
+        named = {column: predictions[column].astype(str).map(name_of) for column in ("label", "second", "third")}
+        return predictions.assign(**named)
+
     def least_sure(self, top: int = 8) -> pd.DataFrame:
         """The products to look at first: id, title, image, first, second (names of classes), probability."""
-        found, id_column = self.read().nsmallest(top, "probability"), self.predictor.p.id_column
-        name_of = dict(zip(map(str, self.predictor.labels), self.predictor.classes, strict=True))
-        named = {
-            place: found[column].astype(str).map(name_of) for place, column in (("first", "label"), ("second",) * 2)
-        }
+        found, id_column = self.with_names(self.read().nsmallest(top, "probability")), self.predictor.p.id_column
         stretches = self.stretches(self.predictor.rows)
         wanted = pd.concat([self._with_paths(part[part[id_column].isin(found["id"])]) for part in stretches])
         title = "title" if "title" in wanted else self.predictor.text_columns[0]
         table = pd.DataFrame({"id": wanted[id_column], "title": wanted[title], "image": wanted["image"].str[0]})
-        return found[["id", "probability"]].assign(**named).merge(table, on="id")
+        named = found[["id", "label", "second", "probability"]].rename(columns={"label": "first"})
+        return named.merge(table, on="id")
 
     def files(self) -> pd.DataFrame:
         """What run() has left, with sizes."""
@@ -268,7 +271,8 @@ def other_job(path: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -
     """What to raise where `path` is of a job with the facts `before`, {} where they aren't known."""
     differ = [name for name in facts if before.get(name) != facts[name]]
     why = f"it was made with another {', '.join(differ)}" if before else "it isn't known what it was made from"
-    return GoodsError(f"{path} is there already, and {why}; take another name for --out, or remove it")
+    back = "give that back, or " if before else ""
+    return GoodsError(f"{path} is there already, and {why}; {back}take another name for --out, or remove it")
 
 
 def predicted_rows(

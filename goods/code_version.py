@@ -12,7 +12,8 @@ from goods.files import ROOT
 
 # What carries results but doesn't shape them; parameters count by their values, not by the code that reads them.
 PLUMBING = frozenset(
-    "goods goods.errors goods.files goods.field_types goods.places goods.params goods.run goods.code_version "
+    "goods goods.advice goods.words "
+    "goods.errors goods.files goods.field_types goods.places goods.params goods.run goods.code_version "
     "goods.progress goods.step goods.processes goods.training.tracking goods.members goods.cost.plan "
     "goods.cost.footprint".split()
 )

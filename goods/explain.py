@@ -75,5 +75,6 @@ def _fold_of(p: Params, goods: Goods, product_id: str) -> Fold:
     wanted = int(own.iloc[0]) if len(own) else next(iter(trained), 0)
     if wanted not in trained:
         raise GoodsError(f"fold {wanted} of run '{p.run}' is not trained, and only its model hasn't seen the product; "
-                         f"train it, or choose a product of fold {', '.join(map(str, trained)) or '...'}")  # fmt: skip
+                         f"train it (--folds {wanted}), or choose a product of fold "
+                         f"{', '.join(map(str, trained)) or '...'}")  # fmt: skip
     return run.fold(wanted)

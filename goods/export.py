@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from goods.ensemble.learned import FoldMean, RunBlend
-from goods.errors import GoodsError, ParameterError
+from goods.errors import GoodsError, ParameterError, listing
 from goods.files import atomic_folder, file_hash, read_frame, read_json_if_whole, write_json, write_text
 from goods.members import kind_of
 from goods.model_card import model_card
@@ -121,8 +121,9 @@ def _is_there(there: Run, record: dict[str, object]) -> bool:
         raise GoodsError(f"{folder} is there already, and is no export; name a folder that isn't there")
     if differ := [name for name in record if found.get(name) != record[name]]:
         raise GoodsError(f"{folder} is the export of another run, or of another state of it ({', '.join(differ)} "
-                         "differ); name a folder that isn't there, or remove it")  # fmt: skip
-    if files != _hashes(folder):
-        raise GoodsError(f"{folder} is this export, but its files aren't those that were written; remove it, and give "
-                         "the same command again")  # fmt: skip
+                         "differ); name a folder that isn't there")  # fmt: skip
+    if files != (now := _hashes(folder)):
+        differ = sorted(name for name in {**files, **now} if files.get(name) != now.get(name))
+        raise GoodsError(f"{folder} is this export, but {listing(differ)} isn't what was written; export to a folder "
+                         f"that isn't there, and copy {'it' if len(differ) == 1 else 'them'} from there")  # fmt: skip
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -248,3 +248,11 @@ def calibrated(logits: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> tup
     for k in np.unique(folds):
         scaled[folds == k] = logits[folds == k] / fit_temperature(logits[folds != k], labels[folds != k])
     return scaled, fit_temperature(logits, labels)
+
+
+def neighbour_purity(points: np.ndarray, labels: Sequence[int]) -> float:
+    """The share of products that lie next to one of their own class; points: (n, 2), of two products or more."""
+    labels = np.asarray(labels)
+    distance = ((points[:, None] - points[None]) ** 2).sum(-1)  # (n, n)
+    np.fill_diagonal(distance, np.inf)
+    return float((labels[distance.argmin(1)] == labels).mean())

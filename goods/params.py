@@ -269,7 +269,8 @@ class TrackingParams(_Group):
     """Weights & Biases."""
 
     wandb_mode: Literal["auto", "online", "offline", "disabled"] = RuntimeField(
-        "auto", description="auto: as WANDB_MODE says, else online with a key and a network, else offline"
+        "auto",
+        description="auto: as WANDB_MODE says, else off without key or settings, offline without network, else online",
     )
     wandb_project: str = RuntimeField("goods-classification", description="project on wandb that runs are logged to")
 

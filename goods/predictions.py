@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 
+from goods.advice import train_again
 from goods.errors import DamagedFileError
 from goods.files import atomic_path, read_frame, write_frame
 from goods.params import OUTPUTS
@@ -83,8 +84,7 @@ def read_choices(path: Path) -> dict[str, dict[str, np.ndarray]]:
             choices, outputs = json.loads(file.metadata()["made"])
         return {choice: {name: arrays[f"{choice}/{name}"] for name in outputs} for choice in choices}
     except Exception as error:  # anything at all can be wrong with a damaged file
-        again = "train the fold again: retrain=true"
-        raise DamagedFileError(f"{path} is missing or damaged; {again}") from error
+        raise DamagedFileError(f"{path} is missing or damaged; {train_again(path)}") from error
 
 
 def write_predictions(

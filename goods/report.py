@@ -163,7 +163,7 @@ def _undrawn(run: Run, metrics: dict[str, Any]) -> list[str]:
     if lost := [str(number) for number in learned if f"Fold {number}" not in drawn]:
         found.append(f"the training of fold {', '.join(lost)} (train.ipynb)")
     if "The goods" not in drawn:
-        found.append("the goods (eda.ipynb)")
+        found.append("the goods (eda.ipynb, trust.ipynb)")
     return found
 
 

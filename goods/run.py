@@ -6,7 +6,6 @@ torch, no pandas), since pipeline.py asks, too.
 
 from __future__ import annotations
 
-import difflib
 import os
 import shutil
 import time
@@ -15,7 +14,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goods.errors import DamagedFileError, GoodsError, OtherRunError, ParameterError
+from goods.advice import check_named_runs, other_name, train_again
+from goods.errors import DamagedFileError, GoodsError, OtherRunError
 from goods.files import (
     HOLDER_SECONDS,
     atomic_path,
@@ -105,7 +105,7 @@ class Fold:
         import numpy as np
 
         path = {"oof": self.oof, "test": self.test}[part]
-        again = {"oof": f"train the fold again: retrain=true, --folds {self.number}",
+        again = {"oof": train_again(path),
                  "test": "remove the file, and the fold predicts the test set again"}[part]  # fmt: skip
         frame = read_frame(path, ["id"], again)
         if ids is not None and frame["id"].tolist() != list(ids):
@@ -158,6 +158,7 @@ class Run:
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
         self.predictions = folder / "predictions.parquet"  # of the table that predict.ipynb was given
         self.report, self.goods_figures = folder / "report.html", folder / "figures"
+        self.near_duplicates = folder / "near_duplicates.csv"
         self.export_record, self.card = folder / "export.json", folder / "README.md"  # of an exported one
 
     @classmethod
@@ -279,7 +280,7 @@ class Run:
         """run.json: parameters, tables, models, folds, environment; empty before the run is opened."""
         if not self.exists:
             return {}
-        return read_json(self.record_file, f"take another name for run, or get it back: {self.folder} was made by it")
+        return read_json(self.record_file, f"get it back from a copy, or {other_name(self.folder)}")
 
     def parameters(self) -> dict[str, Any]:
         """The parameters it was made with; one that is younger than the run had its default then."""
@@ -319,23 +320,25 @@ class Run:
     def _refuse_old_layout(self) -> None:
         if (self.folder / "params.yaml").is_file() and not self.exists:
             raise OtherRunError(
-                f"run '{self.name}' was made by an earlier version of this project; take another name for run"
+                f"run '{self.name}' was made by an earlier version of this project; {other_name(self.folder)}"
             )
 
     def _compare(self, p: Params, models: Mapping[str, str]) -> None:
         if differ := self.differing(p):
-            before, now = self.parameters(), p.model_dump(mode="json")
-            changes = ", ".join(f"{name} was {before[name]!r} and is now {now[name]!r}" for name in differ)
             them = "it" if len(differ) == 1 else "them"
-            raise OtherRunError(f"run '{self.name}' was made with other parameters: {changes}. Give {them} back, or "
-                                "choose another name for run")  # fmt: skip
+            raise OtherRunError(f"run '{self.name}' was made with other parameters: {self._changes(p, differ)}. "
+                                f"Give {them} back, or {other_name(self.folder)}")  # fmt: skip
         known = self.record().get("models", {})
         for name, now in models.items():
             if known.get(name, now) != now:
                 raise OtherRunError(
                     f"run '{self.name}' was made with other files in {name}: their hash was {known[name]}, and that of "
-                    f"{path_of(dict(p), name)} is {now}. Put the files back, or choose another name for run"
+                    f"{path_of(dict(p), name)} is {now}. Put the files back, or {other_name(self.folder)}"
                 )
+
+    def _changes(self, p: Params, names: Sequence[str]) -> str:
+        before, now = self.parameters(), p.model_dump(mode="json")
+        return ", ".join(f"{name} was {before[name]!r} and is now {now[name]!r}" for name in names)
 
     def differing(self, p: Params) -> list[str]:
         """The parameters that count and differ from those the run was made with; models count by their contents."""
@@ -371,7 +374,8 @@ class Run:
         if not other.exists:
             raise OtherRunError(f"resume_from {other.folder} is not the folder of a run: it has no run.json")
         if names := other.differing(p):
-            raise OtherRunError(f"resume_from {other.folder} was made with other parameters: {', '.join(names)}")
+            raise OtherRunError(f"resume_from {other.folder} was made with other parameters: "
+                                f"{other._changes(p, names)}. Give them back, or leave out resume_from")  # fmt: skip
         own, theirs = (run.record().get("models", {}) for run in (self, other))
         if names := [name for name in own if theirs.get(name, own[name]) != own[name]]:
             name = names[0]
@@ -415,16 +419,6 @@ class Run:
 def runs_in(outputs: Path) -> list[Run]:
     """The runs of an outputs_dir, by name."""
     return [Run(path.parent) for path in sorted(outputs.glob("*/run.json"))]
-
-
-def check_named_runs(p: Params) -> None:
-    """Raises ParameterError when `runs` or `pseudo_from` names a run that isn't there."""
-    there = [run.name for run in runs_in(resolve(p.outputs_dir))]
-    for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
-        if name and name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
-            advice = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(there) or 'none'}"
-            raise ParameterError(f"{parameter}: there is no run '{name}' in {p.outputs_dir}; {advice}")
 
 
 def deadline(p: Params) -> float | None:

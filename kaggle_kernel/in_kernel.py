@@ -149,14 +149,14 @@ def wandb_environment(p: Params) -> dict[str, str]:
 
     Empty where tracking stays offline or needs no key from there; says in a line how it will be.
     """
-    mode = pick_mode(p.wandb_mode, key_follows=True)
-    if mode != "online" or has_key():
-        print(f"wandb: {mode}")
-    elif key := answer_within(SECRET_SECONDS, _read_secret):
-        print(f"wandb: online, with the secret {SECRET}")
-        return {SECRET: key}
-    else:
-        print(f"wandb: offline, no secret {SECRET} is attached (in the notebook's editor: Add-ons, Secrets)")
+    could = pick_mode(p.wandb_mode, key_follows=True)
+    if could == "online" and not has_key():
+        if key := answer_within(SECRET_SECONDS, _read_secret):
+            print(f"wandb: online, with the secret {SECRET}")
+            return {SECRET: key}
+        print(f"wandb: no secret {SECRET} is attached (in the notebook's editor: Add-ons, Secrets)")
+    mode = pick_mode(p.wandb_mode)
+    print("wandb: off; wandb_mode=offline tracks into the output" if mode == "disabled" else f"wandb: {mode}")
     return {}
 
 

@@ -246,7 +246,7 @@ def fetch_output(folder: Path, run: str) -> str:
     """Brings outputs/<run> of the kernel's last version to outputs/. Raises GoodsError when it isn't there."""
     home = ROOT / "outputs" / run
     if home.exists():
-        raise GoodsError(f"{home} is there already; rename or delete it, so that two runs don't mix")
+        raise GoodsError(f"{home} is there already; rename it, so that two runs don't mix")
     slug = read_metadata(folder)["id"]
     stage = STAGE.with_name("kaggle-output")
     shutil.rmtree(stage, ignore_errors=True)

@@ -17,13 +17,14 @@ from goods.files import ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # How many each shows; compress_text, which asks a language model, is run in tests/compress.
 PICTURES = {
-    "eda": 9,
-    "embed": 1,
+    "eda": 6,
+    "trust": 5,
+    "embed": 3,
     "train": 5,
     "baseline": 2,
     "refit": 0,
     "ensemble": 9,
-    "submission": 1,
+    "submission": 2,
     "pseudo_label": 2,
     "predict": 4,
     "compare": 4,
@@ -43,6 +44,11 @@ class Done(NamedTuple):
     def pictures(self) -> list[bytes]:
         data = [output.data for output in self.outputs() if "data" in output]
         return [base64.b64decode(each["image/png"]) for each in data if "image/png" in each]
+
+    def said(self) -> str:
+        """The sentences below its outputs, a line each."""
+        data = [output.data for output in self.outputs() if "data" in output]
+        return "\n".join(each["text/plain"] for each in data if each.get("text/html", "").startswith("<p "))
 
     def printed(self) -> str:
         return "".join(output.text for output in self.outputs() if output.output_type == "stream")

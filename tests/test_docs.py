@@ -194,7 +194,14 @@ def executed(copy, call) -> dict[str, Done]:
     for command in commands_to_run():
         call(command)
     outputs = copy / "outputs"
-    runs = {"eda": "demo", "refit": "demo", "predict": "demo", "ensemble": "two-folds", "submission": "two-folds"}
+    runs = {
+        "eda": "demo",
+        "trust": "demo",
+        "refit": "demo",
+        "predict": "demo",
+        "ensemble": "two-folds",
+        "submission": "two-folds",
+    }
     runs |= {"baseline": "linear", "pseudo_label": "linear", "compare": "blend"}
     files = {name: outputs / run / "notebooks" / f"{name}.ipynb" for name, run in runs.items()}
     files["train"] = outputs / "demo" / "notebooks" / "train_fold1.ipynb"
@@ -243,10 +250,21 @@ def test_what_the_notebooks_leave_in_the_run(executed, copy):
 def test_what_the_notebooks_say(executed):
     found = re.search(r"fold 1: (\d+) products to learn from, (\d+) held back", executed["train"].printed())
     assert sum(map(int, found.groups())) == 126 and 25 <= int(found[2]) <= 40
-    assert "folds not trained yet: [1, 3]" in executed["ensemble"].printed()
-    assert "42 rows for 42 test products" in executed["submission"].printed()
-    shown = [output.data["text/plain"] for output in executed["train"].outputs() if "data" in output]
-    assert any(re.search(r"fused +0\.\d+ +0\.\d+ +\d", text) for text in shown)
+    assert "Not trained yet: fold 1 and 3." in executed["ensemble"].said()
+    assert "42 rows for 42 test products." in executed["submission"].said()
+    assert re.search(r"Together they have macro-F1 \.\d{3}, which (gains|loses) \.\d{3}", executed["train"].said())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(PICTURES) - {"refit", "compare"}))
+def test_a_notebook_reads_out_each_figure_and_says_so_at_its_end(executed, name):
+    """Below each figure comes a sentence, and the notebook's last words but its files are its answer."""
+    outputs = [output for output in executed[name].outputs() if "data" in output]
+    said = [output.data.get("text/html", "").startswith("<p ") for output in outputs]
+    for number, output in enumerate(outputs):
+        assert "image/png" not in output.data or said[number + 1]
+    answers = [line for line in executed[name].said().splitlines() if line.startswith("So: ")]
+    assert 2 <= len(answers) <= 3 and not [line for line in answers if re.search(r"\b(nan|None)\b", line)]
 
 
 @pytest.mark.slow

@@ -18,13 +18,9 @@ from conftest import Trained
 from PIL import Image, ImageDraw, ImageEnhance
 
 from goods.eda import (
-    _near,
     empty_cells,
-    near_duplicates,
     odd_ids,
-    photo_hashes,
     product_facts,
-    shared_across_folds,
     split_by_class,
     telling_words,
     train_test_shift,
@@ -36,6 +32,7 @@ matplotlib.use("Agg")
 
 from goods.data.tables import Goods
 from goods.files import ROOT
+from goods.trust import _near, doubtful_labels, near_duplicates, photo_hashes, shared_across_folds
 
 DATA, MODEL = os.environ.get("GOODS_REAL_DATA"), os.environ.get("GOODS_REAL_MODEL")
 
@@ -100,7 +97,7 @@ def test_distances_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = rng.random((70, 256)) < 0.5
     hashes[61] = hashes[4]
     hashes[61, :9] ^= True
-    monkeypatch.setattr("goods.eda.HASH_CHUNK", 16)
+    monkeypatch.setattr("goods.trust.HASH_CHUNK", 16)
     assert [part.tolist() for part in _near(hashes, 30)] == [[4], [61], [9]]
 
 
@@ -221,3 +218,22 @@ def test_copies_are_found_among_several_photos(tmp_path: Path) -> None:
     assert product_facts(goods, "train")["no_photo"].tolist() == [0, 0, 1, 0]
     folds = pd.DataFrame({"fold": [0, 1, 0, 1]})
     assert shared_across_folds(goods, folds).loc["photo", "products"] == 2  # 0 and 3 share paths[2]
+
+
+def test_words_doubt_the_label_that_was_changed(trained: Trained) -> None:
+    """Before anything is trained; a tool among the books is found by its words, and what it is is suggested."""
+    kinds = [("a hammer of steel", 1), ("a novel to read", 0), ("a doll to play", 2)] * 12
+    told = [{"id": f"{k}", "title": words, "text": words, "description": f"{words} number{k}", "label": label,
+             "sha": f"{k}"}
+            for k, (words, label) in enumerate(kinds)]  # fmt: skip
+    told[0]["label"] = 0
+    goods = goods_of(told, [{}], ["Books", "Tools", "Toys"])
+    issues, judged = doubtful_labels(goods, trained.p.model_copy(update={"num_classes": 3}))
+    assert judged == 36
+    assert issues[["id", "given", "suggested"]].iloc[0].tolist() == ["0", "Books", "Tools"]
+
+
+def test_near_copies_of_two_classes_are_a_conflict_inside_train_alone() -> None:
+    rows = [{"text": "the same words", "label": k} for k in (0, 1)]
+    pairs = near_duplicates(goods_of(rows, [{"text": "The same words", "label": -1}], ["a", "b"]))
+    assert pairs.sort_values("across")[["conflict", "across"]].to_numpy().tolist() == [[True, False], [False, True]]

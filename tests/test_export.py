@@ -104,7 +104,10 @@ def test_a_folder_that_is_something_else_is_not_written_to(finished: Run, copy: 
     with pytest.raises(GoodsError, match=r"or of another state of it \(made_from differ\)"):
         export_run(copy, folder)
     Run(folder).fold(1).weights.write_bytes(b"")
-    with pytest.raises(GoodsError, match="its files aren't those that were written; remove it"):
+    with pytest.raises(
+        GoodsError,
+        match=r"but fold1/weights\.safetensors isn't what was written; export to a folder that isn't",
+    ):
         export_run(finished, folder)
 
 
@@ -140,7 +143,7 @@ def test_a_full_disk_leaves_nothing_behind(copy: Run, tmp_path: Path, monkeypatc
 def test_the_command(copy: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     goods_utils.main(["export", "--run", str(copy.folder), "--to", str(tmp_path / "made")])
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'made'}: ")
-    with pytest.raises(SystemExit, match=r"goods_utils\.py: there is no run in .*nothing-of-that-name"):
+    with pytest.raises(SystemExit, match=r"goods_utils\.py: --run: there is no run 'nothing-of-that-name' in outputs;"):
         goods_utils.main(["export", "--run", "nothing-of-that-name", "--to", str(tmp_path / "other")])
     with pytest.raises(SystemExit, match="run 'mini' has no LoRA adapters to merge"):
         goods_utils.main(["export", "--run", str(copy.folder), "--to", str(tmp_path / "other"), "--merge"])

@@ -46,6 +46,7 @@ def train(fold):
 # Each notebook says in order.txt that it ran and with what; what it writes depends only on what it is given.
 CELLS = {
     "eda": 'print("eda", p.num_epochs, file=order.open("a"))',
+    "trust": 'print("trust", file=order.open("a"))',
     "train": """
 print("threads", p.fold, os.environ.get("OMP_NUM_THREADS"), file=order.open("a"))
 print("train", p.fold, p.num_epochs, "from", time.time(), file=order.open("a"))
@@ -167,7 +168,7 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
     first = project.call("--set", "num_epochs=4", **trapped)
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
-    assert project.ran() == ["eda 4", "train 0 4", "train 1 4", "ensemble", "submission"]
+    assert project.ran() == ["eda 4", "trust", "train 0 4", "train 1 4", "ensemble", "submission"]
     assert f"kernel {sys.executable}\n" in (project.root / "order.txt").read_text()
     assert "  fold 1  epoch 2/2  loss 0.500  macro-F1 0.800  0.2 s\n" in first.stdout
     assert first.stdout.count("  fold 0  epoch") == 2
@@ -181,7 +182,7 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
     began = time.monotonic()
     second = project.call("--set", "num_epochs=4", "num_workers=0")
     assert second.returncode == 0 and project.ran() == []
-    assert second.stdout.count("skipped, unchanged") == 5
+    assert second.stdout.count("skipped, unchanged") == 6
     assert time.monotonic() - began < 3
 
     project.write_notebook("submission", START, CELLS["submission"] + "\n# changed")
@@ -191,7 +192,7 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
     (project.root / "data" / "train_images" / "1.jpg").write_bytes(b"new")
     assert project.call("--set", "num_epochs=4").returncode == 0
     # They gave the same predictions as before, so what follows the ensemble, which reads the photos, too, is spared.
-    assert project.ran() == ["eda 4", "train 0 4", "train 1 4", "ensemble"]
+    assert project.ran() == ["eda 4", "trust", "train 0 4", "train 1 4", "ensemble"]
 
     other = project.call("--set", "num_epochs=5")
     assert other.returncode == 2 and "num_epochs was 4 and is now 5" in other.stderr and project.ran() == []

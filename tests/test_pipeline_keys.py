@@ -20,7 +20,7 @@ from pipeline import Pipeline, Running, Step, fold_score, print_summary, show_ep
 
 pytestmark = pytest.mark.slow
 
-STEPS = [Step("eda"), Step("train", 0), Step("baseline"), Step("ensemble"), Step("submission")]
+STEPS = [Step("eda"), Step("trust"), Step("train", 0), Step("baseline"), Step("ensemble"), Step("submission")]
 
 
 @pytest.fixture

@@ -155,7 +155,7 @@ def test_figures_that_nobody_has_drawn_are_named(run: Params):
     page = write_report(run).read_text(encoding="utf-8")
     assert '<img alt="' not in page
     assert "Figures not drawn yet: all folds together (ensemble.ipynb); the training of fold 0, 1, 2 (train.ipynb); " \
-           "the goods (eda.ipynb)." in page  # fmt: skip
+           "the goods (eda.ipynb, trust.ipynb)." in page  # fmt: skip
 
 
 def test_a_report_needs_no_drawing():

@@ -69,7 +69,7 @@ def test_other_parameters_are_refused_by_name_once_something_is_trained(tmp_path
     assert "num_epochs was 5 and is now 9" in sentence
     assert "text_columns was ['title', 'description'] and is now ['title']" in sentence
     assert "fold was" not in sentence and "delete" not in sentence
-    assert "Give them back, or choose another name for run" in sentence
+    assert "Give them back, or choose another name for run, such as run=trial-2" in sentence
 
 
 def test_a_saved_state_takes_the_name_too(tmp_path):
@@ -189,7 +189,9 @@ def test_a_spoilt_record_says_what_to_do(tmp_path, text):
     open_run(p)
     train(p)
     Run.of(p).record_file.write_text(text)
-    with pytest.raises(DamagedFileError, match=r"run\.json is missing or damaged; take another name"):
+    with pytest.raises(
+        DamagedFileError, match=r"run\.json is missing or damaged; get it back from a copy, or choose another"
+    ):
         open_run(p)
 
 
@@ -197,7 +199,7 @@ def test_a_run_of_an_earlier_version_is_left_alone(tmp_path):
     p = make(tmp_path)
     p.run_dir.mkdir(parents=True)
     (p.run_dir / "params.yaml").write_text("run: trial\n")
-    with pytest.raises(OtherRunError, match="an earlier version of this project; take another name"):
+    with pytest.raises(OtherRunError, match="an earlier version of this project; choose another name"):
         open_run(p)
 
 

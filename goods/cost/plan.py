@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -38,6 +40,7 @@ from goods.models.text_encoder import PLAIN_LENGTH
 from goods.params import Params
 
 GIB, GB = 2**30, 10**9
+HERE, CPU = "here", "CPU"
 CUDA_CONTEXT_GIB = 0.6  # about what CUDA, cuBLAS and cuDNN take beside torch's allocator
 ALLOCATOR_SLACK = 0.05  # share that torch's allocator holds on top: blocks are rounded up, and some stay unused
 DEFAULT_ROWS = (50_000, 10_000)  # products to train on and to predict, where there is no table to count
@@ -59,6 +62,11 @@ class Gpu:
     bf16: bool = True  # in hardware
     utilisation: float = 0.35  # share of the peak that the training loop reaches; assumed, not measured
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is no card, but the machine's processor and memory."""
+        return self.name == CPU
+
 
 # NVIDIA's data sheets, without sparsity; the smallest memory where a card is sold with several.
 GPUS = {
@@ -76,19 +84,39 @@ GPUS = {
 
 
 def find_gpu(name: str | None = None) -> Gpu:
-    """The card of that name; without a name this machine's GPU, else a T4. Raises GoodsError for an unknown name."""
+    """The card of that name; without a name this machine's GPU, else a T4; "here": that GPU, else the processor.
+
+    Raises GoodsError for an unknown name.
+    """
+    if name == HERE:
+        if not torch.cuda.is_available():
+            return this_processor()
+        name = None
     if name is None and not torch.cuda.is_available():
         return GPUS["T4"]
     full_name = torch.cuda.get_device_name() if name is None else name
     known = next((gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", full_name, re.IGNORECASE)), None)
     if name is not None:
         if known is None:
-            raise GoodsError(f"there is no plan for the GPU '{name}'; the known ones are {', '.join(GPUS)}")
+            raise GoodsError(f"there is no plan for the GPU '{name}'; the known ones are {', '.join(GPUS)}, or {HERE}")
         return known
     memory = torch.cuda.get_device_properties(0).total_memory / GIB
     if known is None:
         return Gpu(full_name, memory, bf16=torch.cuda.is_bf16_supported(including_emulation=False))
     return replace(known, memory_gib=memory)
+
+
+def this_processor() -> Gpu:
+    """This machine's processor as a device: its memory, and what it multiplies matrices at, tried for a moment."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * GIB
+    side, seconds = 768, []
+    matrix = torch.ones(side, side)
+    for _ in range(8):
+        began = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - began)
+    tflops = 2 * side**3 / min(seconds) / 1e12
+    return Gpu(CPU, memory / GIB, tflops_32=tflops, bf16=False, utilisation=0.7)
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,13 +160,18 @@ class Plan:
         return self.total_gib <= self.gpu.memory_gib
 
     @property
+    def where(self) -> str:
+        """The device in a sentence."""
+        return "this machine's memory" if self.gpu.is_cpu else f"a {self.gpu.name}"
+
+    @property
     def advice(self) -> str:
         """A sentence on the memory, with the parameters to change when it isn't enough."""
         if self.fits:
-            return f"fits a {self.gpu.name}: {self.total_gib:.1f} of {self.gpu.memory_gib:.1f} GiB"
+            return f"fits {self.where}: {self.total_gib:.1f} of {self.gpu.memory_gib:.1f} GiB"
         wanted = " ".join(f"{name}={_yaml(value)}" for name, value in self.changes.items())
         what = f"set {wanted}" if wanted else "no parameter helps; a larger GPU or a smaller model is needed"
-        return f"doesn't fit a {self.gpu.name}: {self.total_gib:.1f} of {self.gpu.memory_gib:.1f} GiB; {what}"
+        return f"doesn't fit {self.where}: {self.total_gib:.1f} of {self.gpu.memory_gib:.1f} GiB; {what}"
 
     def table(self) -> pd.DataFrame:
         """One row per number: part, item, value, unit."""
@@ -175,7 +208,7 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
     card, config = find_gpu(gpu), read_config(p.model_name)
     precision = p.mixed_precision
     if precision == "auto":
-        precision = "bf16" if card.bf16 else "fp16"
+        precision = "fp32" if card.is_cpu else "bf16" if card.bf16 else "fp16"
     rows, rows_note = count_rows(p, products)
 
     @cache  # the suggestions differ from p in few parameters, and many share a footprint
@@ -214,7 +247,7 @@ def _notes(
     p: Params, card: Gpu, precision: str, rows_note: str, hours: dict[str, float], disk: dict[str, float]
 ) -> Iterator[str]:
     """What a plan assumes, and what to watch out for; reads text_windows and extra_embeddings."""
-    if precision == "bf16" and not card.bf16:
+    if precision == "bf16" and not card.bf16 and not card.is_cpu:
         yield f"a {card.name} only emulates bf16: set mixed_precision=fp16"
     yield rows_note
     if p.text_windows > 1:
@@ -222,7 +255,7 @@ def _notes(
     if p.extra_embeddings:
         yield f"further text encoders are assumed to read {PLAIN_LENGTH} tokens of every text"
     if hours:
-        peak = f"{card.utilisation:.0%} of the {card.name}'s {_peak(card, precision):g} TFLOP/s"
+        peak = f"{card.utilisation:.0%} of the {card.name}'s {_peak(card, precision):.2g} TFLOP/s"
         yield f"hours assume {peak}, and that photos are read as fast"
     if sum(disk.values()) > KAGGLE_DISK_GB:
         yield f"a Kaggle session may leave {KAGGLE_DISK_GB} GB: optimizer=adafactor and tune=lora need less"
@@ -345,7 +378,7 @@ def estimate_hours(
 
 
 def _peak(gpu: Gpu, precision: str) -> float | None:
-    return gpu.tflops_32 if precision == "fp32" else gpu.tflops_16
+    return gpu.tflops_32 if precision == "fp32" or gpu.is_cpu else gpu.tflops_16
 
 
 def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dict[str, float]:
@@ -374,8 +407,9 @@ def _report(plan: Plan) -> Iterator[str]:
         at_once += f", {plan.micro_batch_size} at once, {p.optimizer}"
         at_once += ", gradient checkpointing" if p.gradient_checkpointing else ""
     windows = f"{p.text_windows} x " if p.text_windows > 1 else ""
+    device = "this CPU" if plan.gpu.is_cpu else f"one {plan.gpu.name}"
     names = " and ".join(Path(name).name for name in (p.model_name, p.text_model_name) if name)
-    yield f"{names}, tune {p.tune}, {plan.precision}, on one {plan.gpu.name}"
+    yield f"{names}, tune {p.tune}, {plan.precision}, on {device}"
     text = f"text {windows}{p.max_text_length} tokens, " if "text" in plan.sides else ""
     yield from wrap(f"image {plan.image_size}, {text}{at_once}", 80)
     share = plan.trainable / plan.total
@@ -385,10 +419,11 @@ def _report(plan: Plan) -> Iterator[str]:
     for part in PARTS:
         yield f"  {part:21}" + "".join(f"{parts[part]:14.2f}" for parts in plan.memory.values())
     yield f"  {'together':21}" + "".join(f"{sum(parts.values()):14.2f}" for parts in plan.memory.values())
-    yield f"  {'with CUDA and slack':21}{plan.total_gib:14.2f}  of {plan.gpu.memory_gib:.1f}"
+    rest = "with Python and slack" if plan.gpu.is_cpu else "with CUDA and slack"
+    yield f"  {rest:21}{plan.total_gib:14.2f}  of {plan.gpu.memory_gib:.1f}"
     for title, values, unit in (
         ("GFLOP per product", plan.flops, 1e9),
-        ("hours on one GPU", plan.hours, 1),
+        ("hours on this CPU" if plan.gpu.is_cpu else "hours on one GPU", plan.hours, 1),
         ("disk, GB", plan.disk, 1),
     ):
         yield ""

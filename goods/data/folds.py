@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from goods.advice import other_name
 from goods.data.datasets import photos_in
 from goods.data.tables import Goods
 from goods.data.texts import canonical, clean_text, join_texts
@@ -108,6 +109,8 @@ def read_folds(goods: Goods, p: Params) -> pd.DataFrame:
         write_frame(run.folds_table, train[["id", "label"]].assign(fold=folds))
     again = "remove it, and the folds are drawn anew, the same for the same tables and seed"
     folds = read_frame(run.folds_table, ["id", "label", "fold"], again)
+    if run.taken:  # new folds would be none of those that were trained
+        again = f"give back the tables and n_folds that its folds were trained with, or {other_name(run.folder)}"
     if folds["id"].tolist() != train["id"].tolist() or folds["label"].tolist() != train["label"].tolist():
         raise OtherRunError(
             f"{run.folds_table} is of other products, labels or another order than {p.train_csv}; {again}"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from goods.advice import other_name
 from goods.code_version import code_version
 from goods.data.advice import fitting_columns, likely_cause
 from goods.data.datasets import photos_in
@@ -322,7 +323,7 @@ def _write_findings(goods: Goods, p: Params) -> None:
     run = Run.of(p)
     if differ := run.check_tables({name: goods.report[name]["content"] for name in ("train", "test")}):
         raise OtherRunError(f"run '{p.run}' was made with other goods: {listing(differ)} changed since. Name the "
-                            "tables and photos that it was made with, or choose another name for run")  # fmt: skip
+                            f"tables and photos that it was made with, or {other_name(run.folder)}")  # fmt: skip
     write_json(run.labels, {"labels": goods.labels, "classes": goods.classes})
     with atomic_path(run.bad_images) as temporary:
         bad[["table", "id", "image", "status"]].to_csv(temporary, index=False)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from goods.advice import train_again
 from goods.data.tables import Goods
 from goods.errors import DamagedFileError, GoodsError
 from goods.predictions import frame_logits, logits_frame, main_of, read_choices
@@ -52,7 +53,7 @@ def read_fold_choices(fold: Fold, oof: pd.DataFrame) -> Choices:
         return {}
     choices = read_choices(fold.choices)
     if any(len(main_of(made)) != len(oof) for made in choices.values()):
-        raise DamagedFileError(f"{fold.choices} is of other rows than {fold.oof}; train the fold again: retrain=true")
+        raise DamagedFileError(f"{fold.choices} is of other rows than {fold.oof}; {train_again(fold.choices)}")
     return choices
 
 

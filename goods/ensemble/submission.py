@@ -51,3 +51,17 @@ def write_rows(
     with atomic_path(run.submission_probs) as temporary:
         pd.concat([submission[[names[0]]], columns], axis=1).to_csv(temporary, index=False, float_format="%.6f")
     return pd.concat([submission, columns], axis=1)
+
+
+def named_classes(submission: pd.DataFrame, goods: Goods) -> pd.DataFrame:
+    """What write_submission gave for people, in its order: id, title, image, first and second (names of the likeliest
+    classes), probability (of the first)."""
+    probabilities = submission.filter(regex=r"^c\d+$").to_numpy()
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
+    names = np.asarray(goods.classes, dtype=object)[order]
+    columns = [name for name in ("id", "title", "image") if name in goods.test]
+    return (
+        goods.test[columns]
+        .reset_index(drop=True)
+        .assign(first=names[:, 0], second=names[:, 1], probability=probabilities.max(1))
+    )

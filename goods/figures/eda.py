@@ -204,31 +204,32 @@ def fold_balance(folds: Sequence[int], labels: Sequence[int], classes: list[str]
 
 
 @styled
-def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], top: int = 8) -> Figure:
-    """The nearest pairs of photos side by side, with titles, tables, and classes where the two have different ones.
+def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], kind: str = "photo", top: int = 8) -> Figure:
+    """Pairs of nearly the same products side by side, with their classes; those of two classes first, in red.
 
-    pairs: goods.eda.near_duplicates; its rows of kind "photo" are drawn, those across train and test first.
+    pairs: goods.trust.near_duplicates; its rows of that kind ("photo", "text") are drawn. Behind those of two classes
+    come those across train and test.
     """
-    photos = pairs[pairs["kind"] == "photo"]
-    if photos.empty:
-        return nothing("No two photos are nearly the same")
-    both_train = (photos["label_a"] >= 0) & (photos["label_b"] >= 0)
-    differ = int((both_train & (photos["label_a"] != photos["label_b"])).sum())
-    shown = photos.sort_values("across", ascending=False, kind="stable").head(top)
-    names, across, side, gap, row = names_of(classes, 16), 4, 0.95, 0.12, 1.95
-    pair = 2 * (side + 0.04) + 2 * gap
-    width = max(6.0, min(across, len(shown)) * pair + 2 * gap)
-    fig = new_figure(width, 0.4 + -(-len(shown) // across) * row, layout=None)
-    for place, found in enumerate(shown.to_dict("records")):
-        left, top_edge = 2 * gap + place % across * pair, 0.8 + place // across * row
+    found = pairs[pairs["kind"] == kind]
+    what = {"photo": "photos", "text": "texts"}[kind]
+    if found.empty:
+        return nothing(f"No two {what} are nearly the same")
+    shown = found.sort_values(["conflict", "across"], ascending=False, kind="stable").head(top)
+    names, across, side, gap, row = names_of(classes, 22), 2, 1.2, 0.16, 2.0
+    pair = 2 * (side + 0.06) + 2 * gap
+    fig = new_figure(max(6.0, min(across, len(shown)) * pair + 2 * gap), 0.3 + -(-len(shown) // across) * row,
+                     layout=None)  # fmt: skip
+    for place, each in enumerate(shown.to_dict("records")):
+        left, top_edge = 2 * gap + place % across * pair, 0.72 + place // across * row
         for number, end in enumerate("ab"):
-            label = found[f"label_{end}"]
-            ax = photo_axes(fig, (left + number * (side + 0.04), top_edge), side, found[f"image_{end}"],
-                             short(found[f"title_{end}"], 17, lines=2))  # fmt: skip
-            where = names[label] if label >= 0 else "test"
-            ax.set_title(where, fontsize=6.5, loc="left", pad=2, color=BLUE if label >= 0 else VERMILION)
-    title = f"{count(len(photos), 'pair')} of photos nearly the same, {photos['across'].sum():,} across train and test"
-    return titled(fig, title + (f"; {differ} with different classes" if differ else ""))
+            label = each[f"label_{end}"]
+            ax = photo_axes(fig, (left + number * (side + 0.06), top_edge), side, each[f"image_{end}"],
+                            short(each[f"title_{end}"], 20, lines=2))  # fmt: skip
+            colour = VERMILION if each["conflict"] else BLUE if label >= 0 else GREY
+            ax.set_title(names[label] if label >= 0 else "test", fontsize=6.5, loc="left", pad=2, color=colour)
+    title = f"{count(len(found), 'pair')} of {what} nearly the same, {found['across'].sum():,} across train and test"
+    differ = int(found["conflict"].sum())
+    return titled(fig, title + (f"; {differ:,} with two classes (red)" if differ else ""))
 
 
 @styled

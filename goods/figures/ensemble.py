@@ -19,7 +19,6 @@ from goods.figures.style import (
     MAX_ROWS,
     MODALITIES,
     ORANGE,
-    PALE,
     PURPLE,
     SKY,
     VERMILION,
@@ -39,31 +38,6 @@ from goods.metrics import METRICS, calibration_error, confidence_bins
 
 
 @styled
-def embedding_map(points: np.ndarray, labels: Sequence[int], classes: list[str], shown: int = 7) -> Figure:
-    """Places (n, 2) of products on a map, the largest classes in colour; the title says how pure neighbourhoods are.
-
-    labels: (n,) class indices.
-    """
-    labels, points = np.asarray(labels), np.asarray(points)
-    if len(points) < 2:
-        return nothing("There are too few products for a map")
-    distance = ((points[:, None] - points[None]) ** 2).sum(-1)  # (n, n)
-    np.fill_diagonal(distance, np.inf)
-    alike = float((labels[distance.argmin(1)] == labels).mean())
-    fig = new_figure(6.0, 4.2)
-    ax, names = fig.subplots(), names_of(classes)
-    largest = np.argsort(-np.bincount(labels, minlength=len(classes)), kind="stable")[:shown]
-    rest = ~np.isin(labels, largest)
-    ax.scatter(*points[rest].T, s=5, color=PALE, label="other classes" if rest.any() else None)
-    for k in largest:
-        if (labels == k).any():
-            ax.scatter(*points[labels == k].T, s=5, label=names[k])
-    ax.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2.5)
-    return titled(fig, f"{percent(alike)} of the products lie next to one of their own class")
-
-
-@styled
 def modality_scores(scores: pd.DataFrame, metric: str = "macro_f1") -> Figure:
     """Score of the fused, the image and the text prediction, by fold.
 
@@ -80,15 +54,17 @@ def modality_scores(scores: pd.DataFrame, metric: str = "macro_f1") -> Figure:
     folds = f"mean of {len(rows)} folds" if len(rows) > 1 else f"fold {rows[0]}"
     where = folds if pooled.empty else "out of fold"
     ahead = " and of ".join(f"{name} by {digits(abs(level.iloc[0] - level[name]))}" for name in level.index[1:])
-    ax = new_figure(max(6.0, 1.6 + 0.75 * len(rows))).subplots()
+    ax = new_figure(max(6.0, 1.8 + 0.95 * len(rows))).subplots()
     for number, name in enumerate(scores):
         color, marker = MODALITIES[name]
-        places = np.arange(len(rows)) + 0.2 * (number - (scores.shape[1] - 1) / 2)
+        places = np.arange(len(rows)) + 0.27 * (number - (scores.shape[1] - 1) / 2)
         label = f"{name} ({digits(level[name])})" if name in level else name
         ax.plot(places, scores[name], marker, color=color, markersize=7, label=label)
-        for place, value in zip(places, scores[name], strict=True):
-            if len(rows) <= 8 and np.isfinite(value):
-                ax.annotate(digits(value), (place, value), (0, 6), textcoords="offset points", ha="center", fontsize=7)
+        for place, value, row in zip(places, scores[name], scores.to_numpy(), strict=True):
+            if len(rows) <= 8 and np.isfinite(value):  # the lowest of a fold below its marker: it hides no other's
+                below = len(scores.columns) > 1 and value == np.nanmin(row)
+                at = {"xytext": (0, -6 if below else 6), "va": "top" if below else "bottom"}
+                ax.annotate(digits(value), (place, value), textcoords="offset points", ha="center", fontsize=7, **at)
     ax.set_xticks(range(len(rows)), [row if row == "oof" else f"fold {row}" for row in rows])
     ax.set(xlim=(-0.6, len(rows) - 0.4), ylabel=by.shown_as)
     ax.margins(y=0.15)
@@ -132,7 +108,11 @@ def curves(labels: Sequence[int], logits: np.ndarray, classes: list[str], shown:
     mean = np.mean([np.interp(at, recall[::-1], precision[::-1]) for precision, recall in pr], axis=0)
     macro = float(np.mean(list(area.values())))
     right.plot(at, mean, ":", color=BLACK, label=f"macro ({digits(macro)})")
-    left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
+    # Only the corner where the curves differ: up to where the worst of them has found nearly all.
+    far = max([0.02, *(false[np.searchsorted(true, 0.98)] for false, true in roc)])
+    low = min(float(np.interp(0.02 * far, false, true)) for false, true in roc)
+    left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC, its upper left corner",
+             xlim=(-0.01 * far, min(1.0, 1.1 * far)), ylim=(0.9 * low, 1 + 0.02 * (1.1 - low)))  # fmt: skip
     right.set(xlabel="recall", ylabel="precision", title="precision-recall", ylim=(0, 1.02))
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5), title="average precision")
     return titled(fig, f"Average precision {digits(macro)} over the classes; "
@@ -216,9 +196,9 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     ax.set(xlabel="share of the products accepted", ylabel="share of them that is right", xlim=(0, 1.08))
     ax.margins(y=0.1)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     ax.grid(True, axis="y")
-    ax.legend()
+    ax.legend(loc="lower left")
     if taken.empty:
         return titled(
             ax.figure, f"All accepted, {percent(curve['precision'].iloc[-1])} are right; too few to promise more"

@@ -98,15 +98,16 @@ def class_f1(labels: Sequence[int], predictions: Sequence[int], classes: list[st
     title += f"; macro-F1 {digits(macro)}" if len(present) > 1 else ""
     if scores[worst] == 1:
         title = f"Every class has F1 1.000 ({count(len(labels), 'product')})"
-    ax, shown = class_bars(names, order, scores, digits, "hardest", "easiest")
-    for row, index in enumerate(shown):
-        ax.text(1.25, row, f"{support[index]:,}", ha="right", va="center", fontsize=7.5, color=GREY)
-    ax.set(xlim=(0, 1.25), xticks=np.arange(0, 1.1, 0.2))
+    ax, shown = class_bars(names, order, scores, lambda _: "", "hardest", "easiest")
+    for row, index in enumerate(shown):  # in columns of their own: at the bars' ends the dashed line would cross them
+        ax.text(1.11, row, digits(scores[index]), ha="right", va="center", fontsize=7.5)
+        ax.text(1.27, row, f"{support[index]:,}", ha="right", va="center", fontsize=7.5, color=GREY)
+    ax.set(xlim=(0, 1.27), xticks=np.arange(0, 1.1, 0.2))
     ax.axvline(macro, color=GREY, linestyle="--", linewidth=1, zorder=0.5)
     ax.xaxis.set_major_formatter("{x:.1f}")
     left_out = len(classes) - len(present)
     without = f"\n{count(left_out, 'class', 'classes')} without products left out" if left_out else ""
-    ax.set_xlabel(f"F1 (dashed: macro-F1), number of products at the right{without}")
+    ax.set_xlabel(f"F1 (dashed: macro-F1), and at the right the number of products{without}")
     return titled(ax.figure, title)
 
 

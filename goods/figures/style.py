@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import html
 import math
-import re
 import textwrap
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -14,15 +13,15 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from goods.data.photos import open_upright
+from goods.figures.fonts import FONTS, written
 from goods.files import atomic_path
-from goods.words import digits as digits
+from goods.words import count, digits, percent, span  # noqa: F401
 
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
@@ -32,12 +31,8 @@ GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MAX_ROWS = 40  # class names on one figure; of more classes both ends or the largest are drawn, and the axis says so
 MAX_GRID_CLASSES = 24
 LABEL_BOX = {"facecolor": "w", "edgecolor": "none", "pad": 0.8}
-# DejaVu Sans comes with matplotlib but has no Chinese, Japanese or Korean: add the first of these that is installed.
-_INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
-_CJK = "Noto Sans CJK SC,Noto Sans CJK JP,Source Han Sans SC,WenQuanYi Micro Hei,Microsoft YaHei,PingFang SC,SimHei"
-FONTS = ["DejaVu Sans", *[name for name in _CJK.split(",") if name in _INSTALLED][:1]]
 STYLE = {
-    "font.family": FONTS, "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "legend.fontsize": 8, "legend.frameon": False, "figure.titlesize": 10.5, "figure.dpi": 110, "text.usetex": False,
     "figure.facecolor": "w", "axes.facecolor": "w", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": False, "grid.color": PALE, "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4.5,
@@ -53,9 +48,13 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         # The first figure of a session loads the backend, which sets rcParams of its own (IPython's turns interactive
         # on); inside rc_context they would be undone, and the user's own plots would stay hidden.
         plt.close(plt.figure())
-        with plt.rc_context(STYLE):
-            fig = draw(*args, **kwargs)
-            fig.draw_without_rendering()  # ticks are made at the first drawing: have that while the style holds
+        fonts = []
+        while fonts != FONTS:  # again where its texts have made us look for a font
+            fonts = list(FONTS)
+            with plt.rc_context(STYLE | {"font.family": fonts}):
+                fig = draw(*args, **kwargs)
+                if fonts == FONTS:
+                    fig.draw_without_rendering()  # makes the ticks: have that while the style holds
         return fig
 
     return styled
@@ -92,18 +91,11 @@ def nothing(reason: str) -> Figure:
     return titled(ax.figure, reason)
 
 
-@functools.cache
-def drawable() -> frozenset[int]:
-    """Code points that our fonts can draw."""
-    paths = [font_manager.findfont(font_manager.FontProperties(family=name)) for name in FONTS]
-    return frozenset(code for path in paths for code in font_manager.get_font(path).get_charmap())
-
-
 def clean(value: object) -> str:
-    """One line, entities read, without control characters; a box for each run of what no font here can draw."""
+    """One line, entities read, without control characters; in letters that can be drawn here."""
     text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
     kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
-    return re.sub("□+", "□", "".join(c if ord(c) in drawable() else "□" for c in kept))
+    return written("".join(kept))
 
 
 def short(value: object, width: int = 28, lines: int = 1) -> str:
@@ -121,25 +113,6 @@ def names_of(classes: Sequence[str], width: int = 28) -> list[str]:
     # A name of which only boxes are left says nothing: its index does.
     said = [any(c.isalnum() for c in clean(name)) for name in classes]
     return [short(name, width) if said[index] else f"class {index}" for index, name in enumerate(classes)]
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """A number with its noun: "1 fold", "1,204 products"."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def percent(share: float) -> str:
-    """A share as a percentage: "37 %", "4.2 %", "<0.1 %"."""
-    points = 100 * float(share)
-    if 0 < points < 0.1 or 99.9 < points < 100:
-        return "<0.1 %" if points < 1 else ">99.9 %"
-    return (f"{points:.0f}" if 10 <= points <= 90 else f"{points:.1f}".removesuffix(".0")) + " %"
-
-
-def span(values: Sequence[float], form: Callable[[float], str]) -> str:
-    """From the least to the most of the values: "3 to 7", or "3" where both read the same."""
-    low, high = form(min(values)), form(max(values))
-    return low if low == high else f"{low} to {high}"
 
 
 def counts_of(labels: Sequence[int], classes: Sequence[str]) -> np.ndarray:

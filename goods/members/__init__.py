@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 TRAINING = ("train", "baseline", "refit")  # the notebooks that train
 Logits = dict[int, dict[str, "np.ndarray"]]  # {fold number: {output: (n, num_classes)}}
 Predict = Callable[["pd.DataFrame"], Logits]  # of a table with id, title, text, image, and sha of a run's own
+LOOKS = {  # the notebooks that look at the goods, with the code of what they find
+    "eda": ("goods.eda", "goods.data.tables", "goods.models.encoders"),
+    "trust": ("goods.trust", "goods.eda", "goods.data.folds"),
+}
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
 SUBMISSION_CODE = ("goods.ensemble.submission",)
@@ -114,7 +118,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("dual", "image and text encoder under fused heads", "goods.members.dual",
-             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=("image", "text"), tracked=True,
+             ("eda", "trust", "train", "ensemble", "submission"), ENCODERS, planned=("image", "text"), tracked=True,
              photos=True),
         Kind("image", "an image encoder under a head", "goods.members.image",
              ("train", "ensemble", "submission"), ("model_name",), planned=("image",), tracked=True, photos=True),
@@ -285,8 +289,8 @@ def step_inputs(step: str, p: Params) -> StepInputs:
     data = tuple(path for name in DATA for path in _files_of(resolve(getattr(p, name))))
     models = tuple(sorted(kind.model_hashes(p).items()))
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
-    if step == "eda":
-        return StepInputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.encoders")))
+    if step in LOOKS:
+        return StepInputs(data, (), models if step == "eda" else (), code_version(LOOKS[step]))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from goods.advice import train_again
 from goods.data.folds import read_folds
 from goods.data.matrices import PARTS
 from goods.data.tables import Goods
@@ -127,7 +128,8 @@ def read_neighbours(run: Run) -> dict[str, Tensor]:
         found = load_file(run.neighbours)  # which sorts by name: side by side they would be other vectors
         return {name: found[name] for name in PARTS if name in found}
     except Exception as error:  # anything at all can be wrong with a damaged file
-        raise DamagedFileError(f"{run.neighbours} is missing or damaged; train again: retrain=true") from error
+        raise DamagedFileError(f"{run.neighbours} is missing or damaged; train one fold again: retrain=true, "
+                               f"--folds {next(iter(run.trained()), 0)}") from error  # fmt: skip
 
 
 def save(model: Voters, fold: Fold) -> None:
@@ -146,7 +148,7 @@ def load(p: Params, fold: Fold) -> Voters:
         how = {output: (int(count), float(sharp)) for output, (count, sharp) in facts["how"].items()}
         return Voters(labels, how, int(facts["num_classes"]))
     except Exception as error:  # anything at all can be wrong with a damaged file
-        raise DamagedFileError(f"{fold.weights} is missing or damaged; train the fold again: retrain=true") from error
+        raise DamagedFileError(f"{fold.weights} is missing or damaged; {train_again(fold.weights)}") from error
 
 
 def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from goods.advice import train_again
 from goods.errors import DamagedFileError
 from goods.models.backbone import first_line
 from goods.models.device import full_precision
@@ -155,7 +156,9 @@ def heads_like(weights: Path, p: Params) -> GoodsHeads:
             sizes = {_part(n): file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith("_mean")}  # noqa: SIM118
         return _heads_of_size(sizes, p)
     except Exception as error:
-        raise DamagedFileError(f"the weights {weights} can't be loaded: {first_line(error)}") from error
+        raise DamagedFileError(
+            f"the weights {weights} can't be loaded: {first_line(error)}; {train_again(weights)}"
+        ) from error
 
 
 def heads_of(saved: dict[str, Tensor], p: Params) -> GoodsHeads:

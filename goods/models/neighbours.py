@@ -30,24 +30,34 @@ def map_points(vectors: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 def neighbours(
-    vectors: np.ndarray, row: int, table: pd.DataFrame, classes: Sequence[str], top: int = 6
+    vectors: np.ndarray, row: int, table: pd.DataFrame, classes: Sequence[str], top: int = 5
 ) -> pd.DataFrame:
-    """The products nearest to that in `row` of `table`, itself first: cosine, id, class, title."""
-    near = nearest(vectors, vectors[row : row + 1], top)
-    frame = table.iloc[near[1][0]]
-    return pd.DataFrame({"cosine": near[0][0].round(3), "id": frame["id"].tolist(),
-                         "class": [classes[k] for k in frame["label"]], "title": frame["title"].tolist()})  # fmt: skip
+    """The products nearest to that in `row` of `table`, itself first: cosine, id, class, title, image."""
+    cosine, rows = nearest(vectors, vectors[row : row + 1], top)
+    return _described(cosine[0], table.iloc[rows[0]], classes)
 
 
-def nearest_products(
-    test: np.ndarray, train: np.ndarray, test_table: pd.DataFrame, train_table: pd.DataFrame, top: int = 10
-) -> pd.DataFrame:
-    """The test products with the nearest training products, nearest first: cosine, ids and titles of both."""
-    cosine, rows = nearest(train, test, 1)
-    order = np.argsort(-cosine[:, 0], kind="stable")[:top]
-    a, b = test_table.iloc[order], train_table.iloc[rows[order, 0]]
-    return pd.DataFrame({"cosine": cosine[order, 0].round(3), "test id": a["id"].tolist(), "test": a["title"].tolist(),
-                         "train id": b["id"].tolist(), "train": b["title"].tolist()})  # fmt: skip
+def known_already(
+    test: np.ndarray,
+    train: np.ndarray,
+    test_table: pd.DataFrame,
+    train_table: pd.DataFrame,
+    classes: Sequence[str],
+    top: int = 4,
+) -> tuple[np.ndarray, list[pd.DataFrame]]:
+    """Cosines (m,) of all test products to their nearest training product, and of the `top` nearest of them a table
+    each, as `neighbours`: the test product, of no class, and the training products nearest to it."""  # fmt: skip
+    cosine, rows = nearest(train, test, 4)
+    tables = []
+    for k in np.argsort(-cosine[:, 0], kind="stable")[:top]:
+        own = _described(np.ones(1), test_table.iloc[[k]].assign(label=-1), [*classes, ""])
+        tables.append(pd.concat([own, _described(cosine[k], train_table.iloc[rows[k]], classes)], ignore_index=True))
+    return cosine[:, 0], tables
+
+
+def _described(cosine: np.ndarray, products: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    facts = {name: products[name].tolist() for name in ("id", "title", "image")}
+    return pd.DataFrame({"cosine": cosine, "class": [classes[k] for k in products["label"]], **facts})
 
 
 def nearest(among: np.ndarray, of: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
+from goods.advice import train_again
 from goods.errors import DamagedFileError
 from goods.files import atomic_path, read_frame, read_json, write_json
 from goods.metrics import METRICS, fit_temperature
@@ -87,8 +88,7 @@ def word_weights(svm: LinearSVC, words: Sequence[str]) -> pd.DataFrame:
 
 def heaviest_words(files: Sequence[Path], classes: Sequence[str], top: int = 8) -> pd.DataFrame:
     """The words that speak most for each class, by their mean weight over the folds' words.parquet."""
-    again = "train the fold again: retrain=true"
-    tables = [read_frame(path, ["label", "word", "weight"], again) for path in files]
+    tables = [read_frame(path, ["label", "word", "weight"], train_again(path)) for path in files]
     if not tables:
         return pd.DataFrame(columns=["words"])
     weights = (pd.concat(tables).groupby(["label", "word"])["weight"].sum() / len(tables)).reset_index()
@@ -194,7 +194,7 @@ def save_linear(model: LinearModel, weights: Path, details: Path) -> None:
 
 def load_linear(weights: Path, details: Path) -> LinearModel:
     """Reads what save_linear wrote; raises DamagedFileError when it isn't whole."""
-    again = "train the fold again: retrain=true"
+    again = train_again(weights)
     facts = read_json(details, again)
     try:
         tensors, vectorizers = load_file(weights), {}

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from goods.advice import train_again
 from goods.errors import GoodsError
 from goods.files import atomic_path
 from goods.models.backbone import first_line
@@ -209,7 +210,9 @@ def _names(weights: Path) -> set[str]:
         with safe_open(weights, framework="pt") as file:
             return set(file.keys())
     except Exception as error:
-        raise GoodsError(f"the weights {weights} can't be loaded: {first_line(error)}") from error
+        raise GoodsError(
+            f"the weights {weights} can't be loaded: {first_line(error)}; {train_again(weights)}"
+        ) from error
 
 
 def load_trained(model: nn.Module, path: Path) -> None:
@@ -222,7 +225,7 @@ def read_trained(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # a torn file
-        raise GoodsError(f"the weights {path} can't be loaded: {first_line(error)}") from error
+        raise GoodsError(f"the weights {path} can't be loaded: {first_line(error)}; {train_again(path)}") from error
 
 
 def set_trained(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
@@ -231,6 +234,7 @@ def set_trained(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:  # tensors of other shapes
-        raise GoodsError(f"the weights {path} can't be loaded: {first_line(error)}") from error
+        raise GoodsError(f"the weights {path} can't be loaded: {first_line(error)}; {train_again(path)}") from error
     if unexpected or trained & set(missing):
-        raise GoodsError(f"the weights {path} belong to another model or to other parameters")
+        raise GoodsError(f"the weights {path} belong to another model or to other parameters; give back those in "
+                         f"run.json, or {train_again(path)}")  # fmt: skip

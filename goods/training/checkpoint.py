@@ -55,8 +55,8 @@ def load_state(fold: Fold) -> State | None:
             print(f"{path} is damaged; going on from the state before it, or from the start", flush=True)
             continue
         if metadata["version"] != str(VERSION):
-            raise OtherRunError(f"{path} was written by another version of this project; remove {fold.checkpoint}, and "
-                                "the fold is trained from its start")  # fmt: skip
+            raise OtherRunError(f"{path} was written by another version of this project: end {fold.title} with that "
+                                f"version, or remove {fold.checkpoint}, and it alone begins anew")  # fmt: skip
         return tensors, json.loads(metadata["facts"])
     return None
 

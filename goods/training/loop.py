@@ -19,7 +19,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from goods.data.datasets import PhotoDataset, TokensDataset
-from goods.errors import GoodsError, OtherRunError, StoppedInTime, TimeOverError
+from goods.errors import GoodsError, OtherRunError, StoppedInTime, TimeOverError, listing
 from goods.files import write_text
 from goods.metrics import METRICS, score
 from goods.models.tuning import save_trained, trained_state
@@ -316,8 +316,10 @@ def restore_training(training: Training, saved: State) -> None:
     accelerator, own = training.accelerator, trained_state(training.task.model)
     theirs = parts_of(tensors, "model.")
     if set(theirs) != set(own):
-        raise OtherRunError(f"the state in {training.fold.checkpoint} is of another model; give back the parameters "
-                            "that it was trained with, or remove that folder to train from the start")  # fmt: skip
+        other = listing(sorted(set(theirs) ^ set(own)), 3)
+        raise OtherRunError(f"the state in {training.fold.checkpoint} is of another model (they differ in {other}): go "
+                            f"on with the parameters in run.json, or remove that folder, and {training.fold.title} "
+                            "alone begins anew")  # fmt: skip
     for name, tensor in own.items():
         tensor.data.copy_(theirs[name])
     training.averages.restore(tensors)

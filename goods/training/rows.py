@@ -71,15 +71,7 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
 
     Judged by linear classifiers on inner folds of the training part alone, so that no validation label takes part.
     """
-    counts = count_tokens(tfidf_columns(table))
-    inner = make_folds(table["id"], labels, product_groups(table, p), INNER_FOLDS, p.seed)
-    logits = np.zeros((len(labels), p.num_classes))
-    for k in range(INNER_FOLDS):
-        learned, judged = np.flatnonzero(inner != k), np.flatnonzero(inner == k)
-        tfidf = fit_tfidf(counts, learned)
-        svm = make_svm(1.0, p).fit(tfidf.features(counts, learned), labels[learned])
-        logits[judged] = svm_logits(svm, tfidf.features(counts, judged), p.num_classes)
-    issues = find_label_issues(labels, logits / fit_temperature(logits, labels))
+    issues = find_label_issues(labels, logits_by_words(table, labels, p))
     dropped, left = np.zeros(len(labels), dtype=bool), np.bincount(labels, minlength=p.num_classes)
     fewest = KEPT_OF_CLASS * left
     for row in issues["row"]:
@@ -89,6 +81,22 @@ def doubtful_rows(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndar
             dropped[row] = True
             left[labels[row]] -= 1
     return dropped
+
+
+def logits_by_words(table: pd.DataFrame, labels: np.ndarray, p: Params) -> np.ndarray:
+    """(n, num_classes) calibrated logits of a table's rows by linear classifiers of its words that haven't seen them.
+
+    Reads seed, num_classes, and what product groups are made by.
+    """
+    counts = count_tokens(tfidf_columns(table))
+    inner = make_folds(table["id"], labels, product_groups(table, p), INNER_FOLDS, p.seed)
+    logits = np.zeros((len(labels), p.num_classes))
+    for k in range(INNER_FOLDS):
+        learned, judged = np.flatnonzero(inner != k), np.flatnonzero(inner == k)
+        tfidf = fit_tfidf(counts, learned)
+        svm = make_svm(1.0, p).fit(tfidf.features(counts, learned), labels[learned])
+        logits[judged] = svm_logits(svm, tfidf.features(counts, judged), p.num_classes)
+    return logits / fit_temperature(logits, labels)
 
 
 def read_pseudo_labels(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> pd.DataFrame:

@@ -1,11 +1,13 @@
 """Tracking with wandb that can never stop, delay or wake a training: wandb lives in a process of its own.
 
 The training puts lines into a queue, a thread writes them to that process's pipe. Whatever happens there (no network, a
-client that raises or hangs, a full disk) is said once, and costs at most WAIT_SECONDS at the end.
+client that raises or hangs, a full disk) costs at most WAIT_SECONDS at the end, and is said only where something of the
+run is lost. Where wandb has neither a key nor a setting, it isn't asked at all.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import netrc
 import os
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from goods.files import ROOT
+from goods.files import ROOT, write_text
 from goods.params import OUTPUTS, Params
 from goods.run import Run
 
@@ -28,6 +30,9 @@ WAIT_SECONDS = 4.0  # at the end of a fold, for wandb to write what is left
 PROBE_SECONDS = 1.0  # for the answer to: is there a network?
 LINGER_SECONDS = 600  # an upload may go on so long after the training
 MAX_POINTS = 10_000  # of the curves that wandb draws
+SETTINGS = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY")  # of the environment
+HOW_TO_TRACK = "wandb is off; `wandb login` or wandb_mode=offline turns it on"
+LOST = "lost.txt"  # in the folder of the tracking: what failed after the training had stopped waiting
 PLACES = frozenset("outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir resume_from".split())
 
 
@@ -53,23 +58,31 @@ class Tracker(NoTracker):
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder, env=environment,
             text=True, encoding="utf-8", start_new_session=True,  # an interrupt of the training is not wandb's
         )  # fmt: skip
-        threading.Thread(target=self._write, daemon=True).start()
+        self.lost = folder / LOST
+        self.writer = threading.Thread(target=self._write, daemon=True)
+        self.writer.start()
 
     def log(self, values: dict[str, Any]) -> None:
         """Takes metrics of a step or an epoch; returns at once."""
         self.waiting.put(json.dumps({"log": values}))
 
     def finish(self, **last: Any) -> None:
-        """Hands over what is known at the end and waits at most WAIT_SECONDS; what went wrong is said once."""
+        """Hands over what is known at the end and waits at most WAIT_SECONDS; what is lost is said once.
+
+        A process that has taken everything finishes by itself; if it fails, the run's next tracker says so.
+        """
         if last:
             self.waiting.put(json.dumps({"finish": last}))
         self.waiting.put(None)
         try:
             status = self.process.wait(WAIT_SECONDS)
         except subprocess.TimeoutExpired:
-            print(f"wandb has not finished after {WAIT_SECONDS:.0f} s; the run goes on without it", flush=True)
+            if self.writer.is_alive():
+                print(f"wandb has not taken all of this fold after {WAIT_SECONDS:.0f} s; the run goes on without it, "
+                      "and wandb_mode=disabled spares the wait", flush=True)  # fmt: skip
             return
         if status:
+            self.lost.unlink(missing_ok=True)  # it is said now
             said = (self.process.stderr.read().strip().splitlines() or [f"status {status}"])[-1]
             print(f"wandb failed, the run goes on without it: {said[:200]}", flush=True)
 
@@ -88,8 +101,10 @@ def make_tracker(p: Params, run_id: str) -> NoTracker:
 
     The same run_id again goes on with that wandb run.
     """
-    mode = pick_mode(p.wandb_mode)
+    mode = pick_mode(p.wandb_mode, named=p.wandb_project != Params.model_fields["wandb_project"].default)
     if mode == "disabled":
+        if p.wandb_mode == "auto" and "WANDB_MODE" not in os.environ:
+            say_once(HOW_TO_TRACK)
         return NoTracker()
     config = p.model_dump(mode="json", exclude=PLACES)  # where things lie on a machine is nobody's business
     run = Run.of(p)
@@ -97,22 +112,39 @@ def make_tracker(p: Params, run_id: str) -> NoTracker:
     settings = {"project": p.wandb_project, "group": p.run, "name": name, "id": run_id,
                 "resume": "allow", "mode": mode, "config": config, "dir": str(p.run_dir)}  # fmt: skip
     try:
+        if (folder / LOST).is_file():
+            print(f"wandb failed after an earlier fold: {(folder / LOST).read_text(encoding='utf-8')}", flush=True)
+            (folder / LOST).unlink()
         return Tracker(settings, folder)
     except OSError as error:
         print(f"wandb failed, the run goes on without it: {error}", flush=True)
         return NoTracker()
 
 
-def pick_mode(wanted: str, key_follows: bool = False) -> str:
-    """online, offline or disabled; auto: as WANDB_MODE says, else online with a key and a network, else offline.
+@functools.cache
+def say_once(sentence: str) -> None:
+    """Prints a sentence, the first time in a process."""
+    print(sentence, flush=True)
 
-    With `key_follows` the key is taken for granted.
+
+def pick_mode(wanted: str, key_follows: bool = False, named: bool = False) -> str:
+    """online, offline or disabled. auto: as WANDB_MODE says, else disabled where wandb has neither key nor settings.
+
+    Else online with a key and a network, and offline without. With `key_follows` the key is taken for granted; `named`
+    says that the run names a project, which is a setting, too.
     """
-    if wanted == "auto":
-        wanted = os.environ.get("WANDB_MODE", "auto")
+    wanted = os.environ.get("WANDB_MODE", wanted) if wanted == "auto" else wanted
     if wanted not in ("auto", "online"):
         return wanted if wanted in ("offline", "disabled") else "offline"
+    if wanted == "auto" and not (key_follows or named or has_settings()):
+        return "disabled"
     return "online" if (key_follows or has_key()) and _has_network() else "offline"
+
+
+def has_settings() -> bool:
+    """Whether wandb has been set up here: in the environment, by `wandb login`, or in its file of settings."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    return any(os.environ.get(name) for name in SETTINGS) or has_key() or (folder / "settings").is_file()
 
 
 def _server() -> tuple[str, int]:
@@ -173,8 +205,13 @@ def _serve(settings: dict[str, Any]) -> None:
             if message["finish"]:  # the refit predicts nothing whose label is known
                 _show(wandb, run, **message["finish"])
     if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, _give_up)
         signal.alarm(LINGER_SECONDS)
     run.finish()
+
+
+def _give_up(*_: Any) -> None:
+    raise TimeoutError(f"not done {LINGER_SECONDS} s after the training")
 
 
 def _show(wandb: Any, run: Any, oof: str, classes: list[str], errors: list[dict]) -> None:
@@ -210,4 +247,8 @@ def _show(wandb: Any, run: Any, oof: str, classes: list[str], errors: list[dict]
 
 
 if __name__ == "__main__":
-    _serve(json.loads(sys.argv[1]))
+    try:
+        _serve(json.loads(sys.argv[1]))
+    except Exception as error:
+        write_text(Path(LOST), f"{type(error).__name__}: {error}"[:200])
+        raise

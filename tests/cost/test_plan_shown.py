@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import re
+from typing import Any
 
 import nbformat
 import pytest
+import torch
 from nbconvert import HTMLExporter
 
-from goods.cost.plan import GPUS, PARTS, Plan
-from goods.params import Params
+from goods.cost.plan import GPUS, PARTS, Plan, plan_run
+from goods.params import Params, load_params
 
 
 @pytest.fixture
@@ -46,3 +48,12 @@ def test_nbconvert_keeps_the_font(plan: Plan) -> None:
 
 def test_a_terminal_shows_the_same(plan: Plan) -> None:
     assert repr(plan) == str(plan)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, and its plan is of that")
+def test_the_plan_of_here_is_of_this_processor(mini: dict[str, Any]) -> None:
+    here = plan_run(load_params(**mini), "here")
+    lines = str(here).splitlines()
+    assert here.precision == "fp32" and here.gpu.memory_gib > 1 and sum(here.hours.values()) > 0
+    assert lines[0].endswith("fp32, on this CPU") and "hours on this CPU" in lines
+    assert here.advice.startswith("fits this machine's memory: ") and "GPU" not in str(here)

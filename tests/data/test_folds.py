@@ -22,6 +22,7 @@ from goods.data.folds import (
     read_folds,
 )
 from goods.errors import DamagedFileError, GoodsError, OtherRunError, ParameterError
+from goods.files import write_json
 from goods.params import load_params
 from goods.run import Run
 
@@ -214,6 +215,11 @@ def test_folds_that_are_not_those_of_the_tables_are_refused(goods, change, error
     with pytest.raises(error, match=sentence) as refused:
         read_folds(read, p)
     assert str(refused.value).endswith("remove it, and the folds are drawn anew, the same for the same tables and seed")
+    if error is OtherRunError:  # of a run that is taken, new folds would be none of those that were trained
+        write_json(Run.of(p).metrics, {})
+        with pytest.raises(error, match=r"give back the tables and n_folds .* or choose another name for run, such as"):
+            read_folds(read, p)
+        Run.of(p).metrics.unlink()
     Run.of(p).folds_table.unlink()
     assert read_folds(read, p).equals(folds)
 

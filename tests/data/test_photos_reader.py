@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from goods.data.photos import load_photo, open_upright, squash
-from goods.eda import photo_hashes
 from goods.figures.style import read_photo
+from goods.trust import photo_hashes
 
 GOODS = Path(__file__).resolve().parents[2] / "goods"
 ORIENTATION = 0x0112

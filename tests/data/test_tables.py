@@ -339,7 +339,7 @@ def test_a_run_refuses_tables_that_changed(goods):
     goods.train[0]["categories"] = 1
     goods.refused(
         r"run 'trial' was made with other goods: train changed since\. Name the tables",
-        "or choose another name for run",
+        "or choose another name for run, such as run=trial-2$",
     )
     goods.train[0]["categories"] = 0
     goods.test.reverse()

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from drawn import CLASSES, check_drawn, names, title
 
+from goods.figures.embeddings import embedding_map
 from goods.figures.ensemble import (
     acceptance,
     curves,
-    embedding_map,
     method_gains,
     modality_scores,
     prediction_balance,

@@ -37,7 +37,8 @@ def test_class_f1_is_sorted_and_agrees_with_scikit_learn():
     assert title(fig) == f"Hardest is All Beauty: F1 .333 with 2 products; macro-F1 {macro}"
     assert [bar.get_width() for bar in fig.axes[0].patches] == pytest.approx(sorted(each))
     assert "1 class without products left out" in fig.axes[0].get_xlabel()
-    assert texts(fig.axes[0])[-4:] == ["2", "5", "1", "4"]  # the support, in the order of the bars
+    columns = texts(fig.axes[0])[-8:]  # F1 and support, in the order of the bars
+    assert columns[1::2] == ["2", "5", "1", "4"] and columns[0] == ".333"
     assert title(class_f1([0, 1], [0, 1], CLASSES)) == "Every class has F1 1.000 (2 products)"
 
 

@@ -12,7 +12,7 @@ import pytest
 from drawn import CLASSES, LABELS, check_drawn, products, texts, title
 from PIL import Image
 
-from goods.figures import eda, ensemble, errors, training
+from goods.figures import eda, embeddings, ensemble, errors, training
 from goods.figures.eda import class_balance, fold_balance, sample_grid, text_lengths
 from goods.figures.ensemble import prediction_balance
 from goods.figures.errors import class_f1, confused_pairs, confusion_matrix, worst_errors
@@ -108,11 +108,11 @@ def test_the_style_holds_whatever_the_caller_set():
 def test_public_functions_are_typed_and_described():
     public = [
         f
-        for room in (eda, training, errors, ensemble)
+        for room in (eda, embeddings, training, errors, ensemble)
         for name, f in vars(room).items()
         if inspect.isfunction(f) and f.__module__ == room.__name__ and name[0] != "_"
     ]
-    assert len(public) == 25
+    assert len(public) == 26
     for function in public:
         assert inspect.signature(function).return_annotation == "Figure"
         assert len(inspect.getdoc(function).splitlines()) >= 3

@@ -97,9 +97,9 @@ class UserSecretsClient:
     ("does", "said"),
     [
         ("return ' 0123456789abcdef\\n'", "wandb: online, with the secret WANDB_API_KEY"),
-        ("raise ConnectionError('no such secret')", "wandb: offline, no secret WANDB_API_KEY is attached"),
-        ("time.sleep(60)", "wandb: offline, no secret"),
-        (None, "wandb: offline, no secret"),  # not on Kaggle
+        ("raise ConnectionError('no such secret')", "wandb: no secret WANDB_API_KEY is attached"),
+        ("time.sleep(60)", "wandb: no secret"),
+        (None, "wandb: no secret"),  # not on Kaggle
     ],
 )
 def test_the_key_of_wandb_comes_from_kaggles_secrets(

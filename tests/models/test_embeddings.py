@@ -29,7 +29,7 @@ from goods.members import predict_test
 from goods.models.backbone import DualEncoder
 from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings, save_embeddings
 from goods.models.heads import heads_like
-from goods.models.neighbours import joined, map_points, nearest_products, neighbours
+from goods.models.neighbours import joined, known_already, map_points, neighbours
 from goods.models.text_encoder import TextEncoder
 from goods.params import Params
 from goods.predictions import frame_logits
@@ -334,8 +334,9 @@ def test_saved_embeddings_carry_their_ids_and_find_neighbours(make, sample, enco
     train = joined(embeddings["train"])
     near = neighbours(train, 5, goods.train, goods.classes, top=3)
     assert near["id"].iloc[0] == goods.train["id"].iloc[5] and near["cosine"].is_monotonic_decreasing
-    copies = nearest_products(train[[7, 3]], train, goods.train.iloc[[7, 3]], goods.train, top=2)
-    assert (copies["test id"] == copies["train id"]).all() and copies["cosine"].min() > 0.999
+    cosines, copies = known_already(train[[7, 3]], train, goods.train.iloc[[7, 3]], goods.train, goods.classes, top=2)
+    assert cosines.min() > 0.999 and all(copy["id"].iloc[0] == copy["id"].iloc[1] for copy in copies)
+    assert [len(copy) for copy in copies] == [5, 5] and copies[0]["class"].iloc[0] == ""
     rows, points = map_points(train)
     assert points.shape == (len(rows), 2) and np.isfinite(points).all()
 

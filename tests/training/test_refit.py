@@ -153,7 +153,7 @@ def test_a_refit_that_is_wanted_and_not_there_is_said(copy: Trained) -> None:
 
 
 def test_the_pipeline_refits_after_the_folds_and_a_blend_leaves_it_to_its_runs(make: Callable[..., Params]) -> None:
-    assert notebooks_of(load_params(refit=True)) == ["eda", "train", "refit", "ensemble", "submission"]
+    assert notebooks_of(load_params(refit=True)) == ["eda", "trust", "train", "refit", "ensemble", "submission"]
     assert notebooks_of(load_params(refit=True, kind="linear")) == ["baseline", "refit", "ensemble", "submission"]
     with pytest.raises(ParameterError, match="refit: True has no effect: a blend predicts as its runs do"):
         make(kind="blend", runs=["a"])

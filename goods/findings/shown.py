@@ -1,0 +1,81 @@
+"""Outputs on a notebook's page: tables with whole texts and short scores, and the sentence below each."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from goods.words import digits
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+
+class Sentence(str):
+    """Text that Jupyter shows as it is, whatever signs are in it."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        text = html.escape(self).replace("$", "<span>$</span>")  # alone in its element, so that no formula is made
+        return f'<p style="max-width: 60em; margin: .3em 0 .9em">{text}</p>'
+
+
+def tell(output: Any, *sentences: str) -> None:
+    """Shows an output (a figure, a table; nothing for None or no rows), and below it the sentences that read it out."""
+    from IPython.display import display
+
+    if output is not None and not (isinstance(output, pd.DataFrame) and output.empty):
+        display(readable(output) if isinstance(output, pd.DataFrame | pd.Series) else output)
+    for sentence in sentences:
+        if sentence:
+            display(Sentence(f"{sentence[0].upper()}{sentence[1:]}{'' if sentence[-1] in '.:!?' else '.'}"))
+
+
+def so(*sentences: str) -> None:
+    """Shows the notebook's answer, in two or three lines."""
+    tell(None, *(f"So: {sentence}" for sentence in sentences if sentence))
+
+
+def readable(table: pd.DataFrame | pd.Series) -> Styler:
+    """A table for the eye: texts whole and at the left, scores as .934, counts as 1,204, nothing for what isn't there.
+
+    A plain numbering of its rows is left out; of titles the entities are read.
+    """
+    frame = table.to_frame() if isinstance(table, pd.Series) else table.copy()
+    numbered = frame.index.name is None and pd.api.types.is_integer_dtype(frame.index)
+    if numbered or not frame.index.is_unique:
+        frame = frame.reset_index(drop=numbered)
+    for name in frame:
+        if str(name).startswith("title"):
+            frame[name] = [html.unescape(str(text)) for text in frame[name]]
+    words = [name for name in frame if any(isinstance(value, str) for value in frame[name])]
+    places = [number for number, name in enumerate(frame) if name in words]
+    heads = [{"selector": f"th.col{number}", "props": "text-align: left"} for number in places]
+    wide = [name for name in frame if name not in words and (pd.to_numeric(frame[name], "coerce").abs() >= 2).any()]
+    style = frame.style.format(_cell, escape="html").format(_wide_cell, subset=wide).set_table_styles(heads)
+    style = style.format_index(_cell, axis="index", escape="html")
+    style = style.set_properties(**{"overflow-wrap": "break-word", "vertical-align": "top", "max-width": "34em"})
+    style = style.set_properties(subset=words, **{"text-align": "left"})
+    style = style.set_properties(subset=[name for name in frame if name not in words], **{"text-align": "right"})
+    return style.hide(axis="index") if isinstance(frame.index, pd.RangeIndex) and frame.index.name is None else style
+
+
+def _wide_cell(value: Any) -> str:
+    """Of a column that is no score: 5.8, 6, 2.961."""
+    shown = _cell(value)
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else digits(float(value)) if abs(value) < 100 else f"{value:,.0f}"
+    return "" if value is None or value is pd.NA else str(value)
