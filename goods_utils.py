@@ -36,7 +36,7 @@ from goods.models.neighbours import joined, map_points, nearest_products, neighb
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
 from goods.predictor import load_predictor
-from goods.report import settings_table, write_report
+from goods.report import settings_table, whole_table, write_report
 from goods.run import Run, saved_files
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from goods.classify import Job
 
+pd.set_option("display.html.use_mathjax", False)  # in the tables of notebooks a $ is a price, no formula
 gc.freeze()  # nor is any looked for among them later, at the end of the process above all
 gc.enable()
 
@@ -83,6 +84,7 @@ __all__ = [
     "shared_across_folds",
     "show_plan",
     "titles_dir",
+    "whole_table",
     "write_label_issues",
     "write_report",
     "write_submission",

@@ -23,8 +23,8 @@ from goods.data.datasets import photos_in
 from goods.data.photos import open_upright
 from goods.data.tables import Goods
 from goods.data.texts import canonical, clean_text
-from goods.files import atomic_path
 from goods.predictions import frame_logits
+from goods.sheets import write_sheet
 
 HASH_SIDE = 16  # a hash is so many cosine coefficients per side: 256 bits
 NEAR_BITS = 34  # of 256; changed copies differ in fewer, and strangers of one kind on white hardly in so few
@@ -215,8 +215,7 @@ def split_by_class(goods: Goods, folder: Path) -> pd.DataFrame:
         table = goods.train.loc[goods.train["label"] == k, ["id", "title"]]
         short = re.sub(r"[^\w-]+", "-", name)[:60].strip("-")  # a class may be called anything, a file may not
         file = f"{k:03}-{short}.csv"
-        with atomic_path(folder / file) as temporary:
-            table.to_csv(temporary, index=False)
+        write_sheet(folder / file, table)
         rows.append((name, len(table), file))
     return pd.DataFrame(rows, columns=["class", "rows", "file"])
 

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def plain(value: Any) -> str:
+    """A value of a table in one line: what steers a terminal (colours, cursor) shows as its code."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+
+
 def listing(items: Sequence[Any], most: int = 5) -> str:
     """The first of the items for a sentence, and how many more there are."""
-    items = [str(item) for item in items]
+    items = [plain(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 

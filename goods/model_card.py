@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 import yaml
 
 from goods.ensemble.learned import FoldMean, RunBlend
+from goods.errors import plain
 from goods.files import read_json
 from goods.members import kind_of
 from goods.metric_names import SHOWN_AS, metric_first
@@ -98,7 +100,7 @@ def model_card(run: Run, parts: Parts, oof: pd.DataFrame, name: str) -> str:
         scores=_table(_score_row(metric, *scores[metric]) for metric in order),
         folds=_by_fold(run, order),
         products=len(oof),
-        labels="; ".join(map(str, known["classes"])),
+        labels="; ".join(html.escape(plain(name), quote=False) for name in known["classes"]),
         parts=_parts(parts, models),
         versions=_table({"package": k, "version": str(v)} for k, v in run.record().get("environment", {}).items()),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from jinja2 import Environment
@@ -21,6 +21,10 @@ from goods.metrics import calibration_error
 from goods.params import OUTPUTS, Params
 from goods.predictions import frame_logits, outputs_of
 from goods.run import Run
+from goods.sheets import read_sheet
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
 
 MAX_BYTES = 9_000_000  # of figures, so that the page can be mailed
 SHOWN_ISSUES = 20
@@ -193,7 +197,7 @@ def _issues(path: Path) -> Markup | None:
     if not path.is_file():
         return None
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False).head(SHOWN_ISSUES)
+        table = read_sheet(path, dtype=str, keep_default_na=False).head(SHOWN_ISSUES)
         return _html(table[["id", "title", "given", "suggested"]], index=False) if len(table) else None
     except (ValueError, KeyError):  # a damaged file leaves the rest of the page
         return None
@@ -204,6 +208,14 @@ def _texts(**columns: dict[str, Any]) -> pd.DataFrame:
     names = list(next(iter(columns.values())))
     texts = {column: [str(values.get(name, "")) for name in names] for column, values in columns.items()}
     return pd.DataFrame(texts, index=names, dtype=object)
+
+
+def whole_table(table: pd.DataFrame, index: bool = True) -> HTML:
+    """A table for a notebook, its long texts not cut; what looks like HTML in a cell or a header is shown as text."""
+    from IPython.display import HTML
+
+    with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
+        return HTML(table.to_html(index=index, escape=True, justify="left"))
 
 
 def _html(table: pd.DataFrame, index: bool = True) -> Markup:

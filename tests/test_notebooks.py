@@ -16,6 +16,7 @@ import pytest
 from conftest import Sample
 from notebook_runs import NOTEBOOKS, PICTURES, arguments, papermill
 
+import goods_utils as gu
 from goods.classify import PredictParams
 from goods.compress.params import CompressParams
 from goods.files import ROOT
@@ -94,6 +95,20 @@ def test_a_notebook_asks_no_kind_and_imports_display(path: Path) -> None:
         re.search(r"^from IPython.display import .*display", source, re.M),
     )
     assert bool(uses) == bool(imports)
+
+
+@committed
+def test_a_notebook_shows_no_table_by_a_styler(path: Path) -> None:
+    """Which writes headers, such as names of classes, into the page as they are: gu.whole_table escapes them."""
+    assert not any(re.search(r"(?<!figures)\.style\b", cell.source) for cell in code_cells(path))
+
+
+def test_a_name_that_looks_like_html_is_shown_as_text() -> None:
+    name = "<img src=x onerror=alert(1)>"
+    table = pd.DataFrame({name: [name, "a" * 500]}, index=pd.Index([name, "b"], name=name))
+    for shown in (gu.whole_table(table), gu.whole_table(table, index=False)):
+        assert "<img" not in shown.data and "&lt;img src=x onerror=alert(1)&gt;" in shown.data
+        assert "a" * 500 in shown.data
 
 
 def test_the_install_puts_every_module_on_the_path() -> None:

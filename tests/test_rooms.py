@@ -22,7 +22,7 @@ FLOORS = [
     {"errors", "metric_names"},
     {"metrics"},
     {"files"},
-    {"processes", "progress", "field_types"},
+    {"processes", "progress", "field_types", "sheets"},
     {"step", "places"},
     {"params"},
     {"code_version", "run"},

@@ -29,9 +29,10 @@ from goods.data.photos import inspect_photos, usable
 from goods.data.table_files import read_cells
 from goods.data.texts import clean_text, join_texts
 from goods.errors import DamagedFileError, GoodsError, OtherRunError, listing
-from goods.files import atomic_path, resolve, write_json
+from goods.files import resolve, write_json
 from goods.params import Params
 from goods.run import Run
+from goods.sheets import write_sheet
 
 DEBUG_TEST_ROWS = 64
 COLUMNS = ("id_column", "text_columns", "label_column", "image_column", "fold_column", "group_column")
@@ -316,8 +317,7 @@ def _write_findings(goods: Goods, p: Params) -> None:
         raise OtherRunError(f"run '{p.run}' was made with other goods: {listing(differ)} changed since. Name the "
                             "tables and photos that it was made with, or choose another name for run")  # fmt: skip
     write_json(run.labels, {"labels": goods.labels, "classes": goods.classes})
-    with atomic_path(run.bad_images) as temporary:
-        bad[["table", "id", "image", "status"]].to_csv(temporary, index=False)
+    write_sheet(run.bad_images, bad[["table", "id", "image", "status"]])
     write_json(run.data_report, goods.report)
 
 

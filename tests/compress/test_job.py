@@ -60,6 +60,21 @@ def test_each_text_is_asked_for_once_and_never_with_its_label(server: LanguageMo
     assert set(server.asked.values()) == {2}
 
 
+def test_a_title_or_an_answer_that_a_spreadsheet_would_run_is_written_as_text(
+    server: LanguageModel, tmp_path: Path
+) -> None:
+    goods = write_goods(tmp_path / "goods", ["@SUM(1) a lamp"], ["a toy"])
+    pd.DataFrame({"id": ["-7x"], "title": ["=1+1"], "description": "@SUM(1) a lamp", "categories": "=a"}).to_csv(
+        goods / "train.csv", index=False
+    )
+    p = api_params(tmp_path, server)
+    compress_goods(p)
+    written = pd.read_csv(p.compressed_dir / "train.csv", dtype=str).iloc[0].to_dict()
+    assert written["title"] == "'=1+1" and written["description"] == "'@SUM(1) a lamp"
+    assert written["compressed_text"] == "'=1+1. @SUM(1) a lamp"
+    assert (written["id"], written["categories"]) == ("-7x", "=a")  # by these a training finds photos and classes
+
+
 @pytest.mark.slow
 def test_a_training_reads_the_tables(server: LanguageModel, sample: Sample, tmp_path: Path) -> None:
     p = api_params(tmp_path, server, data_dir=str(sample.data), llm_timeout=20)
