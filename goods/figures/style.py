@@ -30,6 +30,7 @@ MODALITIES = {"fused": (BLUE, "o"), "image": (ORANGE, "s"), "text": (GREEN, "^")
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MAX_ROWS = 40  # class names on one figure; of more classes both ends or the largest are drawn, and the axis says so
 MAX_GRID_CLASSES = 24
+MOST_CHARACTERS = 1000  # of a text that a figure could show; some are megabytes
 LABEL_BOX = {"facecolor": "w", "edgecolor": "none", "pad": 0.8}
 # DejaVu Sans comes with matplotlib but has no Chinese, Japanese or Korean: add the first of these that is installed.
 _INSTALLED = {font.name for font in font_manager.fontManager.ttflist}
@@ -100,7 +101,7 @@ def drawable() -> frozenset[int]:
 
 def clean(value: object) -> str:
     """One line, entities read, without control characters; a box for each run of what no font here can draw."""
-    text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
+    text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)[:MOST_CHARACTERS]).split()))
     kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
     return re.sub("□+", "□", "".join(c if ord(c) in drawable() else "□" for c in kept))
 
