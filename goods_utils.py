@@ -25,7 +25,7 @@ from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
-from goods.files import read_frame, resolve
+from goods.files import read_frame, resolve, sentence
 from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
@@ -36,6 +36,7 @@ from goods.models.neighbours import joined, map_points, nearest_products, neighb
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
 from goods.predictor import load_predictor
+from goods.processes import speak_plainly
 from goods.report import settings_table, whole_table, write_report
 from goods.run import Run, saved_files
 
@@ -211,8 +212,8 @@ def predict(options: argparse.Namespace) -> None:
         job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
                           probabilities=options.probabilities, **paths)  # fmt: skip
         print(f"{job.acceptance.sentence()}\n{_done(job, options.shard)}")
-    except GoodsError as error:
-        print(f"goods_utils.py: {error}", file=sys.stderr)
+    except (GoodsError, OSError) as error:
+        print(f"goods_utils.py: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -229,6 +230,7 @@ def _done(job: Job, shard: str | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains a fold without a notebook, as accelerate launch and torchrun need it; plans, reports on and uses a run."""
+    speak_plainly()
     parser = argparse.ArgumentParser(prog="goods_utils.py", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
@@ -264,8 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         open_run(p)
         metrics = refit(p, read_goods(p)) if options.refit else fit_fold(p, read_goods(p))
-    except GoodsError as error:
-        sys.exit(f"goods_utils.py: {error}")
+    except (GoodsError, OSError) as error:
+        sys.exit(f"goods_utils.py: {sentence(error)}")
     if os.environ.get("RANK", "0") == "0":
         shown = SHOWN_AS[p.metric]
         scores = [f"{output} {shown} {metrics[output][p.metric]:.4f}" for output in OUTPUTS if output in metrics]

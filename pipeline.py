@@ -27,17 +27,30 @@ from typing import Any, NamedTuple
 import yaml
 
 from goods.errors import DamagedFileError, GoodsError
-from goods.files import ROOT, file_hash, file_stamp, held, read_json, read_json_if_whole, write_json, write_text
+from goods.files import (
+    ROOT,
+    UNWRITABLE,
+    file_hash,
+    file_stamp,
+    held,
+    read_json,
+    read_json_if_whole,
+    sentence,
+    write_json,
+    write_text,
+)
 from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_files, step_inputs
 from goods.metric_names import SHOWN_AS, metric_first
 from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run, parse_setting
+from goods.processes import speak_plainly
 from goods.run import Run
-from goods.step import STATUS
+from goods.step import CANT_WRITE, CELL_SECONDS, STATUS
 
 STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission")
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
+GRACE_HOURS = 0.5  # for a step that stops in time to save what it has, before its cell is ended
 
 
 class Step(NamedTuple):
@@ -148,6 +161,18 @@ def step_environment(slot: int, jobs: int) -> dict[str, str]:
     return environment
 
 
+def cell_limit(p: Params) -> dict[str, str]:
+    """How long a cell may run, for the environment of a step: p.max_cell_hours, or till a while after p.max_hours."""
+    left = [] if p.max_hours is None else [max(0, p.max_hours - hours_so_far()) + GRACE_HOURS]
+    hours = [*left, *([] if p.max_cell_hours is None else [p.max_cell_hours])]
+    return {CELL_SECONDS: str(3600 * min(hours))} if hours else {}
+
+
+def hours_so_far() -> float:
+    """Hours since the pipeline's start, or since the session's where that says when it was."""
+    return (time.time() - float(os.environ.get("GOODS_STARTED") or STARTED)) / 3600
+
+
 # Running the steps ---------------------------------------------------------------------------------------------------
 
 
@@ -225,8 +250,8 @@ class Pipeline:
 
     def over(self, step: Step) -> bool:
         """Whether max_hours are over for a fold that has not started; the first one says so itself, as an error."""
-        hours = (time.time() - float(os.environ.get("GOODS_STARTED") or STARTED)) / 3600
-        return step.name in TRAINING and self.begun() and self.p.max_hours is not None and hours > self.p.max_hours
+        most = self.p.max_hours
+        return step.name in TRAINING and self.begun() and most is not None and hours_so_far() > most
 
     def due(self, steps: list[Step]) -> list[tuple[Step, str]]:
         """The steps to run, each with its key; the others are unchanged."""
@@ -256,6 +281,7 @@ class Pipeline:
         print(f"{step!s:<13} started", flush=True)
         with self.file(step, ".log").open("w", encoding="utf-8") as log:
             environment = step_environment(slot, jobs) | {STATUS: str(self.file(step, ".status.json"))}
+            environment |= cell_limit(self.p)
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
         return Running(step, key, slot, process, shown=epoch_lines(step, self.disk))
@@ -283,7 +309,9 @@ class Pipeline:
             return "stopped"
         log = self.file(step, ".log")
         reason = status.get("message") or f"its process ended with status {exit_status}: {last_line(log)}"
-        if exit_status == 0 and not status:
+        if refused := UNWRITABLE.get(exit_status - CANT_WRITE):
+            reason = f"{refused[0]}: its notebook can't be written to {shown(self.disk.notebooks)}"
+        elif exit_status == 0 and not status:
             reason = f"the notebook ended without writing {shown(missing[0])}"
         seen = next((path for path in (self.file(step, ".unfinished.ipynb"), log) if path.is_file()), log)
         self.failures.append(f"{step} failed: {reason}\n  see {shown(seen)}")
@@ -457,10 +485,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the pipeline; returns the exit status: 0 done, 1 a step failed, 2 bad input, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    speak_plainly()
     try:
         return prepare(parser().parse_args(arguments)).run()
     except (GoodsError, OSError) as error:
-        print(f"pipeline.py: {error}", file=sys.stderr)
+        print(f"pipeline.py: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it stopped", file=sys.stderr)

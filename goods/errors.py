@@ -41,8 +41,12 @@ class HeldError(GoodsError):
     """Another process is at work on the same run or fold."""
 
 
-class DiskFullError(GoodsError):
-    """There is no room left; what was saved before is intact."""
+class UnwritableError(GoodsError):
+    """The disk is read-only, or this user may not write there; what was saved before is intact."""
+
+
+class DiskFullError(UnwritableError):
+    """There is no room left."""
 
 
 class TimeOverError(GoodsError):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from goods.errors import ParameterError
 from goods.field_types import Float, Int, Names, Numbers
 from goods.files import ROOT, resolve
+from goods.kernels import left_by_startup
 from goods.metric_names import COUNT_CLASSES_ALIKE, MetricName
 from goods.places import find_data
 from goods.step import tell_ends
@@ -252,6 +253,9 @@ class ResumeParams(_Group):
     """Stopping in time, and going on."""
 
     max_hours: Float | None = RuntimeField(None, gt=0, description="hours after which to save and stop; null: no limit")
+    max_cell_hours: Float | None = RuntimeField(
+        72.0, gt=0, description="hours that one cell of a notebook may take before the pipeline ends it; null: no limit"
+    )
     checkpoint_minutes: Float = RuntimeField(15.0, ge=0, description="minutes between two saved states")
     resume_from: str | None = RuntimeField(None, description="folder of another run to go on from; it is only read")
 
@@ -362,17 +366,18 @@ def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
     that the notebook has made since are let pass, unless they look like a misspelt field.
     """
     tell_ends()
-    again = "__goods_params_read__" in namespace
+    again, startup = "__goods_params_read__" in namespace, left_by_startup(namespace)
     given: dict[str, Any] = {}
     for name, value in namespace.items():
-        if name.startswith("_") or name in ("In", "Out", "config"):
+        if name.startswith("_") or name in ("In", "Out", "config") or name in startup:
             continue
         if name in schema.model_fields:
             given |= {} if value is None else {name: value}
         elif _is_literal(value) and not (again and not _nearest(name, schema, cutoff=0.75)):
             # The variable outlives the line that made it, so mending the cell is not enough.
             raise ParameterError(f"{unknown_parameter(name, schema=schema)} (once the cell is mended: del {name})")
-    p = _load(schema, str(namespace.get("config") or DEFAULT_CONFIG), given)
+    config = None if "config" in startup else namespace.get("config")
+    p = _load(schema, str(config or DEFAULT_CONFIG), given)
     if isinstance(namespace, dict):
         namespace["__goods_params_read__"] = True
     return p
