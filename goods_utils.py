@@ -33,12 +33,13 @@ from goods.models import tfidf
 from goods.models.backbone import load_processor
 from goods.models.embeddings import save_embeddings
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
-from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
+from goods.params import OUTPUTS, Params, load_params, read_params
 from goods.predictions import frame_logits, prediction_table
 from goods.predictor import load_predictor
 from goods.processes import speak_plainly
 from goods.report import settings_table, whole_table, write_report
 from goods.run import Run, saved_files
+from goods.settings import parse_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,7 +207,7 @@ def predict(options: argparse.Namespace) -> None:
     here = {name: getattr(options, name) for name in ("table", "out", "images") if getattr(options, name)}
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
     try:
-        settings = dict(parse_setting(text) for text in options.set)
+        settings = parse_settings(options.set)
         models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
         predictor = load_predictor(run_folder(options.run), models, **settings)
         job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
@@ -256,11 +257,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "export":
             print(export(options.run, options.to, options.merge))
             return
-        given = dict(parse_setting(text) for text in options.set)
+        own = {"config": "--config"} | ({"fold": "--fold"} if hasattr(options, "fold") else {})
+        given = parse_settings(options.set, own)
         if options.command == "plan":
             print(show_plan(load_params(options.config, **given), options.gpu))
             return
-        p = load_params(options.config, **given, fold=getattr(options, "fold", 0))
+        p = load_params(options.config, **{"fold": getattr(options, "fold", 0)} | given)
         if options.command == "report":
             print(write_report(p))
             return

@@ -41,9 +41,10 @@ from goods.files import (
 )
 from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_files, step_inputs
 from goods.metric_names import SHOWN_AS, metric_first
-from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run, parse_setting
+from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run
 from goods.processes import speak_plainly
 from goods.run import Run
+from goods.settings import parse_settings
 from goods.step import CANT_WRITE, CELL_SECONDS, STATUS
 
 STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission")
@@ -417,15 +418,9 @@ def print_summary(pipeline: Pipeline) -> None:
 
 def read_settings(texts: list[str]) -> dict[str, Any]:
     """The --set values; as in a notebook, null means "as the config says"."""
-    settings = {}
-    for text in texts:
-        name, value = parse_setting(text)
-        if name in ("config", "run", "fold", "folds"):
-            option = "--folds" if name.startswith("fold") else f"--{name}"
-            raise GoodsError(f"--set {text}: {name} has an option of its own, {option}")
-        if value is not None or name not in Params.model_fields:
-            settings[name] = value
-    return settings
+    own = {"config": "--config", "run": "--run", "fold": "--folds", "folds": "--folds"}
+    settings = parse_settings(texts, own)
+    return {name: value for name, value in settings.items() if value is not None or name not in Params.model_fields}
 
 
 def read_steps(names: list[str]) -> list[str]:

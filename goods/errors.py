@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+MOST_SHOWN = 100  # characters of a value in a sentence
+
 
 def plain(value: Any) -> str:
     """A value of a table in one line: what steers a terminal (colours, cursor) shows as its code."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+    text = str(value)
+    text = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def listing(items: Sequence[Any], most: int = 5) -> str:

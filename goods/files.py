@@ -29,6 +29,9 @@ UNWRITABLE = {  # by the system's number: what it means, and what to do
     errno.EDQUOT: ("your quota of the disk is used up", FULL),
     errno.EFBIG: ("files may not be that large there", FULL),
     errno.EROFS: ("the disk is read-only", CLOSED),
+    errno.ENOTDIR: ("a file stands where a folder is needed", CLOSED),
+    errno.EEXIST: ("a file stands where a folder is needed", CLOSED),
+    errno.EISDIR: ("a folder stands where the file belongs", CLOSED),
     errno.EACCES: ("you may not write there", CLOSED),
     errno.EPERM: ("you may not write there", CLOSED),
 }

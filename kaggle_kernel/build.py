@@ -24,7 +24,7 @@ from typing import Any
 
 from goods.errors import GoodsError
 from goods.files import ROOT, write_json, write_text
-from goods.params import parse_setting
+from goods.settings import parse_setting
 from pipeline import STEPS
 
 FOLDER = ROOT / "kaggle_kernel"

@@ -318,6 +318,17 @@ def test_what_cannot_be_written_is_said_and_leaves_no_half_notebook(project: Pro
 
 
 @pytest.mark.slow
+def test_braces_in_a_path_are_no_papermill_parameters_and_a_notebook_needs_no_kernelspec(project: Project) -> None:
+    path = project.root / "notebooks" / "eda.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata = {}
+    nbformat.write(notebook, path)
+    called = project.call("--steps", "eda", "--set", "outputs_dir=out{run}{x}")
+    assert called.returncode == 0, called.stderr
+    assert (project.root / "out{run}{x}" / "mini" / "notebooks" / "eda.ipynb").is_file()
+
+
+@pytest.mark.slow
 def test_names_of_ipythons_startup_files_are_no_parameters(project: Project) -> None:
     startup = project.root / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
@@ -406,6 +417,7 @@ def alive(pid: int) -> bool:
         (["--set", "fold=1"], "fold has an option of its own, --folds"),
         (["--folds", "0", "2"], "there is no fold 2 in folds: with n_folds 2 they go from 0 to 1"),
         (["--folds", "1", "1"], "'folds' must be different numbers"),
+        (["--set", "num_epochs=3", "num_epochs=4"], "--set gives num_epochs twice, at last as num_epochs=4"),
         (["--steps", "trian"], "did you mean 'train'?"),
         (["--steps", "eda", "eda"], "step 'eda' is named twice"),
         (["--steps", "eda", "--folds", "1"], "none of the steps trains any"),

@@ -23,7 +23,7 @@ FLOORS = [
     {"metrics"},
     {"files"},
     {"processes", "progress", "field_types", "sheets"},
-    {"kernels", "places"},
+    {"kernels", "places", "settings"},
     {"step"},
     {"params"},
     {"code_version", "run"},
