@@ -44,6 +44,10 @@ Predict = Callable[["pd.DataFrame"], Logits]  # of a table with id, title, text,
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
 SUBMISSION_CODE = ("goods.ensemble.submission",)
+USUAL = {  # up to these a run's memory isn't counted before it
+    "image_size": 1024, "hidden_dim": 16_384, "text_windows": 64, "lora_rank": 1024, "batch_size": 1024,
+    "micro_batch_size": 1024, "eval_batch_size": 4096, "num_classes": 20_000,
+}  # fmt: skip
 TEST_ROWS = 4096  # test products between two looks at the clock: on a T4, with five folds of so400m, ten minutes
 
 
@@ -126,11 +130,21 @@ def open_run(p: Params) -> Path:
     """
     run = Run.of(p)
     refuse_idle(p)
+    refuse_large(p)
     run.open(p, kind_of(p).model_hashes(p))
     if p.resume_from and (adopted := run.adopt(p, Run(resolve(p.resume_from)))):
         names = ["the refit" if number == REFIT else str(number) for number in adopted]
         print(f"taken over from {p.resume_from}: folds {', '.join(names)}", flush=True)
     return run.folder
+
+
+def refuse_large(p: Params) -> None:
+    """Raises GoodsError where parameters that are larger than usual need more memory than there is."""
+    large = {name: value for name, usual in USUAL.items() if (value := getattr(p, name) or 0) > usual}
+    if large and kind_of(p).photos and (resolve(p.model_name) / "config.json").is_file():
+        from goods.cost.limits import refuse_too_large
+
+        refuse_too_large(p, large)
 
 
 def read_goods(p: Params) -> Goods:
