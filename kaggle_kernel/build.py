@@ -24,14 +24,23 @@ from typing import Any
 
 from goods.errors import GoodsError
 from goods.files import ROOT, write_json, write_text
-from goods.settings import parse_setting
+from goods.params import Params, load_run
+from goods.settings import parse_settings
 from pipeline import STEPS
 
 FOLDER = ROOT / "kaggle_kernel"
 NOTEBOOK, METADATA = "main.ipynb", "kernel-metadata.json"
+USER = r"[A-Za-z0-9][\w-]*"
 NO_USER = "YOUR-KAGGLE-USERNAME"
 SLUG = COMPETITION = "goods-classification"
 BACKBONE = "siglip-so400m-patch14-384"
+
+SOURCES = {  # fields of kernel-metadata.json, and what their items look like
+    "competition_sources": (r"[a-z0-9-]+", "the competition's slug"),
+    "dataset_sources": (r"[\w-]+/[\w-]+", "owner/dataset"),
+    "kernel_sources": (r"[\w-]+/[\w-]+", "owner/kernel"),
+    "model_sources": (r"[\w-]+/[\w-]+/\w+/[\w.-]+/\d+", "owner/model/framework/variation/version"),
+}
 
 # What the kernel starts, and what is looked up by name: with all that these and the notebooks import, a cell each.
 STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
@@ -242,9 +251,11 @@ def make_metadata(
     a dataset with a run's models. Several of either stand with commas between them. With `resume` "yes" the kernel's
     own last output is attached.
     """
+    if not re.fullmatch(USER, user):
+        raise GoodsError(f"{user!r} is no user name of Kaggle: it is the part behind kaggle.com/ on your own page")
     models = _listed(model) or [f"{user}/{BACKBONE}"]
     datasets = [source for source in (*models, *_listed(weights)) if source.count("/") == 1]
-    return {
+    made = {
         "id": f"{user}/{SLUG}",
         "title": SLUG.replace("-", " ").capitalize(),
         "code_file": NOTEBOOK,
@@ -260,23 +271,48 @@ def make_metadata(
         "model_sources": [source for source in models if source.count("/") != 1],
         "kernel_sources": [f"{user}/{SLUG}"] if resume == "yes" else [],
     }
+    for name, (pattern, what) in SOURCES.items():
+        if wrong := [item for item in made[name] if not re.fullmatch(pattern, item)]:
+            raise GoodsError(f"{wrong[0]!r} doesn't look like {what}")
+    return made
 
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def kernel_params(parameters: dict[str, Any]) -> Params:
+    """The run's parameters as the kernel's parameters cell gives them.
+
+    Raises GoodsError where the kernel would refuse them: before they are written, and before they are pushed.
+    """
+    config, settings = parameters["config"], parameters["settings"]
+    if config not in (configs := read_sources(CONFIGS)):
+        raise GoodsError(f"config {config!r} is none of those that the kernel has: {', '.join(configs)}")
+    if not isinstance(settings, dict):
+        raise GoodsError(f"settings is {settings!r}, but must be like {{dropout: 0.1}}")
+    own = (name for name in PARAMETERS if name not in ("config", "settings"))
+    given = {name: parameters[name] for name in own if parameters[name] is not None}
+    if twice := [name for name in settings if name in PARAMETERS]:
+        raise GoodsError(f"settings has {', '.join(twice)}, which the kernel has a parameter of its own for")
+    return load_run(config, **given | {str(name): value for name, value in settings.items()} | {"data_dir": None})
+
+
 def set_parameters(texts: Sequence[str]) -> dict[str, Any]:
-    """The notebook's parameters: those it has, or the defaults, and on them the given ones."""
+    """The notebook's parameters: those it has, or the defaults, and on them the given ones; checked as a run's are."""
     path = FOLDER / NOTEBOOK
-    has = read_parameters(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    parameters = {name: default for name, (default, _) in PARAMETERS.items()} | has
-    for name, value in map(parse_setting, texts):
-        if name in PARAMETERS:
-            parameters[name] = value
-        else:
-            parameters["settings"] = parameters["settings"] | {name: value}
-    return parameters
+    parameters = {name: default for name, (default, _) in PARAMETERS.items()}
+    try:
+        parameters |= read_parameters(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except GoodsError:
+        print(f"the parameters of {path} can't be read; the defaults are taken")
+    given = parse_settings(texts)
+    parameters |= {name: value for name, value in given.items() if name in PARAMETERS}
+    if more := {name: value for name, value in given.items() if name not in PARAMETERS}:
+        before = parameters["settings"]
+        parameters["settings"] = (before if isinstance(before, dict) else {}) | more
+    folds = kernel_params(parameters).folds
+    return parameters | {"folds": None if folds is None else list(folds)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -299,12 +335,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         names = ("competition", "model", "weights", "resume", "internet")
         choices = {name: getattr(given, name) for name in names if getattr(given, name)}
-        if choices and not given.user:
+        if choices and given.user is None:
             raise GoodsError(f"whose kernel is it? --{' --'.join(choices)} must come with --user (make: USER=...)")
+        metadata = make_metadata(given.user, **choices) if given.user is not None else None
         path = write_text(FOLDER / NOTEBOOK, make_notebook(set_parameters(given.set)))
         print(f"{path.relative_to(ROOT)} built, {path.stat().st_size / 1000:.0f} kB")
-        if given.user:
-            metadata = make_metadata(given.user, **choices)
+        if metadata:
             write_json(FOLDER / METADATA, metadata)
             attached = [source for name in metadata if name.endswith("_sources") for source in metadata[name]]
             print(f"{(FOLDER / METADATA).relative_to(ROOT)} is for {metadata['id']}, with {', '.join(attached)}")

@@ -27,7 +27,6 @@ from goods.errors import GoodsError
 from goods.export import export_run
 from goods.files import ROOT, resolve, write_json, write_text
 from goods.members import kind_of
-from goods.params import Params, load_run
 from goods.run import Run
 from kaggle_kernel import build
 
@@ -37,14 +36,8 @@ SESSION_HOURS, SESSION_GPUS = 12, 2
 MOST_TRAINING_HOURS = 11.5  # what then remains is for saving and for the output
 TIMEOUT = 3600  # of a call of the command line, seconds; outputs can be large
 BOOLEANS = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
-SOURCES = {  # fields of kernel-metadata.json, and what their items look like
-    "competition_sources": (r"[a-z0-9-]+", "the competition's slug"),
-    "dataset_sources": (r"[\w-]+/[\w-]+", "owner/dataset"),
-    "kernel_sources": (r"[\w-]+/[\w-]+", "owner/kernel"),
-    "model_sources": (r"[\w-]+/[\w-]+/\w+/[\w.-]+/\d+", "owner/model/framework/variation/version"),
-}
 FIELDS = {"id", "id_no", "title", "code_file", "language", "kernel_type", "machine_shape", "keywords"}
-FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES}
+FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *build.SOURCES}
 # The command line's documentation, without those that are retired; NvidiaTeslaT4 means two of them.
 MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100")
 MACHINES += ("NvidiaRtxPro6000",)
@@ -117,7 +110,7 @@ def metadata_problems(metadata: dict[str, Any]) -> Iterator[str]:
     if metadata.get("machine_shape") not in MACHINES:
         yield (f"machine_shape is {metadata.get('machine_shape')!r}, which gives another machine than wanted; "
                f"the known ones are {', '.join(MACHINES)}")  # fmt: skip
-    for name, (pattern, what) in SOURCES.items():
+    for name, (pattern, what) in build.SOURCES.items():
         items = metadata.get(name, [])
         if not isinstance(items, list) or not all(re.fullmatch(pattern, str(item)) for item in items):
             yield f"{name} is {items!r}, but must be a list of {what}"
@@ -127,23 +120,15 @@ def metadata_problems(metadata: dict[str, Any]) -> Iterator[str]:
         yield "no weights are attached: make kernel USER=... MODEL=owner/dataset"
 
 
-def kernel_params(parameters: dict[str, Any]) -> Params:
-    """The run's parameters as the kernel's parameters cell gives them."""
-    names = ("run", "num_epochs", "max_hours", "debug")
-    given = {name: parameters[name] for name in names if parameters[name] is not None}
-    return load_run(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
-
-
 def kernel_run(folder: Path) -> str:
     """The folder under outputs/ that the kernel's run writes."""
-    return kernel_params(build.read_parameters((folder / build.NOTEBOOK).read_text(encoding="utf-8"))).run_dir.name
+    parameters = build.read_parameters((folder / build.NOTEBOOK).read_text(encoding="utf-8"))
+    return build.kernel_params(parameters).run_dir.name
 
 
 def check_plan(parameters: dict[str, Any]) -> list[str]:
     """What the run will cost on Kaggle. Raises GoodsError when a parameter is wrong or the run doesn't fit."""
-    p = kernel_params(parameters)
-    if outside := [fold for fold in parameters["folds"] or [] if not 0 <= fold < p.n_folds]:
-        raise GoodsError(f"folds {outside} are not among the {p.n_folds} folds of {parameters['config']}")
+    p = build.kernel_params(parameters)
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
@@ -279,7 +264,7 @@ def send_weights(folder: Path, run: str) -> str:
 
 def send_backbone(folder: Path) -> str:
     """Makes a private dataset of each model directory that the kernel's config names, or a version of it."""
-    p = kernel_params(build.check(folder))
+    p = build.kernel_params(build.check(folder))
     models = [resolve(name) for name in (p.model_name, p.extra_embeddings) if name]
     found = {model: [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))] for model in models}
     for model, files in found.items():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+
+import pytest
 
 from goods.files import ROOT
 from kaggle_kernel import build
@@ -56,3 +59,40 @@ def test_each_module_is_a_cell_that_is_written_where_a_folder_is_made() -> None:
     assert sorted(written) == sorted(MODULES)
     for name in written:
         assert Path(name).parent == Path() or f'    "{Path(name).parent.as_posix()}",\n' in cells["places"], name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "run=2024-01-01"], "'run' should be a valid string, but is datetime.date"),
+        (["--set", "max_hours=.nan"], "'max_hours' should be a finite number, but is nan"),
+        (["--set", "folds=a"], r"'folds' must look like \[0, 2\]"),
+        (["--set", "folds=[0, 5]"], "there is no fold 5 in folds"),
+        (["--set", "settings=[1]"], r"settings is \[1\], but must be like"),
+        (["--set", "settings={folds: [1]}"], "settings has folds, which the kernel has a parameter of its own for"),
+        (["--set", "dropuot=0.1"], "did you mean 'dropout'"),
+        (["--set", "config=params/none.yaml"], "config 'params/none.yaml' is none of those that the kernel has"),
+        (["--set", "debug=1", "debug=2"], "--set gives debug twice"),
+        (["--user", '../x"y'], "is no user name of Kaggle"),
+        (["--user", ""], "is no user name of Kaggle"),
+        (["--user", "me", "--model", "a/b/c"], "'a/b/c' doesn't look like owner/model/framework/variation/version"),
+        (["--user", "me", "--competition", "Goods!"], "'Goods!' doesn't look like the competition's slug"),
+    ],
+)
+def test_what_the_kernel_would_refuse_is_not_written(tmp_path, monkeypatch, arguments, sentence) -> None:
+    shutil.copytree(build.FOLDER, tmp_path / "kaggle_kernel", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.setattr(build, "FOLDER", tmp_path / "kaggle_kernel")
+    before = {path: path.read_bytes() for path in build.FOLDER.iterdir()}
+    with pytest.raises(SystemExit, match=f"build.py: .*{sentence}"):
+        build.main(arguments)
+    assert {path: path.read_bytes() for path in build.FOLDER.iterdir()} == before
+
+
+def test_one_fold_is_a_list_of_one_and_a_spoilt_notebook_is_built_anew(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    (tmp_path / "main.ipynb").write_text("{}")
+    assert build.set_parameters(["folds=1", "dropout=0.1"])["folds"] == [1]
+    assert "can't be read; the defaults are taken" in capsys.readouterr().out
+    (tmp_path / "main.ipynb").write_text(build.make_notebook(build.set_parameters(["folds=1", "dropout=0.1"])))
+    again = build.set_parameters([])
+    assert again["folds"] == [1] and again["settings"] == {"dropout": 0.1}

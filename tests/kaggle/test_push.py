@@ -97,8 +97,8 @@ def test_metadata_that_would_fail_is_not_pushed(
     ("parameters", "sentence"),
     [
         ({"max_hours": 12.0}, "a session ends after 12"),
-        ({"folds": [0, 5]}, r"folds \[5\] are not among the 5 folds"),
-        ({"config": "params/none.yaml"}, "there is no config"),
+        ({"folds": [0, 5]}, "there is no fold 5 in folds"),
+        ({"config": "params/none.yaml"}, "config 'params/none.yaml' is none of those that the kernel has: params/"),
         ({"settings": {"dropuot": 0.1}}, "did you mean 'dropout'"),
     ],
 )
