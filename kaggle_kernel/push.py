@@ -280,9 +280,8 @@ def fetch_output(folder: Path, run: str, weights: bool = False) -> str:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(file, place)
     scores = read_json_if_whole(Run(home).metrics)
-    shown = [
-        f"{name} macro-F1 {scores[name]['macro_f1']:.4f}" for name in OUTPUTS if "macro_f1" in scores.get(name, {})
-    ]
+    of = {name: scores.get(name, {}).get("macro_f1") for name in OUTPUTS}
+    shown = [f"{name} macro-F1 {score:.4f}" for name, score in of.items() if score is not None]
     left = "" if weights else "; its weights come with: make kaggle-output WEIGHTS=yes"
     files = sum(path.is_file() for path in home.rglob("*"))
     return "; ".join([f"{home.relative_to(ROOT)}: {files} files", *shown]) + f"; the log is in {stage}{left}"
@@ -367,9 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--follow", action="store_true", help="status: show the log of a version that runs")
     parser.add_argument("--no-run", action="store_true", help="push: save a version and don't run it")
     hours = {"type": float, "default": SESSION_HOURS, "metavar": "HOURS"}
-    parser.add_argument(
-        "--session", **hours, help=f"push: the session's limit ({SESSION_HOURS:g}; 9 in some competitions)"
-    )
+    parser.add_argument("--session", **hours, help="push: the session's limit (12; 9 in some competitions)")
     parser.add_argument("--folder", type=Path, default=build.FOLDER, help="with main.ipynb and kernel-metadata.json")
     given = parser.parse_args(arguments)
     folder = given.folder
