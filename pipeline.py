@@ -47,7 +47,7 @@ from goods.run import Run
 from goods.settings import parse_settings
 from goods.step import CANT_WRITE, CELL_SECONDS, STATUS
 
-STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission")
+STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission", "pseudo_label", "embed")
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
@@ -116,6 +116,7 @@ def step_key(step: Step, p: Params) -> str:
         step.file,
         p.model_dump(mode="json", exclude=(RUNTIME_FIELDS | by_contents) - {"data_dir"}),
         p.chosen_folds if step.name == "baseline" else [],
+        [p.pseudo_precision, p.pseudo_cap] if step.name == "pseudo_label" else [],
         notebook_source(step.name),
         stamp(inputs.stamped),
         hashed,

@@ -141,6 +141,9 @@ class ModelParams(_Group):
     extra_embeddings: str | None = Field(
         None, description="local directory of a further text encoder; the heads get its frozen embeddings as well"
     )
+    save_embeddings: bool = RuntimeField(
+        False, description="save the frozen backbone's embeddings of all products after the submission"
+    )
     text_windows: Int = Field(
         1,
         ge=1,
@@ -224,6 +227,9 @@ class RowParams(_Group):
 
     pseudo_from: str | None = Field(
         None, description="name of a run whose predicted labels of the test set are learned from as well"
+    )
+    make_pseudo_labels: bool = RuntimeField(
+        False, description="label the test products after the submission, for a next run's pseudo_from"
     )
     pseudo_precision: Float = RuntimeField(
         0.95, gt=0, le=1, description="pseudo_label.ipynb: minimum out-of-fold precision per class"

@@ -176,6 +176,6 @@ def _check_teacher(run: Run, n_folds: int) -> None:
     for path in (run.folds_table, *map(run.pseudo, range(n_folds))):
         if not path.is_file():
             raise GoodsError(f"the attached run '{run.name}' has no {path.relative_to(run.folder)}, so pseudo_from has "
-                             "nothing to learn from. Label the test products with it at home "
-                             f"(notebooks/pseudo_label.ipynb), make kaggle-weights RUN={run.name}, and attach that "
-                             "dataset")  # fmt: skip
+                             "nothing to learn from. Attach the output of a kernel that ran it with "
+                             "make_pseudo_labels=true; or label at home (pipeline.py --steps pseudo_label), "
+                             f"make kaggle-weights RUN={run.name}, and attach that dataset")  # fmt: skip

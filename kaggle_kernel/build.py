@@ -5,7 +5,7 @@
     python -m kaggle_kernel.build --check                  is it what the sources give?
     python -m kaggle_kernel.build --user me --resume yes   fills in kernel-metadata.json, too
 
-The same sources give the same bytes: what is packed is neither compressed nor dated.
+The same sources give the same bytes: bzip2 packs them alike everywhere (zlib doesn't), and nothing is dated.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import bz2
 import hashlib
 import json
 import re
@@ -46,8 +47,14 @@ SOURCES = {  # fields of kernel-metadata.json, and what their items look like
 STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
 # Commands of goods_utils.py that no kernel gives, and what they alone import.
 LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "export", "model_card")}
+# What draws, counts beforehand, or reads files of every kind: in one cell with the notebooks and configs, so that those
+# that one looks for, of models, training and ensemble, are found.
+ASIDE = ("goods/figures/", "goods/cost/", "goods/report.py", "goods/eda.py", "goods/explain.py", "goods/settings.py",
+         "goods/kernels.py", "goods/sheets.py", "goods/models/neighbours.py", "goods/training/tracking.py",
+         "goods/data/advice.py", "goods/data/lost_rows.py", "goods/data/salvage.py", "goods/data/table_files.py",
+         "goods/data/photo_files.py")  # fmt: skip
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
-CONFIGS = ("params/*.yaml",)  # in one cell with the notebooks, as base64
+CONFIGS = ("params/*.yaml",)
 
 # The parameters cell: its defaults, and what each means.
 PARAMETERS: dict[str, tuple[Any, str]] = {
@@ -63,11 +70,13 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
 TITLE = """# Goods classification: photo, title and description
 
 The whole road in one notebook: look at the data, train the folds side by side on the GPUs there are, put them together,
-write `submission.csv`. Built by `kaggle_kernel/build.py` from the project's files; change those, not the cells below.
+write `submission.csv`. Built by `kaggle_kernel/build.py` from the project's files; change those, not the cells below. Docstrings are left out,
+and what draws, counts beforehand or reads files of every kind is packed into one cell with the notebooks.
 
 Sources: `{digest}`{commit}
 """
 PLACES = """import base64
+import bz2
 import hashlib
 import json
 import os
@@ -88,7 +97,7 @@ UNPACK = '''PACKED = """
 MODULES = {names}
 SHA256 = "{digest}"
 
-sources = json.loads(base64.b64decode(PACKED))
+sources = json.loads(bz2.decompress(base64.b64decode(PACKED)))
 for name, text in sources.items():
     (SOURCES / name).write_text(text, encoding="utf-8")
 sources |= {{name: (SOURCES / name).read_text(encoding="utf-8") for name in MODULES}}
@@ -112,7 +121,11 @@ def read_sources(patterns: Sequence[str]) -> dict[str, str]:
 
 
 def read_packed() -> tuple[dict[str, str], dict[str, str]]:
-    """The modules that the kernel may come to import, and the notebooks and configs it runs, as {path: text}."""
+    """The modules that have cells of their own, and what is packed into one cell, as {path: text}.
+
+    These are all modules that the kernel may come to import, without the docstrings of functions and classes, and the
+    notebooks and configs that it runs.
+    """
     packed = read_sources((*NOTEBOOKS, *CONFIGS))
     modules, waiting = {}, read_sources(STARTED)
     for name in NOTEBOOKS:
@@ -121,7 +134,20 @@ def read_packed() -> tuple[dict[str, str], dict[str, str]]:
         modules |= waiting
         found = {name for text in waiting.values() for name in imported(text)}
         waiting = read_sources(sorted(found - set(modules) - LEFT_OUT))
-    return dict(sorted(modules.items())), packed
+    bare = {name: without_docstrings(text) for name, text in sorted(modules.items())}
+    packed |= {name: text for name, text in bare.items() if name.startswith(ASIDE)}
+    return {name: text for name, text in bare.items() if name not in packed}, packed
+
+
+def without_docstrings(text: str) -> str:
+    """A module's text without the docstrings of its functions and classes, which are a sixth of it."""
+    left = text.splitlines(keepends=True)
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for node in [node for node in ast.walk(ast.parse(text)) if isinstance(node, defined)]:
+        first = node.body[0]
+        if ast.get_docstring(node) is not None and len(node.body) > 1:  # else it is all there is
+            left[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+    return "".join(left)
 
 
 def imported(code: str) -> set[str]:
@@ -158,7 +184,7 @@ def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
     """The text of main.ipynb; `commit` is shown in its title."""
     modules, packed = read_packed()
     whole = digest(modules | packed)
-    base = base64.b64encode(json.dumps(packed, sort_keys=True).encode()).decode()
+    base = base64.b64encode(bz2.compress(json.dumps(packed, sort_keys=True).encode())).decode()
     folders = sorted({Path(name).parent.as_posix() for name in modules | packed} - {"."})
     unpack = UNPACK.format(packed="\n".join(textwrap.wrap(base, 116)), names=_names(list(modules)), digest=whole)
     title = TITLE.format(digest=whole[:12], commit=f", commit `{commit}`" if commit else "")
@@ -168,7 +194,7 @@ def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
         _cell("places", PLACES.format(folders=_names(folders)), "code"),
         _cell("modules", "## The modules\n\nWritten outside `/kaggle/working`, so that they are no output."),
         *(_cell(name, f"%%writefile {{SOURCES}}/{name}\n{text}", "code") for name, text in modules.items()),
-        _cell("unpack-text", "## Notebooks and configs\n\nUnpacked, and all files compared with what was built."),
+        _cell("unpack-text", "## Notebooks, configs, drawings\n\nUnpacked, and all compared with what was built."),
         _cell("unpack", unpack, "code"),
         _cell("prepare-text", "## What is attached\n\nCompetition, weights and an earlier output, wherever they lie."),
         _cell("prepare", PREPARE, "code"),

@@ -43,6 +43,7 @@ Logits = dict[int, dict[str, "np.ndarray"]]  # {fold number: {output: (n, num_cl
 Predict = Callable[["pd.DataFrame"], Logits]  # of a table with id, title, text, image, and sha of a run's own
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
+PSEUDO_CODE, EMBED_CODE = ("goods.ensemble.pseudo_labels",), ("goods.models.embeddings",)
 SUBMISSION_CODE = ("goods.ensemble.submission",)
 USUAL = {  # up to these a run's memory isn't counted before it
     "image_size": 1024, "hidden_dim": 16_384, "text_windows": 64, "lora_rank": 1024, "batch_size": 1024,
@@ -110,7 +111,8 @@ def notebooks_of(p: Params) -> list[str]:
     names = list(kind_of(p).notebooks)
     if p.refit:
         names.insert(names.index("ensemble"), "refit")
-    return names
+    asked = {"pseudo_label": p.make_pseudo_labels, "embed": p.save_embeddings}
+    return [*names, *(name for name, wanted in asked.items() if wanted)]
 
 
 def kind_of(p: Params) -> Kind:
@@ -264,7 +266,11 @@ def step_inputs(step: str, p: Params) -> StepInputs:
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
     if step == "eda":
         return StepInputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.backbone")))
+    if step == "embed":
+        return StepInputs(data, (), models, code_version(EMBED_CODE))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
+    if step == "pseudo_label":
+        return StepInputs(data, tuple(folds), models, code_version((kind.module, *PSEUDO_CODE)))
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
         return StepInputs(data, (*learned, *(folds if step == "refit" else ())), models, kind.code())
@@ -290,6 +296,10 @@ def result_files(step: str, fold: int | None, p: Params) -> list[Path]:
     if step in TRAINING:
         numbers = p.chosen_folds if fold is None else [fold]
         return [path for k in numbers for path in (run.fold(k).weights, run.fold(k).oof, run.fold(k).metrics)]
+    if step == "pseudo_label":
+        return [run.pseudo(k) for k in range(p.n_folds)]
+    if step == "embed":
+        return [run.embeddings(part) for part in ("train", "test")]
     ensemble, submission = [run.oof, run.test, run.metrics], [run.submission, run.submission_probs]
     return {"ensemble": ensemble, "submission": submission}.get(step, [])
 

@@ -25,6 +25,8 @@ SMALL = {"n_folds": 3}
         ({"tune": "head", "wise_ft": True}, "wise_ft: True .* with tune head all that is trained is random before"),
         ({"kind": "text", "wise_ft": True}, "wise_ft: True .* the head of kind text is random before"),
         ({"tune": "head", "warm_start_epochs": 3}, "warm_start_epochs: 3 .* raise num_epochs"),
+        ({"kind": "linear", "make_pseudo_labels": True, "folds": [0, 1]}, "labels come from all folds; leave"),
+        ({"kind": "linear", "save_embeddings": True}, "save_embeddings: True .* no image and text encoder"),
         ({"kind": "knn", "n_folds": 2}, "n_folds: 2 .* two folds leave none; take 3 or more"),
     ],
 )
@@ -38,7 +40,7 @@ def test_what_would_have_no_effect_is_refused(make, given, message):
     [
         {"tune": "full", "wise_ft": True, "warm_start_epochs": 3, "test_time_flip": True, "augment_crop": 0.3},
         {"kind": "dual", "n_folds": 2},
-        {"kind": "linear", "n_folds": 2},
+        {"kind": "linear", "n_folds": 2, "make_pseudo_labels": True},
     ],
 )
 def test_what_has_an_effect_is_taken(make, given):
