@@ -47,7 +47,7 @@ def watched_kernel() -> Any:
         exit_status: int | None = None
 
         async def is_alive(self) -> bool:
-            process = getattr(self.provisioner, "process", None)
+            process = getattr(getattr(self, "provisioner", None), "process", None)  # an older client has none
             alive = await super().is_alive()
             if not alive and process is not None:
                 Watched.exit_status = process.returncode

@@ -70,8 +70,9 @@ PARAMETERS: dict[str, tuple[Any, str]] = {
 TITLE = """# Goods classification: photo, title and description
 
 The whole road in one notebook: look at the data, train the folds side by side on the GPUs there are, put them together,
-write `submission.csv`. Built by `kaggle_kernel/build.py` from the project's files; change those, not the cells below. Docstrings are left out,
-and what draws, counts beforehand or reads files of every kind is packed into one cell with the notebooks.
+write `submission.csv`. Built by `kaggle_kernel/build.py` from the project's files; change those, not the cells below.
+Docstrings are left out, and what draws, counts beforehand or reads files of every kind is packed into one cell with
+the notebooks.
 
 Sources: `{digest}`{commit}
 """
