@@ -54,7 +54,7 @@ def test_what_may_differ_between_two_calls_of_a_run():
         "fold", "folds", "skip_folds", "refit", "retrain", "outputs_dir", "data_dir", "train_csv", "test_csv",
         "train_images_dir", "test_images_dir", "micro_batch_size", "eval_batch_size", "gradient_checkpointing",
         "num_workers", "max_hours", "checkpoint_minutes", "resume_from", "wandb_mode", "wandb_project",
-        "pseudo_precision", "pseudo_cap", "max_bad_images",
+        "pseudo_precision", "pseudo_cap", "max_bad_images", "max_cell_hours", "make_pseudo_labels", "save_embeddings",
     } == RUNTIME_FIELDS  # fmt: skip
 
 
