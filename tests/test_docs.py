@@ -37,7 +37,7 @@ CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 BY_MAKE = {"make demo", "make test", "make check", "make lab"}  # what CI runs; the last one has a test of its own
 MAX_LINES = 150
 # Names with an underscore that are no parameters: columns.
-OTHER_NAMES = {"compressed_text", "compressed_status"}
+OTHER_NAMES = {"compressed_text", "compressed_status", "machine_shape", "docker_image_pinning_type"}
 OTHER_PAGES = [f"{folder}/README.md" for folder in ("benchmarks", "data", "models", "outputs")]
 all_pages = pytest.mark.parametrize("page", [*TEXTS, "README.zh-CN.md", *OTHER_PAGES])
 
