@@ -65,14 +65,14 @@ kernel: .venv/installed ## builds the Kaggle kernel: make kernel USER=me [COMPET
 	$(COMPETITION)) $(if $(MODEL),--model $(MODEL)) $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(RESUME),--resume $(RESUME)) \
 	$(if $(INTERNET),--internet $(INTERNET)) $(ARGS)
 
-push: .venv/installed ## checks the kernel, pushes it to Kaggle, reads the answer
-	@$(PY) -m kaggle_kernel.push push
+push: .venv/installed ## checks the kernel, pushes it to Kaggle, reads the answer (NO_RUN=yes saves it only, SESSION=9 hours)
+	@$(PY) -m kaggle_kernel.push push $(if $(NO_RUN),--no-run) $(if $(SESSION),--session $(SESSION))
 
-kaggle-status: .venv/installed ## how the kernel's last version is getting on
-	@$(PY) -m kaggle_kernel.push status
+kaggle-status: .venv/installed ## how the kernel's last version is getting on; while it runs, its log
+	@$(PY) -m kaggle_kernel.push status --follow
 
-kaggle-output: .venv/installed ## brings the run of the kernel's last version to outputs/ (RUN= names another one)
-	@$(PY) -m kaggle_kernel.push output --run "$(RUN)"
+kaggle-output: .venv/installed ## brings the run of the kernel's last version to outputs/ (RUN= names another one, WEIGHTS=yes)
+	@$(PY) -m kaggle_kernel.push output --run "$(RUN)" $(if $(WEIGHTS),--weights)
 
 kaggle-weights: .venv/installed ## the models of that run, of any kind, as a private dataset (RUN= names another one)
 	@$(PY) -m kaggle_kernel.push weights --run "$(RUN)"

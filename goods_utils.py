@@ -26,7 +26,7 @@ from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import named_classes, write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
-from goods.files import read_frame, resolve
+from goods.files import read_frame, resolve, sentence
 from goods.findings.shown import so, tell
 from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
@@ -35,17 +35,20 @@ from goods.models import tfidf
 from goods.models.embeddings import save_embeddings
 from goods.models.encoders import token_counter
 from goods.models.neighbours import joined, known_already, map_points, neighbours
-from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
+from goods.params import OUTPUTS, Params, load_params, read_params
 from goods.predictions import frame_logits, prediction_table
 from goods.predictor import load_predictor
+from goods.processes import speak_plainly
 from goods.report import settings_table, write_report
 from goods.run import Run, saved_files
+from goods.settings import parse_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from goods.classify import Job
 
+pd.set_option("display.html.use_mathjax", False)  # in the tables of notebooks a $ is a price, no formula
 gc.freeze()  # nor is any looked for among them later, at the end of the process above all
 gc.enable()
 
@@ -266,15 +269,15 @@ def predict(options: argparse.Namespace) -> None:
     here = {name: getattr(options, name) for name in ("table", "out", "images") if getattr(options, name)}
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
     try:
-        settings = dict(parse_setting(text) for text in options.set)
+        settings = parse_settings(options.set)
         named = (text.partition("=") for text in options.models)
         models = {name: path_from_here(path) for name, _, path in named}
         predictor = load_predictor(run_folder(options.run), models, **settings)
         job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
                           probabilities=options.probabilities, **paths)  # fmt: skip
         print(f"{job.acceptance.sentence()}\n{_done(job, options.shard)}")
-    except GoodsError as error:
-        print(f"goods_utils.py: {error}", file=sys.stderr)
+    except (GoodsError, OSError) as error:
+        print(f"goods_utils.py: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -291,6 +294,7 @@ def _done(job: Job, shard: str | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains a fold without a notebook, as accelerate launch and torchrun need it; plans, reports on and uses a run."""
+    speak_plainly()
     parser = argparse.ArgumentParser(prog="goods_utils.py", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit", help="train a fold: accelerate launch goods_utils.py fit --config ... --fold 2")
@@ -321,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "compare":
             print(compare(options))
             return
-        given = dict(parse_setting(text) for text in options.set)
+        own = {"config": "--config"} | ({"fold": "--fold"} if hasattr(options, "fold") else {})
+        given = parse_settings(options.set, own)
         if options.command == "plan":
             print(show_plan(load_params(options.config, **given), options.gpu))
             return
@@ -330,14 +335,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "report" and options.run:
             print(write_report(params_of(options.run, given)))
             return
-        p = load_params(options.config, **given, fold=getattr(options, "fold", 0))
+        p = load_params(options.config, **{"fold": getattr(options, "fold", 0)} | given)
         if options.command == "report":
             print(write_report(p))
             return
         open_run(p)
         metrics = refit(p, read_goods(p)) if options.refit else fit_fold(p, read_goods(p))
-    except GoodsError as error:
-        sys.exit(f"goods_utils.py: {error}")
+    except (GoodsError, OSError) as error:
+        sys.exit(f"goods_utils.py: {sentence(error)}")
     if os.environ.get("RANK", "0") == "0":
         shown = SHOWN_AS[p.metric]
         scores = [f"{output} {shown} {metrics[output][p.metric]:.4f}" for output in OUTPUTS if output in metrics]

@@ -28,18 +28,32 @@ import yaml
 
 from goods.ensemble.verdict import verdict
 from goods.errors import DamagedFileError, GoodsError
-from goods.files import ROOT, file_hash, file_stamp, held, read_json, read_json_if_whole, write_json, write_text
+from goods.files import (
+    ROOT,
+    UNWRITABLE,
+    file_hash,
+    file_stamp,
+    held,
+    read_json,
+    read_json_if_whole,
+    sentence,
+    write_json,
+    write_text,
+)
 from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_files, step_inputs
 from goods.metric_names import SHOWN_AS, metric_first
-from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run, parse_setting
+from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run
+from goods.processes import speak_plainly
 from goods.run import Run, runs_in
-from goods.step import STATUS
+from goods.settings import parse_settings
+from goods.step import CANT_WRITE, CELL_SECONDS, STATUS
 from goods.words import duration
 
-STEPS = ("eda", "trust", "train", "baseline", "refit", "ensemble", "submission")
+STEPS = ("eda", "trust", "train", "baseline", "refit", "ensemble", "submission", "pseudo_label", "embed")
 NOTEBOOKS = ROOT / "notebooks"
 STARTED = time.time()
 POLL_SECONDS = 0.2
+GRACE_HOURS = 0.5  # for a step that stops in time to save what it has, before its cell is ended
 
 
 class Step(NamedTuple):
@@ -104,6 +118,7 @@ def step_key(step: Step, p: Params) -> str:
         step.file,
         p.model_dump(mode="json", exclude=(RUNTIME_FIELDS | by_contents) - {"data_dir"}),
         p.chosen_folds if step.name == "baseline" else [],
+        [p.pseudo_precision, p.pseudo_cap] if step.name == "pseudo_label" else [],
         notebook_source(step.name),
         stamp(inputs.stamped),
         hashed,
@@ -148,6 +163,18 @@ def step_environment(slot: int, jobs: int) -> dict[str, str]:
         if gpus():
             environment["CUDA_VISIBLE_DEVICES"] = gpus()[slot % len(gpus())]
     return environment
+
+
+def cell_limit(p: Params) -> dict[str, str]:
+    """How long a cell may run, for the environment of a step: p.max_cell_hours, or till a while after p.max_hours."""
+    left = [] if p.max_hours is None else [max(0, p.max_hours - hours_so_far()) + GRACE_HOURS]
+    hours = [*left, *([] if p.max_cell_hours is None else [p.max_cell_hours])]
+    return {CELL_SECONDS: str(3600 * min(hours))} if hours else {}
+
+
+def hours_so_far() -> float:
+    """Hours since the pipeline's start, or since the session's where that says when it was."""
+    return (time.time() - float(os.environ.get("GOODS_STARTED") or STARTED)) / 3600
 
 
 # Running the steps ---------------------------------------------------------------------------------------------------
@@ -228,8 +255,8 @@ class Pipeline:
 
     def over(self, step: Step) -> bool:
         """Whether max_hours are over for a fold that has not started; the first one says so itself, as an error."""
-        hours = (time.time() - float(os.environ.get("GOODS_STARTED") or STARTED)) / 3600
-        return step.name in TRAINING and self.begun() and self.p.max_hours is not None and hours > self.p.max_hours
+        most = self.p.max_hours
+        return step.name in TRAINING and self.begun() and most is not None and hours_so_far() > most
 
     def due(self, steps: list[Step]) -> list[tuple[Step, str]]:
         """The steps to run, each with its key; the others are unchanged."""
@@ -259,6 +286,7 @@ class Pipeline:
         print(f"{step!s:<13} started", flush=True)
         with self.file(step, ".log").open("w", encoding="utf-8") as log:
             environment = step_environment(slot, jobs) | {STATUS: str(self.file(step, ".status.json"))}
+            environment |= cell_limit(self.p)
             streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             process = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
         return Running(step, key, slot, process, shown=epoch_lines(step, self.disk))
@@ -286,7 +314,9 @@ class Pipeline:
             return "stopped"
         log = self.file(step, ".log")
         reason = status.get("message") or f"its process ended with status {exit_status}: {last_line(log)}"
-        if exit_status == 0 and not status:
+        if refused := UNWRITABLE.get(exit_status - CANT_WRITE):
+            reason = f"{refused[0]}: its notebook can't be written to {shown(self.disk.notebooks)}"
+        elif exit_status == 0 and not status:
             reason = f"the notebook ended without writing {shown(missing[0])}"
         seen = next((path for path in (self.file(step, ".unfinished.ipynb"), log) if path.is_file()), log)
         self.failures.append(f"{step} failed: {reason}\n  see {shown(seen)}")
@@ -404,15 +434,9 @@ def print_summary(pipeline: Pipeline, index: Path | None) -> None:
 
 def read_settings(texts: list[str]) -> dict[str, Any]:
     """The --set values; as in a notebook, null means "as the config says"."""
-    settings = {}
-    for text in texts:
-        name, value = parse_setting(text)
-        if name in ("config", "run", "fold", "folds"):
-            option = "--folds" if name.startswith("fold") else f"--{name}"
-            raise GoodsError(f"--set {text}: {name} has an option of its own, {option}")
-        if value is not None or name not in Params.model_fields:
-            settings[name] = value
-    return settings
+    own = {"config": "--config", "run": "--run", "fold": "--folds", "folds": "--folds"}
+    settings = parse_settings(texts, own)
+    return {name: value for name, value in settings.items() if value is not None or name not in Params.model_fields}
 
 
 def read_steps(names: list[str]) -> list[str]:
@@ -477,10 +501,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the pipeline; returns the exit status: 0 done, 1 a step failed, 2 bad input, 130 interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    speak_plainly()
     try:
         return prepare(parser().parse_args(arguments)).run()
     except (GoodsError, OSError) as error:
-        print(f"pipeline.py: {error}", file=sys.stderr)
+        print(f"pipeline.py: {sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it stopped", file=sys.stderr)

@@ -32,6 +32,7 @@ from goods.params import Params
 from goods.predictor import Predictor, Tables
 from goods.progress import progress_bar
 from goods.run import Run
+from goods.sheets import as_sheet, read_sheet, write_sheet
 from goods.training.inputs import AND
 
 PLACES = ("", "second_", "third_")  # of the classes that are named, the likeliest first
@@ -141,7 +142,7 @@ class Job:
 
     def read(self) -> pd.DataFrame:
         """What run() has written."""
-        return read_frame(self.out) if self.out.suffix == ".parquet" else pd.read_csv(self.out, dtype={"id": str})
+        return read_frame(self.out) if self.out.suffix == ".parquet" else read_sheet(self.out, dtype={"id": str})
 
     def sample(self, rows: int = SAMPLE_ROWS, seed: int = 0) -> pd.DataFrame:
         """Some of the products, drawn from all of the table, with the paths of their photos as `image`.
@@ -335,8 +336,7 @@ class Counted:
         """Writes id and status of the photos that can't be used whole, where there are any."""
         listed = pd.concat(self._bad).rename(columns={PHOTO: "status"})
         if len(listed):
-            with atomic_path(path) as temporary:
-                listed.to_csv(temporary, index=False)
+            write_sheet(path, listed)
 
     def summary(self) -> dict[str, int]:
         """rows, accepted, and how many photos are missing, truncated and unreadable."""
@@ -368,7 +368,8 @@ def _writer(ending: str, path: Path) -> Iterator[Callable[[pd.DataFrame], None]]
 
         def write(frame: pd.DataFrame) -> None:
             if text:
-                frame.to_csv(text, index=False, header=not text.tell(), float_format="%.6f", lineterminator="\n")
+                header = not text.tell()
+                as_sheet(frame).to_csv(text, index=False, header=header, float_format="%.6f", lineterminator="\n")
                 return
             rows = pa.Table.from_pandas(frame, preserve_index=False)
             if not parquet:

@@ -15,7 +15,7 @@ PLUMBING = frozenset(
     "goods goods.advice goods.words "
     "goods.errors goods.files goods.field_types goods.places goods.params goods.run goods.code_version "
     "goods.progress goods.step goods.processes goods.training.tracking goods.members goods.cost.plan "
-    "goods.cost.footprint".split()
+    "goods.cost.footprint goods.cost.limits goods.kernels goods.settings goods.sheets".split()
 )
 
 

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.preprocessing import StandardScaler
 
 from goods.data.tables import Goods
-from goods.files import atomic_path
+from goods.sheets import write_sheet
 
 
 def empty_cells(goods: Goods, columns: Sequence[str]) -> pd.DataFrame:
@@ -134,7 +134,6 @@ def split_by_class(goods: Goods, folder: Path) -> pd.DataFrame:
         table = goods.train.loc[goods.train["label"] == k, ["id", "title"]]
         short = re.sub(r"[^\w-]+", "-", name)[:60].strip("-")  # a class may be called anything, a file may not
         file = f"{k:03}-{short}.csv"
-        with atomic_path(folder / file) as temporary:
-            table.to_csv(temporary, index=False)
+        write_sheet(folder / file, table)
         rows.append((name, len(table), file))
     return pd.DataFrame(rows, columns=["class", "rows", "file"])

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+MOST_SHOWN = 100  # characters of a value in a sentence
+
+
+def plain(value: Any) -> str:
+    """A value of a table in one line: what steers a terminal (colours, cursor) shows as its code."""
+    text = str(value)
+    text = text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 def listing(items: Sequence[Any], most: int = 5) -> str:
     """The first of the items for a sentence, and how many more there are."""
-    items = [str(item) for item in items]
+    items = [plain(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
@@ -36,8 +45,12 @@ class HeldError(GoodsError):
     """Another process is at work on the same run or fold."""
 
 
-class DiskFullError(GoodsError):
-    """There is no room left; what was saved before is intact."""
+class UnwritableError(GoodsError):
+    """The disk is read-only, or this user may not write there; what was saved before is intact."""
+
+
+class DiskFullError(UnwritableError):
+    """There is no room left."""
 
 
 class TimeOverError(GoodsError):

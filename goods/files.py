@@ -16,13 +16,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goods.errors import DamagedFileError, DiskFullError, GoodsError, HeldError
+from goods.errors import DamagedFileError, DiskFullError, GoodsError, HeldError, UnwritableError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")  # of a model directory, what its results depend on
+FULL, CLOSED = "Make room", "Name a folder that can be written (outputs_dir), or make this one writable"
+UNWRITABLE = {  # by the system's number: what it means, and what to do
+    errno.ENOSPC: ("the disk is full", FULL),
+    errno.EDQUOT: ("your quota of the disk is used up", FULL),
+    errno.EFBIG: ("files may not be that large there", FULL),
+    errno.EROFS: ("the disk is read-only", CLOSED),
+    errno.ENOTDIR: ("a file stands where a folder is needed", CLOSED),
+    errno.EEXIST: ("a file stands where a folder is needed", CLOSED),
+    errno.EISDIR: ("a folder stands where the file belongs", CLOSED),
+    errno.EACCES: ("you may not write there", CLOSED),
+    errno.EPERM: ("you may not write there", CLOSED),
+}
 HOLDER_SECONDS = 10.0  # that the process of a call that was killed may take to end
 
 
@@ -38,54 +50,72 @@ def resolve(path: str | os.PathLike) -> Path:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name at the end, or vanishes when the block fails.
 
-    Raises DiskFullError where the block finds no room left.
+    Raises UnwritableError where the system lets nothing be written, or finds no room for it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp and safetensors make files private
-        os.replace(temporary, path)
-    except Exception as error:  # safetensors and pyarrow wrap the system's error in their own
-        if is_disk_full(error):
-            raise DiskFullError(f"the disk is full: {path} can't be written; what was there before is intact. "
-                                "Make room and give the same command again") from None  # fmt: skip
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path, "what was there before is intact"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            os.chmod(temporary, 0o644)  # mkstemp and safetensors make files private
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name at the end, or vanishes when the block fails.
 
-    `path` must not be there, or empty. Raises DiskFullError where the block finds no room left.
+    `path` must not be there, or empty. Raises UnwritableError where the system lets nothing be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.*.making"):  # of calls that were killed
         process = stale.name.split(".")[-2]
         if not process.isdecimal() or not is_alive(int(process)):
             shutil.rmtree(stale, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.making")
+    with writing(path, "nothing of it is left"):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path, left: str) -> Iterator[None]:
+    """Inside, what the system refuses to write becomes an UnwritableError that says where and why, and what is left."""
     try:
-        temporary.mkdir()
-        yield temporary
-        os.rename(temporary, path)
-    except Exception as error:
-        if is_disk_full(error):
-            raise DiskFullError(f"the disk is full: {path} can't be written, and nothing of it is left. Make room and "
-                                "give the same command again") from None  # fmt: skip
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except Exception as error:  # safetensors and pyarrow wrap the system's error in their own
+        number = unwritable(error)
+        if number is None:
+            raise
+        why, advice = UNWRITABLE[number]
+        kind = DiskFullError if advice == FULL else UnwritableError
+        raise kind(f"{why}: {path} can't be written; {left}. {advice} and give the same command again") from None
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the system had no room left, however a library wraps that."""
-    return getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error)
+def unwritable(error: BaseException) -> int | None:
+    """The system's number for why nothing can be written, however a library wraps that; None for another error."""
+    if isinstance(error, GoodsError):
+        return None
+    wrapped = (number for number in UNWRITABLE if f"(os error {number})" in str(error))
+    number = error.errno if isinstance(error, OSError) else next(wrapped, None)
+    return number if number in UNWRITABLE else None
+
+
+def sentence(error: Exception) -> str:
+    """An error in words: where nothing can be written why, and the place where that is known; else its own."""
+    if (number := unwritable(error)) is None:
+        return str(error)
+    why, advice = UNWRITABLE[number]
+    place = getattr(error, "filename", None)
+    return f"{why}{f': {place}' if place else ''}. {advice} and give the same command again"
 
 
 def clear_temporaries(folder: Path) -> None:

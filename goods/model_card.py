@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from goods.data.further import further_columns
 from goods.ensemble.learned import FoldMean, RunBlend
+from goods.errors import plain
 from goods.files import read_json
 from goods.members import kind_of
 from goods.metric_names import SHOWN_AS, metric_first
@@ -107,7 +109,7 @@ def model_card(run: Run, parts: Parts, oof: pd.DataFrame, name: str) -> str:
         scores=_table(_score_row(metric, *scores[metric]) for metric in order),
         folds=_by_fold(run, order),
         products=len(oof),
-        labels="; ".join(map(str, known["classes"])),
+        labels="; ".join(html.escape(plain(name), quote=False) for name in known["classes"]),
         parts=_parts(parts, models),
         versions=_table({"package": k, "version": str(v)} for k, v in run.record().get("environment", {}).items()),
     )  # fmt: skip

@@ -6,24 +6,25 @@ Light on purpose (pydantic and yaml, no torch), so that `pipeline.py` starts at 
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from goods.errors import ParameterError
+from goods.errors import ParameterError, plain
 from goods.field_types import Float, Int, Names, NoneOrNames, Numbers
-from goods.files import ROOT, resolve
+from goods.files import resolve
+from goods.kernels import left_by_startup
 from goods.metric_names import COUNT_CLASSES_ALIKE, MetricName
 from goods.places import find_data
+from goods.settings import read_yaml
 from goods.step import tell_ends
 
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
 DEFAULT_CONFIG = "params/demo.yaml"
+OWN_COLUMNS = ("text", "image", "sha", "images", "shas")  # of the project's, in the tables that it reads
 REFIT = -1  # in place of a fold's number: the model that learns from all rows
 
 
@@ -49,7 +50,7 @@ class CommonParams(_Group):
     data_dir: str | None = RuntimeField(
         None, description="folder of the competition; tables and photos are found in it by their usual names"
     )
-    num_classes: Int = Field(21, ge=2, description="number of classes")
+    num_classes: Int = Field(21, ge=2, le=100_000, description="number of classes")
     metric: MetricName = Field("macro_f1", description="what is kept, compared, blended for and shown first")
     kind: str = Field(
         "dual",
@@ -80,7 +81,9 @@ class CommonParams(_Group):
     mixed_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto", description="number format; auto: bf16 where the GPU has it, else fp16, and fp32 on a CPU"
     )
-    n_folds: Int = Field(5, ge=2, description="number of stratified folds; duplicates are always in the same fold")
+    n_folds: Int = Field(
+        5, ge=2, le=1000, description="number of stratified folds; duplicates are always in the same fold"
+    )
     seed: Int = Field(42, ge=0, lt=2**32, description="seed of folds, initial heads, shuffling and dropout")
     num_workers: Int = RuntimeField(2, ge=0, description="number of processes that read photos")
     debug: bool = Field(
@@ -147,6 +150,9 @@ class ModelParams(_Group):
         (), description="local directories of further text encoders; the heads get their frozen embeddings as well"
     )
     embeddings_files: Names = Field((), description="kinds embeddings, knn: files of vectors with ids, made elsewhere")
+    save_embeddings: bool = RuntimeField(
+        False, description="save the frozen backbone's embeddings of all products after the submission"
+    )
     text_windows: Int = Field(
         1,
         ge=1,
@@ -231,6 +237,9 @@ class RowParams(_Group):
     pseudo_from: str | None = Field(
         None, description="name of a run whose predicted labels of the test set are learned from as well"
     )
+    make_pseudo_labels: bool = RuntimeField(
+        False, description="label the test products after the submission, for a next run's pseudo_from"
+    )
     pseudo_precision: Float = RuntimeField(
         0.95, gt=0, le=1, description="pseudo_label.ipynb: minimum out-of-fold precision per class"
     )
@@ -261,6 +270,9 @@ class ResumeParams(_Group):
     """Stopping in time, and going on."""
 
     max_hours: Float | None = RuntimeField(None, gt=0, description="hours after which to save and stop; null: no limit")
+    max_cell_hours: Float | None = RuntimeField(
+        72.0, gt=0, description="hours that one cell of a notebook may take before the pipeline ends it; null: no limit"
+    )
     checkpoint_minutes: Float = RuntimeField(15.0, ge=0, description="minutes between two saved states")
     resume_from: str | None = RuntimeField(None, description="folder of another run to go on from; it is only read")
 
@@ -330,7 +342,7 @@ def load_run(config: str, **given: Any) -> Params:
 
 
 def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
-    values = _read_yaml(config) if config else {}
+    values = read_yaml(config) if config else {}
     values |= given
     for name in values:
         if name not in schema.model_fields:
@@ -350,6 +362,8 @@ def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
     if p.skip_folds >= p.n_folds:
         raise ParameterError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
     _check_choices(p)
+    _check_columns(p)
+    _check_folder(p)
     return p.model_copy(update=find_data(p.data_dir, set(values))) if p.data_dir else p
 
 
@@ -362,6 +376,27 @@ def _check_choices(p: Params) -> None:
         raise ParameterError(f"{name} begins where all epochs are done: with keep=best leave it out")
 
 
+def _check_columns(p: Params) -> None:
+    """Raises ParameterError where a column would be taken for what it isn't; reads the parameters that name columns."""
+    for name in ("label_column", "fold_column", "group_column"):
+        if (column := getattr(p, name)) in OWN_COLUMNS:
+            raise ParameterError(f"{name} is '{column}', a name that the project gives a column of its own: call the "
+                                 "table's otherwise")  # fmt: skip
+    if p.label_column == p.id_column:
+        raise ParameterError(f"label_column and id_column are both '{p.id_column}'; an id is no class")
+    if p.label_column in p.text_columns:
+        raise ParameterError(f"label_column '{p.label_column}' is one of text_columns, too: the text would hold the "
+                             "answer, but not the test set's; leave it out there")  # fmt: skip
+
+
+def _check_folder(p: Params) -> None:
+    """Raises ParameterError where outputs_dir can't be a folder."""
+    folder = resolve(p.outputs_dir)
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        raise ParameterError(f"outputs_dir {folder} can't be made: {there} is a file; name a folder")
+
+
 def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
     """Params from a notebook's parameters cell: `p = gu.read_params(globals())`, before anything else is defined.
 
@@ -372,17 +407,18 @@ def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:
     that the notebook has made since are let pass, unless they look like a misspelt field.
     """
     tell_ends()
-    again = "__goods_params_read__" in namespace
+    again, startup = "__goods_params_read__" in namespace, left_by_startup(namespace)
     given: dict[str, Any] = {}
     for name, value in namespace.items():
-        if name.startswith("_") or name in ("In", "Out", "config"):
+        if name.startswith("_") or name in ("In", "Out", "config") or name in startup:
             continue
         if name in schema.model_fields:
             given |= {} if value is None else {name: value}
         elif _is_literal(value) and not (again and not _nearest(name, schema, cutoff=0.75)):
             # The variable outlives the line that made it, so mending the cell is not enough.
             raise ParameterError(f"{unknown_parameter(name, schema=schema)} (once the cell is mended: del {name})")
-    p = _load(schema, str(namespace.get("config") or DEFAULT_CONFIG), given)
+    config = None if "config" in startup else namespace.get("config")
+    p = _load(schema, str(config or DEFAULT_CONFIG), given)
     if isinstance(namespace, dict):
         namespace["__goods_params_read__"] = True
     return p
@@ -393,18 +429,6 @@ def unknown_parameter(name: str, where: str | None = None, schema: type[Params] 
     near = _nearest(name, schema)
     advice = f"did you mean '{near}'?" if near else "the parameters are the fields of Params in goods/params.py"
     return f"unknown parameter '{name}'{f' in {where}' if where else ''}; {advice}"
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """`key=value` from a command line, the value read as YAML: `("num_epochs", 3)`."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ParameterError(f"'{text}' is not a setting; write it as name=value, such as num_epochs=3")
-    try:
-        return name, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):  # ValueError: 2024-13-45 looks like a date
-        raise ParameterError(f"the value in '{text}' is not valid YAML; close its brackets, or quote it twice: "
-                         f"""{name}='"..."'""") from None  # fmt: skip
 
 
 def _is_literal(value: Any) -> bool:
@@ -423,24 +447,6 @@ def _sentence(error: ValidationError, schema: type[Params]) -> str:
         name, value = ".".join(map(str, item["loc"])), item["input"]
         what = item["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
         field = schema.model_fields[str(item["loc"][0])]
-        shown = f", but is {value!r}" if field.repr else ""  # not where a secret could stand by mistake
+        shown = f", but is {plain(repr(value))}" if field.repr else ""  # not where a secret could stand by mistake
         lines.append(f"parameter '{name}' {what}{shown} ({field.description})")
     return "; ".join(lines)
-
-
-def _read_yaml(config: str) -> dict[str, Any]:
-    path = resolve(config)
-    if not path.is_file():
-        known = ", ".join(sorted(f"params/{f.name}" for f in (ROOT / "params").glob("*.yaml")))
-        raise ParameterError(f"there is no config {path}; in params/ there are: {known or 'none'}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values, node = yaml.safe_load(text) or {}, yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ParameterError(f"config {path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ParameterError(f"config {path} must hold lines of 'name: value'")
-    names = Counter(name.value for name, _ in node.value) if node else {}
-    if twice := [name for name, count in names.items() if count > 1]:  # YAML would take the last
-        raise ParameterError(f"config {path} says {', '.join(twice)} more than once")
-    return values

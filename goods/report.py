@@ -26,6 +26,7 @@ from goods.page import list_html, photo_html, render, table_html, without_machin
 from goods.params import OUTPUTS, Params
 from goods.predictions import frame_logits, outputs_of
 from goods.run import Run
+from goods.sheets import read_sheet
 from goods.words import digits, duration, gib, size
 
 MAX_BYTES = 9_000_000  # of figures, so that the page can be mailed
@@ -249,7 +250,7 @@ def _accepted(run: Run) -> Markup | None:
 def _issues(run: Run) -> tuple[list[dict[str, Any]], int]:
     """The labels to look at again that are shown, and how many there are."""
     try:
-        table = pd.read_csv(run.label_issues, dtype=str, keep_default_na=False)
+        table = read_sheet(run.label_issues, dtype=str, keep_default_na=False)
         shown = table.head(SHOWN_ISSUES)
         rows = shown[["id", "title", "given", "suggested"]].to_dict("records")
     except (OSError, ValueError, KeyError):  # a damaged file leaves the rest of the page

@@ -9,6 +9,7 @@ until then, and a notebook that didn't is beside it as NAME.unfinished.ipynb.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 
 import yaml
 
-from goods.errors import GoodsError, StoppedInTime, TimeOverError
-from goods.files import read_json_if_whole, write_json
-from goods.processes import end_with_parent
+from goods.errors import DiskFullError, GoodsError, StoppedInTime, TimeOverError, UnwritableError
+from goods.files import read_json_if_whole, sentence, unwritable, write_json
+from goods.kernels import death_sentence, shell, watched_kernel
+from goods.processes import end_with_parent, memory_of_machine, speak_plainly
 
 STATUS = "GOODS_STATUS"  # environment variable: the file that says how the notebook ended
+CANT_WRITE = 100  # an exit status of as much more than the system's number of the error, since no file can say it
+CELL_SECONDS = "GOODS_CELL_SECONDS"  # environment variable: how long a cell may run; none: without end
 
 
 def ends_as(error: BaseException) -> dict[str, str]:
@@ -32,28 +36,27 @@ def ends_as(error: BaseException) -> dict[str, str]:
     outcome = "not begun" if isinstance(error, TimeOverError) else "refused"
     if isinstance(error, GoodsError):
         return {"outcome": outcome, "error": type(error).__name__, "message": str(error)}
-    return {"outcome": "failed", "error": type(error).__name__, "message": f"{type(error).__name__}: {error}"}
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError):
+        message = f"memory ran out: this machine has {memory_of_machine() / 1e9:.1f} GB ({message})"
+    elif isinstance(error, OSError) and unwritable(error):
+        message = sentence(error)
+    return {"outcome": "failed", "error": type(error).__name__, "message": message}
 
 
 def tell_ends() -> None:
     """In a step's kernel: from now on says how a cell that fails ended, and ends when the step's process is gone."""
-    path, shell = os.environ.get(STATUS), _shell()
-    if not path or shell is None or getattr(shell, "goods_tells_ends", False):
+    path, found = os.environ.get(STATUS), shell()
+    if not path or found is None or getattr(found, "goods_tells_ends", False):
         return
-    shell.goods_tells_ends = True
+    found.goods_tells_ends = True
     end_with_parent()
 
     def tell(result: Any) -> None:
         if error := result.error_in_exec or result.error_before_exec:
             write_json(path, ends_as(error))
 
-    shell.events.register("post_run_cell", tell)
-
-
-def _shell() -> Any:
-    """IPython's shell where this process is a kernel, else None."""
-    module = sys.modules.get("IPython")
-    return module.get_ipython() if module else None
+    found.events.register("post_run_cell", tell)
 
 
 def without_link_grammar() -> None:
@@ -62,26 +65,63 @@ def without_link_grammar() -> None:
     sys.modules.setdefault("rfc3987_syntax", None)  # so that importing it fails
 
 
-def main(source: str, executed: str, settings: str, *results: str) -> int:
-    """Executes a notebook with the parameters in a YAML file, to leave these results; returns the exit status."""
-    end_with_parent()  # before the import, which takes half a second
+def execute(source: str, running: Path, parameters: dict[str, Any]) -> tuple[str, bool]:
+    """Executes a notebook to the path `running`; returns what stopped it, "" when nothing did, and whether that was
+    the end of its kernel, of which no cell can tell.
+
+    Raises OSError where the executed notebook can't be written.
+    """
     without_link_grammar()
     import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    path = Path(executed)
-    running, unfinished = (path.with_suffix(f".{word}.ipynb") for word in ("running", "unfinished"))
-    unfinished.unlink(missing_ok=True)
-    parameters = yaml.safe_load(Path(settings).read_text(encoding="utf-8"))
-    failed = False
+    kernel, seconds = watched_kernel(), os.environ.get(CELL_SECONDS)
+    limit = max(1, int(float(seconds))) if seconds else None
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (source, running)]  # papermill fills them in
     try:
-        papermill.execute_notebook(source, running, parameters, kernel_name="python3", progress_bar=False)
-    except Exception as error:  # of a cell, or of the kernel: it died, or there is none
-        failed = True
-        print(error, file=sys.stderr)
-    whole = not failed and not read_json_if_whole(Path(os.environ[STATUS])) and all(map(os.path.isfile, results))
-    if running.is_file():
-        os.replace(running, path if whole else unfinished)
-    return int(failed)
+        papermill.execute_notebook(*paths, parameters, kernel_name="python3", language="python", progress_bar=False,
+                                   execution_timeout=limit, kernel_manager_class=kernel)  # fmt: skip
+    except DeadKernelError:
+        return death_sentence(kernel.exit_status), True
+    except CellTimeoutError:
+        return (f"a cell took longer than the {limit / 3600:.3g} hours it may (max_cell_hours, or what is left of "
+                "max_hours and half an hour), and its kernel was ended"), True  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        return str(error), False
+    except Exception as error:  # there is no kernel, or it doesn't start
+        if isinstance(error, OSError) and unwritable(error):
+            raise
+        return f"{type(error).__name__}: {error}", False
+    return "", False
+
+
+def main(source: str, executed: str, settings: str, *results: str) -> int:
+    """Executes a notebook with the parameters in a YAML file, to leave these results; returns the exit status.
+
+    It is 1 when the notebook didn't run to its end, CANT_WRITE and the system's number where it can't be written.
+    """
+    end_with_parent()  # before papermill is imported, which takes half a second
+    speak_plainly()
+    path, status = Path(executed), Path(os.environ[STATUS])
+    running, unfinished = (path.with_suffix(f".{word}.ipynb") for word in ("running", "unfinished"))
+    try:
+        unfinished.unlink(missing_ok=True)
+        stopped_by, died = execute(source, running, yaml.safe_load(Path(settings).read_text(encoding="utf-8")))
+        if stopped_by:
+            print(stopped_by, file=sys.stderr)
+        if stopped_by and (died or not status.is_file()):  # no cell has said how it ended
+            write_json(status, {"outcome": "failed", "message": stopped_by.strip().splitlines()[-1]})
+        whole = not stopped_by and not read_json_if_whole(status) and all(map(os.path.isfile, results))
+        if running.is_file():
+            os.replace(running, path if whole else unfinished)
+    except OSError as error:
+        if not unwritable(error):
+            raise
+        running.unlink(missing_ok=True)  # of which only a part was written
+        return CANT_WRITE + unwritable(error)
+    except UnwritableError as error:
+        return CANT_WRITE + (errno.ENOSPC if isinstance(error, DiskFullError) else errno.EROFS)
+    return int(bool(stopped_by))
 
 
 if __name__ == "__main__":

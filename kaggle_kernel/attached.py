@@ -19,6 +19,8 @@ from goods.places import PHOTO_ENDINGS, holds_tables, ids_beside, vector_pieces
 from goods.run import MARKERS, Run
 
 MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
+MANY_PHOTOS = 20  # from which on a folder is one of photos, as far as it has no marker: a cover or two make none
+MOST_FOLDERS = 200  # side by side: more are those of products or classes, with their photos
 NEEDS_MODEL = "make kernel MODEL=owner/dataset, or owner/model/framework/variation/version; several with commas"
 NEEDS_RUN = ("Attach that of the notebook that made it (Add Input, Your Work), or the dataset of make kaggle-weights "
              "(make kernel WEIGHTS=owner/dataset; several with commas)")  # fmt: skip
@@ -27,8 +29,8 @@ NEEDS_RUN = ("Attach that of the notebook that made it (Add Input, Your Work), o
 def find_inputs(root: Path) -> dict[str, list[Path]]:
     """Folders below `root` by kind: "competition" (train and test tables), "model" (config.json and weights), "run".
 
-    Mounts have moved between /kaggle/input/<slug> and several levels below it, so files tell, not paths. Each folder
-    is listed once and those of photos are not entered: 100,000 files cost a second or less.
+    Mounts have moved between /kaggle/input/<slug> and several levels below it, so files tell, not paths nor names. Each
+    folder is listed once, and what is below one of photos is not entered: 100,000 files cost a second or less.
     """
     found = defaultdict(list)
     seen: set[str] = set()
@@ -49,13 +51,15 @@ def find_inputs(root: Path) -> dict[str, list[Path]]:
 
 def _look_into(folder: Path) -> tuple[str, list[str]]:
     """The kind of a folder by its marker files (empty when it has none), and its folders that may hold others."""
-    names, inner = set(), []
+    names, inner, photos = set(), [], 0
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.lower().endswith(PHOTO_ENDINGS):
+                if entry.name.lower().endswith(PHOTO_ENDINGS):
+                    photos += 1
+                else:
                     names.add(entry.name)
-                    if "image" not in entry.name and not entry.name.startswith(".") and entry.is_dir():
+                    if not entry.name.startswith(".") and entry.is_dir():
                         inner.append(entry.name)
     except OSError:
         return "", []
@@ -65,7 +69,7 @@ def _look_into(folder: Path) -> tuple[str, list[str]]:
         return "run", []
     if "config.json" in names and any(name.endswith(".safetensors") for name in names):
         return "model", []
-    return "", inner
+    return "", [] if photos >= MANY_PHOTOS or len(inner) > MOST_FOLDERS else inner
 
 
 def the_competition(folders: Sequence[Path], root: Path) -> Path:
@@ -206,6 +210,6 @@ def _check_teacher(run: Run, n_folds: int) -> None:
     for path in (run.folds_table, *map(run.pseudo, range(n_folds))):
         if not path.is_file():
             raise GoodsError(f"the attached run '{run.name}' has no {path.relative_to(run.folder)}, so pseudo_from has "
-                             "nothing to learn from. Label the test products with it at home "
-                             f"(notebooks/pseudo_label.ipynb), make kaggle-weights RUN={run.name}, and attach that "
-                             "dataset")  # fmt: skip
+                             "nothing to learn from. Attach the output of a kernel that ran it with "
+                             "make_pseudo_labels=true; or label at home (pipeline.py --steps pseudo_label), "
+                             f"make kaggle-weights RUN={run.name}, and attach that dataset")  # fmt: skip

@@ -5,7 +5,7 @@
     python -m kaggle_kernel.build --check                  is it what the sources give?
     python -m kaggle_kernel.build --user me --resume yes   fills in kernel-metadata.json, too
 
-The same sources give the same bytes: what is packed is neither compressed nor dated.
+The same sources give the same bytes: bzip2 packs them alike everywhere (zlib doesn't), and nothing is dated.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import bz2
 import hashlib
 import json
 import re
@@ -24,21 +25,36 @@ from typing import Any
 
 from goods.errors import GoodsError
 from goods.files import ROOT, write_json, write_text
-from goods.params import parse_setting
+from goods.params import Params, load_run
+from goods.settings import parse_settings
 from pipeline import STEPS
 
 FOLDER = ROOT / "kaggle_kernel"
 NOTEBOOK, METADATA = "main.ipynb", "kernel-metadata.json"
+USER = r"[A-Za-z0-9][\w-]*"
 NO_USER = "YOUR-KAGGLE-USERNAME"
 SLUG = COMPETITION = "goods-classification"
 BACKBONE = "siglip-so400m-patch14-384"
+
+SOURCES = {  # fields of kernel-metadata.json, and what their items look like
+    "competition_sources": (r"[a-z0-9-]+", "the competition's slug"),
+    "dataset_sources": (r"[\w-]+/[\w-]+", "owner/dataset"),
+    "kernel_sources": (r"[\w-]+/[\w-]+", "owner/kernel"),
+    "model_sources": (r"[\w-]+/[\w-]+/\w+/[\w.-]+/\d+", "owner/model/framework/variation/version"),
+}
 
 # What the kernel starts, and what is looked up by name: with all that these and the notebooks import, a cell each.
 STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
 # Commands of goods_utils.py that no kernel gives, and what they alone import.
 LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "export", "model_card")}
+# What draws, counts beforehand, or reads files of every kind: in one cell with the notebooks and configs, so that those
+# that one looks for, of models, training and ensemble, are found.
+ASIDE = ("goods/figures/", "goods/cost/", "goods/report.py", "goods/eda.py", "goods/explain.py", "goods/settings.py",
+         "goods/kernels.py", "goods/sheets.py", "goods/models/neighbours.py", "goods/training/tracking.py",
+         "goods/data/advice.py", "goods/data/lost_rows.py", "goods/data/salvage.py", "goods/data/table_files.py",
+         "goods/data/photo_files.py")  # fmt: skip
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
-CONFIGS = ("params/*.yaml",)  # in one cell with the notebooks, as base64
+CONFIGS = ("params/*.yaml",)
 
 # The parameters cell: its defaults, and what each means.
 PARAMETERS: dict[str, tuple[Any, str]] = {
@@ -55,10 +71,13 @@ TITLE = """# Goods classification: photo, title and description
 
 The whole road in one notebook: look at the data, train the folds side by side on the GPUs there are, put them together,
 write `submission.csv`. Built by `kaggle_kernel/build.py` from the project's files; change those, not the cells below.
+Docstrings are left out, and what draws, counts beforehand or reads files of every kind is packed into one cell with
+the notebooks.
 
 Sources: `{digest}`{commit}
 """
 PLACES = """import base64
+import bz2
 import hashlib
 import json
 import os
@@ -79,7 +98,7 @@ UNPACK = '''PACKED = """
 MODULES = {names}
 SHA256 = "{digest}"
 
-sources = json.loads(base64.b64decode(PACKED))
+sources = json.loads(bz2.decompress(base64.b64decode(PACKED)))
 for name, text in sources.items():
     (SOURCES / name).write_text(text, encoding="utf-8")
 sources |= {{name: (SOURCES / name).read_text(encoding="utf-8") for name in MODULES}}
@@ -103,7 +122,11 @@ def read_sources(patterns: Sequence[str]) -> dict[str, str]:
 
 
 def read_packed() -> tuple[dict[str, str], dict[str, str]]:
-    """The modules that the kernel may come to import, and the notebooks and configs it runs, as {path: text}."""
+    """The modules that have cells of their own, and what is packed into one cell, as {path: text}.
+
+    These are all modules that the kernel may come to import, without the docstrings of functions and classes, and the
+    notebooks and configs that it runs.
+    """
     packed = read_sources((*NOTEBOOKS, *CONFIGS))
     modules, waiting = {}, read_sources(STARTED)
     for name in NOTEBOOKS:
@@ -112,7 +135,20 @@ def read_packed() -> tuple[dict[str, str], dict[str, str]]:
         modules |= waiting
         found = {name for text in waiting.values() for name in imported(text)}
         waiting = read_sources(sorted(found - set(modules) - LEFT_OUT))
-    return dict(sorted(modules.items())), packed
+    bare = {name: without_docstrings(text) for name, text in sorted(modules.items())}
+    packed |= {name: text for name, text in bare.items() if name.startswith(ASIDE)}
+    return {name: text for name, text in bare.items() if name not in packed}, packed
+
+
+def without_docstrings(text: str) -> str:
+    """A module's text without the docstrings of its functions and classes, which are a sixth of it."""
+    left = text.splitlines(keepends=True)
+    defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for node in [node for node in ast.walk(ast.parse(text)) if isinstance(node, defined)]:
+        first = node.body[0]
+        if ast.get_docstring(node) is not None and len(node.body) > 1:  # else it is all there is
+            left[first.lineno - 1 : first.end_lineno] = [""] * (first.end_lineno - first.lineno + 1)
+    return "".join(left)
 
 
 def imported(code: str) -> set[str]:
@@ -149,7 +185,7 @@ def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
     """The text of main.ipynb; `commit` is shown in its title."""
     modules, packed = read_packed()
     whole = digest(modules | packed)
-    base = base64.b64encode(json.dumps(packed, sort_keys=True).encode()).decode()
+    base = base64.b64encode(bz2.compress(json.dumps(packed, sort_keys=True).encode())).decode()
     folders = sorted({Path(name).parent.as_posix() for name in modules | packed} - {"."})
     unpack = UNPACK.format(packed="\n".join(textwrap.wrap(base, 116)), names=_names(list(modules)), digest=whole)
     title = TITLE.format(digest=whole[:12], commit=f", commit `{commit}`" if commit else "")
@@ -159,7 +195,7 @@ def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
         _cell("places", PLACES.format(folders=_names(folders)), "code"),
         _cell("modules", "## The modules\n\nWritten outside `/kaggle/working`, so that they are no output."),
         *(_cell(name, f"%%writefile {{SOURCES}}/{name}\n{text}", "code") for name, text in modules.items()),
-        _cell("unpack-text", "## Notebooks and configs\n\nUnpacked, and all files compared with what was built."),
+        _cell("unpack-text", "## Notebooks, configs, drawings\n\nUnpacked, and all compared with what was built."),
         _cell("unpack", unpack, "code"),
         _cell("prepare-text", "## What is attached\n\nCompetition, weights and an earlier output, wherever they lie."),
         _cell("prepare", PREPARE, "code"),
@@ -242,9 +278,11 @@ def make_metadata(
     a dataset with a run's models. Several of either stand with commas between them. With `resume` "yes" the kernel's
     own last output is attached.
     """
+    if not re.fullmatch(USER, user):
+        raise GoodsError(f"{user!r} is no user name of Kaggle: it is the part behind kaggle.com/ on your own page")
     models = _listed(model) or [f"{user}/{BACKBONE}"]
     datasets = [source for source in (*models, *_listed(weights)) if source.count("/") == 1]
-    return {
+    made = {
         "id": f"{user}/{SLUG}",
         "title": SLUG.replace("-", " ").capitalize(),
         "code_file": NOTEBOOK,
@@ -260,23 +298,48 @@ def make_metadata(
         "model_sources": [source for source in models if source.count("/") != 1],
         "kernel_sources": [f"{user}/{SLUG}"] if resume == "yes" else [],
     }
+    for name, (pattern, what) in SOURCES.items():
+        if wrong := [item for item in made[name] if not re.fullmatch(pattern, item)]:
+            raise GoodsError(f"{wrong[0]!r} doesn't look like {what}")
+    return made
 
 
 def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def kernel_params(parameters: dict[str, Any]) -> Params:
+    """The run's parameters as the kernel's parameters cell gives them.
+
+    Raises GoodsError where the kernel would refuse them: before they are written, and before they are pushed.
+    """
+    config, settings = parameters["config"], parameters["settings"]
+    if config not in (configs := read_sources(CONFIGS)):
+        raise GoodsError(f"config {config!r} is none of those that the kernel has: {', '.join(configs)}")
+    if not isinstance(settings, dict):
+        raise GoodsError(f"settings is {settings!r}, but must be like {{dropout: 0.1}}")
+    own = (name for name in PARAMETERS if name not in ("config", "settings"))
+    given = {name: parameters[name] for name in own if parameters[name] is not None}
+    if twice := [name for name in settings if name in PARAMETERS]:
+        raise GoodsError(f"settings has {', '.join(twice)}, which the kernel has a parameter of its own for")
+    return load_run(config, **given | {str(name): value for name, value in settings.items()} | {"data_dir": None})
+
+
 def set_parameters(texts: Sequence[str]) -> dict[str, Any]:
-    """The notebook's parameters: those it has, or the defaults, and on them the given ones."""
+    """The notebook's parameters: those it has, or the defaults, and on them the given ones; checked as a run's are."""
     path = FOLDER / NOTEBOOK
-    has = read_parameters(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    parameters = {name: default for name, (default, _) in PARAMETERS.items()} | has
-    for name, value in map(parse_setting, texts):
-        if name in PARAMETERS:
-            parameters[name] = value
-        else:
-            parameters["settings"] = parameters["settings"] | {name: value}
-    return parameters
+    parameters = {name: default for name, (default, _) in PARAMETERS.items()}
+    try:
+        parameters |= read_parameters(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except GoodsError:
+        print(f"the parameters of {path} can't be read; the defaults are taken")
+    given = parse_settings(texts)
+    parameters |= {name: value for name, value in given.items() if name in PARAMETERS}
+    if more := {name: value for name, value in given.items() if name not in PARAMETERS}:
+        before = parameters["settings"]
+        parameters["settings"] = (before if isinstance(before, dict) else {}) | more
+    folds = kernel_params(parameters).folds
+    return parameters | {"folds": None if folds is None else list(folds)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -299,12 +362,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         names = ("competition", "model", "weights", "resume", "internet")
         choices = {name: getattr(given, name) for name in names if getattr(given, name)}
-        if choices and not given.user:
+        if choices and given.user is None:
             raise GoodsError(f"whose kernel is it? --{' --'.join(choices)} must come with --user (make: USER=...)")
+        metadata = make_metadata(given.user, **choices) if given.user is not None else None
         path = write_text(FOLDER / NOTEBOOK, make_notebook(set_parameters(given.set)))
         print(f"{path.relative_to(ROOT)} built, {path.stat().st_size / 1000:.0f} kB")
-        if given.user:
-            metadata = make_metadata(given.user, **choices)
+        if metadata:
             write_json(FOLDER / METADATA, metadata)
             attached = [source for name in metadata if name.endswith("_sources") for source in metadata[name]]
             print(f"{(FOLDER / METADATA).relative_to(ROOT)} is for {metadata['id']}, with {', '.join(attached)}")

@@ -26,30 +26,24 @@ from slugify import slugify
 from goods.cost.plan import KAGGLE_DISK_GB, plan_run
 from goods.errors import GoodsError
 from goods.export import export_run
-from goods.files import ROOT, model_files, resolve, write_json, write_text
+from goods.files import ROOT, model_files, read_json_if_whole, resolve, sentence, write_json, write_text
 from goods.members import kind_of
-from goods.params import Params, load_run
+from goods.params import OUTPUTS
 from goods.places import ids_beside
 from goods.run import Run
 from kaggle_kernel import build
+from kaggle_kernel.machines import MACHINES, Machine, machine_problems
 
 STAGE = ROOT / "build" / "kaggle"
 MOST_BYTES = 1_000_000  # of main.ipynb; Kaggle's own limit is not documented
-SESSION_HOURS, SESSION_GPUS = 12, 2
-MOST_TRAINING_HOURS = 11.5  # what then remains is for saving and for the output
+SESSION_HOURS = 12.0  # some competitions allow 9
+SAVING_HOURS = 0.5  # of a session, for saving and for the output
+DAY = 24 * 3600  # seconds that a log is followed at most
+WEIGHTS_END = r"\.safetensors$"
 TIMEOUT = 3600  # of a call of the command line, seconds; outputs can be large
 BOOLEANS = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
-SOURCES = {  # fields of kernel-metadata.json, and what their items look like
-    "competition_sources": (r"[a-z0-9-]+", "the competition's slug"),
-    "dataset_sources": (r"[\w-]+/[\w-]+", "owner/dataset"),
-    "kernel_sources": (r"[\w-]+/[\w-]+", "owner/kernel"),
-    "model_sources": (r"[\w-]+/[\w-]+/\w+/[\w.-]+/\d+", "owner/model/framework/variation/version"),
-}
 FIELDS = {"id", "id_no", "title", "code_file", "language", "kernel_type", "machine_shape", "keywords"}
-FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES}
-# The command line's documentation, without those that are retired; NvidiaTeslaT4 means two of them.
-MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100")
-MACHINES += ("NvidiaRtxPro6000",)
+FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *build.SOURCES}
 
 NO_ACCESS = ("Kaggle doesn't let you: accept the competition's rules on its page, and look whether the user name and "
              "the sources in kernel-metadata.json are right")  # fmt: skip
@@ -62,6 +56,8 @@ FAILURES = (
     ("resource was not found", NOT_FOUND),
     ("Cannot access kernel", "there is no such kernel, or it isn't yours: look at the id in kernel-metadata.json, and "
                              "push first"),
+    ("Maximum batch GPU session count", "as many GPU sessions as you may have are running or held: stop one on "
+                                        "kaggle.com (Your Work, Active Events), wait some minutes, and push again"),
     ("rate limited", "Kaggle has had too many calls from you: wait some minutes and give the same command again"),
     ("problem on Kaggle's side", "Kaggle has a problem of its own: give the same command again later"),
     ("Max retries exceeded", "no connection to Kaggle, or it broke off: look at the network, and give the same command "
@@ -70,16 +66,17 @@ FAILURES = (
 )  # fmt: skip
 
 
-def preflight(folder: Path) -> list[str]:
+def preflight(folder: Path, session_hours: float = SESSION_HOURS) -> list[str]:
     """Checks all that a push needs; returns what is worth knowing. Raises GoodsError with every problem at once."""
     metadata = read_metadata(folder)
     problems, notes = list(metadata_problems(metadata)), []
+    machine = MACHINES.get(metadata.get("machine_shape"), MACHINES["NvidiaTeslaT4"])
     try:
         parameters = build.check(folder)
         size = (folder / build.NOTEBOOK).stat().st_size
         if size > MOST_BYTES:
             problems.append(f"{build.NOTEBOOK} has {size / 1e6:.1f} MB; one MB is the most that surely goes through")
-        notes = check_plan(parameters)
+        notes = check_plan(parameters, machine, session_hours)
     except GoodsError as error:
         problems.append(str(error))
     if problems:
@@ -113,12 +110,8 @@ def metadata_problems(metadata: dict[str, Any]) -> Iterator[str]:
     for name in BOOLEANS:
         if not isinstance(metadata.get(name), bool):
             yield f"{name} is {metadata.get(name)!r}, but must be true or false, without quotes"
-    if metadata.get("enable_gpu") is False:
-        yield "enable_gpu is false: a training would take weeks"
-    if metadata.get("machine_shape") not in MACHINES:
-        yield (f"machine_shape is {metadata.get('machine_shape')!r}, which gives another machine than wanted; "
-               f"the known ones are {', '.join(MACHINES)}")  # fmt: skip
-    for name, (pattern, what) in SOURCES.items():
+    yield from machine_problems(metadata)
+    for name, (pattern, what) in build.SOURCES.items():
         items = metadata.get(name, [])
         if not isinstance(items, list) or not all(re.fullmatch(pattern, str(item)) for item in items):
             yield f"{name} is {items!r}, but must be a list of {what}"
@@ -128,26 +121,18 @@ def metadata_problems(metadata: dict[str, Any]) -> Iterator[str]:
         yield "no weights are attached: make kernel USER=... MODEL=owner/dataset"
 
 
-def kernel_params(parameters: dict[str, Any]) -> Params:
-    """The run's parameters as the kernel's parameters cell gives them."""
-    names = ("run", "num_epochs", "max_hours", "debug")
-    given = {name: parameters[name] for name in names if parameters[name] is not None}
-    return load_run(parameters["config"], **given | parameters["settings"] | {"data_dir": None})
-
-
 def kernel_run(folder: Path) -> str:
     """The folder under outputs/ that the kernel's run writes."""
-    return kernel_params(build.read_parameters((folder / build.NOTEBOOK).read_text(encoding="utf-8"))).run_dir.name
+    parameters = build.read_parameters((folder / build.NOTEBOOK).read_text(encoding="utf-8"))
+    return build.kernel_params(parameters).run_dir.name
 
 
-def check_plan(parameters: dict[str, Any]) -> list[str]:
+def check_plan(parameters: dict[str, Any], machine: Machine, session_hours: float) -> list[str]:
     """What the run will cost on Kaggle. Raises GoodsError when a parameter is wrong or the run doesn't fit."""
-    p = kernel_params(parameters)
-    if outside := [fold for fold in parameters["folds"] or [] if not 0 <= fold < p.n_folds]:
-        raise GoodsError(f"folds {outside} are not among the {p.n_folds} folds of {parameters['config']}")
-    if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
-        raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
-                         f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
+    p, most = build.kernel_params(parameters), session_hours - SAVING_HOURS
+    if not p.max_hours or p.max_hours > most:
+        raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {session_hours:g} and what isn't saved "
+                         f"then is lost: set max_hours to {most:g} or less")  # fmt: skip
     sides = kind_of(p).planned
     if not sides:
         return [f"no plan was made: kind {p.kind} has none"]
@@ -155,31 +140,49 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     if missing := [path for path in configs if not path.is_file()]:
         return [f"no plan was made: {missing[0]} is not here; that one file is enough, without the weights"]
 
-    plan = plan_run(p, "T4", sides=sides)
+    plan = plan_run(p, machine.gpu, sides=sides)
     if not plan.fits:
-        raise GoodsError(f"the run doesn't fit a T4: {plan.advice}")
-    hours, disk = sum(plan.hours.values()) / SESSION_GPUS, sum(plan.disk.values())
+        raise GoodsError(f"the run doesn't fit one {machine.gpu}: {plan.advice}")
+    disk = sum(plan.disk.values())
     if disk > KAGGLE_DISK_GB:
         raise GoodsError(f"the run would write {disk:.0f} GB, and a session may leave {KAGGLE_DISK_GB}: "
                          "tune=lora or optimizer=adafactor need less")  # fmt: skip
-    notes = [f"planned: {plan.total_gib:.1f} GiB of a T4, {hours:.1f} hours on two, {disk:.1f} GB"]
+    hours = machine.hours(plan)
+    took = f"{hours:.1f} hours on {machine}" if plan.hours else f"hours not known on {machine}"
+    notes = [f"planned: {plan.total_gib:.1f} GiB of a {machine.gpu}, {took}, {disk:.1f} GB"]
     if hours > p.max_hours:
         notes.append(
             f"it will stop after {p.max_hours:g} hours with its state saved; to go on: make kernel USER=... RESUME=yes"
         )
-    return notes
+    return [*notes, *quota_notes(min(hours, p.max_hours))]
 
 
-def call_kaggle(*arguments: str) -> str:
-    """What `kaggle ...` says. Raises GoodsError with a sentence when it fails."""
+def quota_notes(hours: float) -> list[str]:
+    """What is left of the week's GPU hours, and whether a session of so many fits; nothing where Kaggle doesn't say."""
+    try:
+        rows = json.loads(call_kaggle("quota", "--format", "json"))
+        row = next(row for row in rows if row["resource"] == "GPU")
+        left, until = float(str(row["remaining"]).removesuffix("h")), str(row["refreshAt"])[:16]
+    except (GoodsError, ValueError, KeyError, TypeError, StopIteration):  # an older client knows no quota
+        return []
+    said = f"GPU quota: {left:.1f} hours are left until {until}"
+    return [f"{said}, and this session may take {hours:.1f}: it ends when they do" if hours > left else said]
+
+
+def kaggle_command(*arguments: str) -> list[str]:
+    """The command `kaggle ...`. Raises GoodsError where it isn't installed."""
     here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     program = shutil.which("kaggle", path=here)
     if program is None:
         raise GoodsError("Kaggle's command line is not installed: pip install kaggle six, or make .venv/installed")
-    command = [program, "-W", *arguments]
+    return [program, "-W", *arguments]
+
+
+def call_kaggle(*arguments: str) -> str:
+    """What `kaggle ...` says. Raises GoodsError with a sentence when it fails."""
     streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
-        done = subprocess.run(command, timeout=TIMEOUT, **streams)
+        done = subprocess.run(kaggle_command(*arguments), timeout=TIMEOUT, **streams)
     except subprocess.TimeoutExpired:
         raise GoodsError(f"Kaggle has not answered within {TIMEOUT // 60} minutes; give the command again") from None
     said = f"{done.stdout}\n{done.stderr}".strip()
@@ -198,7 +201,8 @@ def push_answer(said: str) -> str:
     error = re.search(r"Kernel push error: (.*)", said)
     pushed = re.search(r"^Kernel version .*successfully pushed.*$", said, re.M)
     if error:
-        raise GoodsError(f"Kaggle refused the push: {error[1]}")
+        advice = next((f": {sentence}" for words, sentence in FAILURES if words in error[1]), "")
+        raise GoodsError(f"Kaggle refused the push: {error[1]}{advice}")
     if refused:
         what = "; ".join(f"{kind}: {names}" for kind, names in refused)
         raise GoodsError(f"Kaggle doesn't know, or you may not use, these {what}. It made a version without them, "
@@ -208,14 +212,18 @@ def push_answer(said: str) -> str:
     return pushed[0]
 
 
-def push(folder: Path) -> str:
-    """Pushes main.ipynb with the commit in its title, after all checks; returns what Kaggle said."""
-    print(*preflight(folder), sep="\n", flush=True)
+def push(folder: Path, session_hours: float = SESSION_HOURS, run: bool = True) -> str:
+    """Pushes main.ipynb with the commit in its title, after all checks; returns what Kaggle said.
+
+    Without `run` a version is saved and not run.
+    """
+    print(*preflight(folder, session_hours), sep="\n", flush=True)
     shutil.rmtree(STAGE, ignore_errors=True)
     notebook = build.make_notebook(build.check(folder), commit())
     write_text(STAGE / build.NOTEBOOK, notebook)
     shutil.copyfile(folder / build.METADATA, STAGE / build.METADATA)
-    return push_answer(call_kaggle("kernels", "push", "-p", str(STAGE)))
+    how = [] if run else ["--no-run"]
+    return push_answer(call_kaggle("kernels", "push", "-p", str(STAGE), *how))
 
 
 def commit() -> str:
@@ -229,9 +237,13 @@ def commit() -> str:
     return head + ("+" if head and changed else "")
 
 
-def status(folder: Path) -> str:
-    """The state of the kernel's last version. Raises GoodsError when it failed."""
-    said = call_kaggle("kernels", "status", read_metadata(folder)["id"])
+def status(folder: Path, follow: bool = False) -> str:
+    """The state of the kernel's last version; with `follow` its log is shown until it ends, if it is at work.
+
+    Raises GoodsError when it failed.
+    """
+    slug = read_metadata(folder)["id"]
+    said = call_kaggle("kernels", "status", slug)
     state = re.search(r'has status "(?:\w+\.)?(\w+)"', said)
     if not state:
         raise GoodsError(f"Kaggle's answer names no state: {said[-300:]}")
@@ -239,26 +251,46 @@ def status(folder: Path) -> str:
         why = re.search(r'Failure message: "(.*)"', said, re.S)
         raise GoodsError(f"the last version failed: {why[1] if why else state[1]}; its log comes with: "
                          "make kaggle-output RUN=...")  # fmt: skip
+    if follow and state[1].upper() == "RUNNING":
+        print(f"{slug} is running; its log:", flush=True)
+        subprocess.run(kaggle_command("kernels", "logs", "--follow", slug), stdin=subprocess.DEVNULL, timeout=DAY)
+        return status(folder)
     return state[1].lower()
 
 
-def fetch_output(folder: Path, run: str) -> str:
-    """Brings outputs/<run> of the kernel's last version to outputs/. Raises GoodsError when it isn't there."""
-    home = ROOT / "outputs" / run
-    if home.exists():
-        raise GoodsError(f"{home} is there already; rename it, so that two runs don't mix")
-    slug = read_metadata(folder)["id"]
+def fetch_output(folder: Path, run: str, weights: bool = False) -> str:
+    """Brings outputs/<run> of the kernel's last version to outputs/: all but the weights, or with `weights` these, too.
+
+    Weights are most of an output; they may come later. Raises GoodsError when the run isn't there.
+    """
+    home, slug = ROOT / "outputs" / run, read_metadata(folder)["id"]
+    if home.exists() and not weights:
+        raise GoodsError(f"{home} is there already; rename or delete it, so that two runs don't mix, or bring its "
+                         "weights: make kaggle-output WEIGHTS=yes")  # fmt: skip
     stage = STAGE.with_name("kaggle-output")
     shutil.rmtree(stage, ignore_errors=True)
-    call_kaggle("kernels", "output", slug, "-p", str(stage), "--page-size", "200")
-    found = stage / "outputs" / run
-    if not Run(found).exists:
-        there = sorted(path.name for path in (stage / "outputs").glob("*") if path.is_dir())
-        raise GoodsError(f"the output of {slug} has no run '{run}', but {', '.join(there) or 'no runs at all'}; "
-                         f"what it has, the log too, lies in {stage}")  # fmt: skip
-    home.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(found, home)
-    return f"{home.relative_to(ROOT)}: {sum(path.is_file() for path in home.rglob('*'))} files; the log is in {stage}"
+    if not home.exists():
+        _fetch(slug, stage, rf"^(?!.*{WEIGHTS_END})")
+        if not Run(stage / "outputs" / run).exists:
+            there = sorted(path.name for path in (stage / "outputs").glob("*") if path.is_dir())
+            raise GoodsError(f"the output of {slug} has no run '{run}', but {', '.join(there) or 'no runs at all'}; "
+                             f"what it has, the log too, lies in {stage}")  # fmt: skip
+    if weights:
+        _fetch(slug, stage, rf"^outputs/{re.escape(run)}/.*{WEIGHTS_END}")
+    for file in sorted((stage / "outputs" / run).rglob("*")):
+        if file.is_file() and not (place := home / file.relative_to(stage / "outputs" / run)).exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(file, place)
+    scores = read_json_if_whole(Run(home).metrics)
+    of = {name: scores.get(name, {}).get("macro_f1") for name in OUTPUTS}
+    shown = [f"{name} macro-F1 {score:.4f}" for name, score in of.items() if score is not None]
+    left = "" if weights else "; its weights come with: make kaggle-output WEIGHTS=yes"
+    files = sum(path.is_file() for path in home.rglob("*"))
+    return "; ".join([f"{home.relative_to(ROOT)}: {files} files", *shown]) + f"; the log is in {stage}{left}"
+
+
+def _fetch(slug: str, stage: Path, pattern: str) -> None:
+    call_kaggle("kernels", "output", slug, "-p", str(stage), "--page-size", "200", "--file-pattern", pattern)
 
 
 def send_weights(folder: Path, run: str) -> str:
@@ -282,7 +314,7 @@ def send_weights(folder: Path, run: str) -> str:
 def send_backbone(folder: Path) -> str:
     """Makes a private dataset of each model directory that the kernel's config names, or a version of it, and of the
     files of vectors in each folder."""
-    p = kernel_params(build.check(folder))
+    p = build.kernel_params(build.check(folder))
     kind = kind_of(p)
     vectors = list(chain(*kind.vector_files(p).values()))
     found = {model: model_files(model) if model.is_dir() else [] for model in kind.model_dirs(p).values()}
@@ -341,16 +373,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="push.py", description=main.__doc__)
     parser.add_argument("what", choices=("push", "status", "output", "weights", "backbone"))
     parser.add_argument("--run", help="output, weights: a folder under outputs/ (the kernel's own)")
+    parser.add_argument("--weights", action="store_true", help="output: the weights, too")
+    parser.add_argument("--follow", action="store_true", help="status: show the log of a version that runs")
+    parser.add_argument("--no-run", action="store_true", help="push: save a version and don't run it")
+    hours = {"type": float, "default": SESSION_HOURS, "metavar": "HOURS"}
+    parser.add_argument("--session", **hours, help="push: the session's limit (12; 9 in some competitions)")
     parser.add_argument("--folder", type=Path, default=build.FOLDER, help="with main.ipynb and kernel-metadata.json")
     given = parser.parse_args(arguments)
-    of_a_run = {"output": fetch_output, "weights": send_weights}
+    folder = given.folder
     try:
-        if given.what in of_a_run:
-            print(of_a_run[given.what](given.folder, given.run or kernel_run(given.folder)))
-        else:
-            print({"push": push, "status": status, "backbone": send_backbone}[given.what](given.folder))
-    except (GoodsError, OSError) as error:
-        sys.exit(f"push.py: {error}")
+        run = given.run or kernel_run(folder) if given.what in ("output", "weights") else ""
+        print({
+            "push": lambda: push(folder, given.session, not given.no_run),
+            "status": lambda: status(folder, given.follow),
+            "output": lambda: fetch_output(folder, run, given.weights),
+            "weights": lambda: send_weights(folder, run),
+            "backbone": lambda: send_backbone(folder),
+        }[given.what]())  # fmt: skip
+    except (GoodsError, OSError, subprocess.TimeoutExpired) as error:
+        sys.exit(f"push.py: {sentence(error)}")
+    except KeyboardInterrupt:
+        sys.exit("push.py: stopped here; the kernel runs on")
 
 
 if __name__ == "__main__":

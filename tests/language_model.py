@@ -32,6 +32,14 @@ class LanguageModel(Server):
 
 
 class Chat(Handler):
+    def drip(self, whole: bytes) -> None:
+        """Sends these bytes, and for a minute one more each tenth of a second."""
+        self.close_connection = True
+        self.wfile.write(whole)
+        for _ in range(600):
+            self.wfile.write(b" ")
+            time.sleep(0.1)
+
     def do_POST(self) -> None:
         server = self.server
         body = json.loads(self.body())
@@ -68,11 +76,18 @@ class Chat(Handler):
             return self.say(200, b"<html>a proxy's page</html>", {"Content-Type": "text/html"})
         if "#noshape" in text:
             return self.say(200, {"object": "chat.completion", "result": "hello"})
+        if "#drip" in text:  # its head, or its body
+            head = b"HTTP/1.1 200 OK\r\n"
+            return self.drip(head + (b"X-Slow: " if "#dripall" in text else b"Content-Type: application/json\r\n\r\n"))
         content, finish = " ".join(text.split()[:4]), "stop"
         if "#empty" in text:
             content = None
         elif "#long" in text:
             content = "blah " * 400
+        elif "#huge" in text:
+            content = "blah " * 2_000_000
+        elif "#wordy" in text:
+            content = "blah " * 20_000
         elif "#cut" in text:
             finish = "length"
         choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish}

@@ -22,7 +22,8 @@ from PIL import Image, ImageOps
 
 from goods.ensemble.submission import write_submission
 from goods.members import ensemble_run, fit, open_run, predict_test, read_goods
-from goods.params import Params, load_params, parse_setting
+from goods.params import Params, load_params
+from goods.settings import parse_setting
 
 MISSING = 5  # photos that the folder of three a product lacks
 

@@ -36,8 +36,9 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 BY_MAKE = {"make demo", "make test", "make check", "make lab"}  # what CI runs; the last one has a test of its own
 MAX_LINES = 150
-# Names with an underscore that are no parameters: columns, and settings of sentence-transformers.
-OTHER_NAMES = {"compressed_text", "compressed_status", "max_seq_length", "default_prompt_name"}
+# Names with an underscore that are no parameters: columns, and settings of sentence-transformers and of Kaggle.
+OTHER_NAMES = {"compressed_text", "compressed_status", "max_seq_length", "default_prompt_name", "machine_shape"}
+OTHER_NAMES |= {"docker_image_pinning_type"}
 OTHER_PAGES = [f"{folder}/README.md" for folder in ("benchmarks", "data", "models", "outputs")]
 all_pages = pytest.mark.parametrize("page", [*TEXTS, "README.zh-CN.md", *OTHER_PAGES])
 

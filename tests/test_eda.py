@@ -154,10 +154,10 @@ def test_empty_cells_and_forms_of_ids(trained: Trained) -> None:
 
 
 def test_each_class_has_a_table_of_its_titles(tmp_path: Path) -> None:
-    rows = [{"title": "tea & cake", "label": 0}, {"title": "شاي", "label": 1}, {"title": "bun", "label": 0}]
+    rows = [{"title": "tea & cake", "label": 0}, {"title": "شاي", "label": 1}, {"title": "=1+1", "label": 0}]
     table = split_by_class(goods_of(rows, [{}], ["Food / Drinks", "茶"]), tmp_path)
     assert table["rows"].tolist() == [2, 1] and table["file"].tolist() == ["000-Food-Drinks.csv", "001-茶.csv"]
-    assert pd.read_csv(tmp_path / table["file"][0])["title"].tolist() == ["tea & cake", "bun"]
+    assert pd.read_csv(tmp_path / table["file"][0])["title"].tolist() == ["tea & cake", "'=1+1"]
     assert pd.read_csv(tmp_path / table["file"][1])["title"].tolist() == ["شاي"]
 
 

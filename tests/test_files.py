@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import touch
 
-from goods.errors import GoodsError
-from goods.files import ROOT, atomic_path, file_stamp, resolve, write_json, write_text
+from goods.errors import GoodsError, UnwritableError
+from goods.files import ROOT, atomic_path, file_stamp, resolve, sentence, write_json, write_text
 from goods.params import load_params
 
 
@@ -56,6 +57,42 @@ def test_a_failure_leaves_no_new_file(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a.txt") as temporary:
         temporary.write_text(str(1 / 0))
     assert files_in(tmp_path) == []
+
+
+REFUSALS = [
+    (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: .*a.json can't be written; what was there"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), "your quota of the disk is used up: .*a.json can't be written"),
+    (OSError(errno.EROFS, "Read-only file system"), "the disk is read-only: .*Name a folder that can be written"),
+    (RuntimeError("I/O error: No space left on device (os error 28)"), "the disk is full: .*a.json can't be written"),
+    (RuntimeError("I/O error: Read-only file system (os error 30)"), "the disk is read-only: .*a.json can't be"),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), REFUSALS, ids=[str(error) for error, _ in REFUSALS])
+def test_what_the_system_refuses_to_write_is_said_with_its_place(tmp_path, error, words):
+    with pytest.raises(UnwritableError, match=words), atomic_path(tmp_path / "a.json"):
+        raise error
+    assert files_in(tmp_path) == []
+
+
+def test_so_is_a_disk_that_takes_no_new_file(tmp_path, monkeypatch):
+    def mkstemp(**_):
+        raise OSError(errno.EROFS, "Read-only file system", "/x/.a.json.1.tmp")
+
+    monkeypatch.setattr("tempfile.mkstemp", mkstemp)
+    with pytest.raises(
+        UnwritableError, match=r"the disk is read-only: .*a.json can't be written; what was there before"
+    ):
+        write_json(tmp_path / "a.json", {})
+
+
+def test_no_error_of_the_system_is_a_number_alone():
+    assert (
+        sentence(OSError(28, "No space left on device"))
+        == "the disk is full. Make room and give the same command again"
+    )
+    assert sentence(OSError(30, "Read-only", "/x/run.json")).startswith("the disk is read-only: /x/run.json. Name a")
+    assert sentence(GoodsError("other")) == "other"
 
 
 def later(path: Path) -> None:

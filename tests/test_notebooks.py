@@ -19,6 +19,7 @@ from notebook_runs import NOTEBOOKS, PICTURES, arguments, papermill
 from goods.classify import PredictParams
 from goods.compress.params import CompressParams
 from goods.files import ROOT
+from goods.findings.shown import readable
 from goods.params import Params
 from goods.run import Run
 
@@ -94,6 +95,20 @@ def test_a_notebook_asks_no_kind_and_imports_display(path: Path) -> None:
         re.search(r"^from IPython.display import .*display", source, re.M),
     )
     assert bool(uses) == bool(imports)
+
+
+@committed
+def test_a_notebook_shows_no_table_by_a_styler(path: Path) -> None:
+    """Which writes headers, such as names of classes, into the page as they are: gu.tell escapes them."""
+    assert not any(re.search(r"(?<!figures)\.style\b", cell.source) for cell in code_cells(path))
+
+
+def test_a_name_that_looks_like_html_is_shown_as_text() -> None:
+    name = "<img src=x onerror=alert(1)>"
+    table = pd.DataFrame({name: [name, "a" * 500]}, index=pd.Index([name, "b"], name=name))
+    for shown in (readable(table), readable(table.reset_index(drop=True)), readable(table[name])):
+        page = shown.to_html()
+        assert "<img" not in page and "&lt;img src=x onerror=alert(1)&gt;" in page and "a" * 500 in page
 
 
 def test_the_install_puts_every_module_on_the_path() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from goods import params
 from goods.errors import GoodsError
 from goods.files import ROOT
-from goods.params import Params, load_params, parse_setting, read_params
+from goods.params import Params, load_params, read_params
+from goods.settings import parse_setting, parse_settings
+from goods_utils import main
 
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "params").glob("*.yaml"))
 DATA_PATHS = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
@@ -72,6 +75,13 @@ BAD = [
     ("text_columns", "[title", r"'text_columns' must look like \[title, description\]"),
     ("text_columns", [1], "'text_columns.0' should be a valid string"),
     ("id_column", "", "'id_column'"),
+    ("n_folds", 100_000, "'n_folds' should be less than or equal to 1000"),
+    ("label_column", "text", "label_column is 'text', a name that the project gives a column of its own"),
+    ("group_column", "sha", "group_column is 'sha', a name that the project gives a column of its own"),
+    ("label_column", "id", "label_column and id_column are both 'id'"),
+    ("label_column", "title", "label_column 'title' is one of text_columns, too: the text would hold the answer"),
+    ("outputs_dir", __file__, "outputs_dir .* can't be made: .*test_params.py is a file; name a folder"),
+    ("outputs_dir", f"{__file__}/deep/er", "outputs_dir .* can't be made: .*test_params.py is a file"),
 ]
 # Names that Params doesn't have, and the nearest that it has.
 UNKNOWN = [
@@ -206,7 +216,7 @@ def test_a_bad_config_file_is_refused(config, text, sentence):
 def test_a_missing_config_file_names_those_there_are():
     with pytest.raises(GoodsError, match=r"there is no config .*nope\.yaml; in params/ there are: .*params/demo\.yaml"):
         load_params("params/nope.yaml")
-    with pytest.raises(GoodsError, match="there is no config"):
+    with pytest.raises(GoodsError, match=r"config .*params is a folder; name a YAML file"):
         load_params("params")
 
 
@@ -376,3 +386,36 @@ def test_the_sample_never_fills_a_gap_in_the_real_data(tmp_path):
     p = load_params(data_dir=str(tmp_path))
     assert Path(p.test_csv) == tmp_path / "test.csv"  # which is not there, as read_goods will say
     assert Path(p.test_images_dir) == tmp_path / "test_images" / "test_images"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "num_epochs=010",
+            "'num_epochs=010': 010 is 8 in YAML; write 8 or what is meant, or as text num_epochs='\"010\"'",
+        ),
+        ("max_hours=1:30", "'max_hours=1:30': 1:30 is 90 in YAML; write 90 or what is meant"),
+        ("folds=[1, 010]", "010 is 8 in YAML"),
+        ("max_hours=1:30.5", "1:30.5 is 90.5 in YAML"),
+    ],
+)
+def test_a_number_that_yaml_reads_otherwise_is_refused(text, sentence, config):
+    with pytest.raises(GoodsError, match=re.escape(sentence)):
+        parse_setting(text)
+    with pytest.raises(GoodsError, match=re.escape(sentence.split(": ")[-1].split(";")[0])):
+        load_params(config(text.replace("=", ": ", 1)))
+
+
+def test_what_only_looks_like_one_is_read_as_ever():
+    assert parse_setting("run='010'") == ("run", "010") and parse_setting("n=08") == ("n", "08")
+    assert [parse_setting(f"n={text}")[1] for text in ("0", "10", "-5", "0.5", "1_000")] == [0, 10, -5, 0.5, 1000]
+
+
+def test_a_setting_is_given_once_and_where_its_option_is():
+    with pytest.raises(GoodsError, match="--set gives a twice, at last as a=2; leave one of them out"):
+        parse_settings(["a=1", "a=2"])
+    with pytest.raises(GoodsError, match="--set fold=1: fold has an option of its own, --fold"):
+        parse_settings(["fold=1"], {"fold": "--fold"})
+    with pytest.raises(SystemExit, match="--set fold=1: fold has an option of its own, --fold"):
+        main(["fit", "--config", "params/demo.yaml", "--set", "fold=1"])

@@ -15,15 +15,15 @@ ORDER = {
     "DataParams": "train_csv test_csv train_images_dir test_images_dir id_column label_column text_columns "
     "image_column category_columns number_columns bad_images max_bad_images outputs_dir",
     "FoldParams": "fold_column group_by group_column folds skip_folds refit retrain",
-    "ModelParams": "hidden_dim dropout text_model_name extra_embeddings embeddings_files text_windows",
+    "ModelParams": "hidden_dim dropout text_model_name extra_embeddings embeddings_files save_embeddings text_windows",
     "TuningParams": "last_blocks lora_rank lora_alpha lora_dropout lora_targets frozen warm_start_epochs "
     "warm_start_learning_rate",
     "TrainingParams": "optimizer layer_decay weight_decay warmup_ratio max_grad_norm label_smoothing modality_dropout "
     "use_class_weight keep early_stopping ema_decay soup wise_ft",
     "AugmentParams": "augment_crop augment_flip augment_colour augment_blur augment_jpeg test_time_flip",
-    "RowParams": "pseudo_from pseudo_precision pseudo_cap drop_noisy",
+    "RowParams": "pseudo_from make_pseudo_labels pseudo_precision pseudo_cap drop_noisy",
     "BlendParams": "runs blend_method allow_missing_folds",
-    "ResumeParams": "max_hours checkpoint_minutes resume_from",
+    "ResumeParams": "max_hours max_cell_hours checkpoint_minutes resume_from",
     "TrackingParams": "wandb_mode wandb_project",
 }
 
@@ -54,7 +54,7 @@ def test_what_may_differ_between_two_calls_of_a_run():
         "fold", "folds", "skip_folds", "refit", "retrain", "outputs_dir", "data_dir", "train_csv", "test_csv",
         "train_images_dir", "test_images_dir", "micro_batch_size", "eval_batch_size", "gradient_checkpointing",
         "num_workers", "max_hours", "checkpoint_minutes", "resume_from", "wandb_mode", "wandb_project",
-        "pseudo_precision", "pseudo_cap", "max_bad_images",
+        "pseudo_precision", "pseudo_cap", "max_bad_images", "max_cell_hours", "make_pseudo_labels", "save_embeddings",
     } == RUNTIME_FIELDS  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pipeline
 from goods import code_version
 from goods.errors import GoodsError
 from goods.files import ROOT, write_json, write_text
+from goods.members import notebooks_of, result_files
 from goods.params import Params, load_params
 from goods.run import Run
 from pipeline import Pipeline, Running, Step, fold_score, print_summary, show_epochs, step_key
@@ -89,6 +90,19 @@ def test_parameters_count_unless_they_change_no_result(make, monkeypatch):
     assert step_key(train, make(num_epochs=9)) != key
     assert step_key(train, make(folds=[0], num_workers=0, retrain=True)) == key
     assert step_key(Step("baseline"), make(folds=[0])) != step_key(Step("baseline"), make())
+    label = Step("pseudo_label")
+    assert step_key(label, make(pseudo_cap=0.1)) != step_key(label, make())
+    assert step_key(Step("submission"), make(pseudo_cap=0.1)) == step_key(Step("submission"), make())
+
+
+def test_labels_and_embeddings_are_steps_where_they_are_asked_for(make):
+    """So that a kernel's output can teach the next run."""
+    assert notebooks_of(make())[-1] == notebooks_of(make(kind="linear"))[-1] == "submission"
+    assert notebooks_of(make(make_pseudo_labels=True, save_embeddings=True))[-2:] == ["pseudo_label", "embed"]
+    p = make(n_folds=2)
+    run = Run.of(p)
+    assert result_files("pseudo_label", None, p) == [run.pseudo(0), run.pseudo(1)]
+    assert result_files("embed", None, p) == [run.embeddings("train"), run.embeddings("test")]
 
 
 def test_another_path_to_the_same_backbone_gives_the_same_key(make, tmp_path, monkeypatch):

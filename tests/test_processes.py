@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -11,13 +12,17 @@ import time
 import pytest
 
 from goods.files import ROOT, is_alive
-from goods.processes import in_parallel
+from goods.kernels import death_sentence
+from goods.processes import in_parallel, memory_of_machine, speak_plainly
+from goods.step import ends_as
 
 SLEEP = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from worker import work
-from goods.processes import in_parallel
+from goods.kernels import death_sentence
+from goods.processes import in_parallel, memory_of_machine, speak_plainly
+from goods.step import ends_as
 in_parallel(work, [(0,), (60,)], 2)
 """
 WORK = """
@@ -27,6 +32,26 @@ def work(seconds):
     print(os.getpid(), flush=True)
     time.sleep(seconds)
 """
+
+
+def test_a_terminal_that_knows_few_signs_stops_nothing(monkeypatch):
+    """As PYTHONIOENCODING=ascii makes one."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    speak_plainly()
+    print("Straße 茶")
+    out.flush()
+    assert out.buffer.getvalue() == b"Stra\\xdfe \\u8336\n"
+
+
+def test_how_a_kernel_died_is_said_with_the_memory_there_is():
+    machine = f"of this machine's {memory_of_machine() / 1e9:.1f} GB"
+    for status, words in ((-9, "the kernel was killed (SIGKILL), as the system does when memory runs out; it had "),
+                          (-11, "the kernel crashed (SIGSEGV), which is no error of a cell but of a library; it had "),
+                          (3, "the kernel ended with status 3 within a cell; it had "),
+                          (None, "the kernel ended within a cell; it had ")):  # fmt: skip
+        assert death_sentence(status).startswith(words) and machine in death_sentence(status)
+    assert memory_of_machine() > 10**8
 
 
 def test_results_come_in_their_order():
@@ -48,3 +73,9 @@ def test_workers_of_a_killed_process_end(tmp_path):
         while any(map(is_alive, workers)) and time.monotonic() < until:
             time.sleep(0.1)
     assert not any(map(is_alive, workers))
+
+
+def test_an_error_of_a_cell_is_told_in_words():
+    assert "memory ran out: this machine has " in ends_as(MemoryError("10 GiB"))["message"]
+    assert ends_as(OSError(28, "No space left on device"))["message"].startswith("the disk is full. Make room")
+    assert ends_as(ZeroDivisionError("x"))["message"] == "ZeroDivisionError: x"

@@ -210,7 +210,7 @@ def test_a_run_of_an_earlier_version_is_left_alone(tmp_path):
     column=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), min_size=1),
 )
 def test_a_run_always_resumes_with_what_it_was_given(tmp_path, learning_rate, seed, column):
-    given = {"learning_rate": learning_rate, "seed": seed, "label_column": column, "text_columns": [column]}
+    given = {"learning_rate": learning_rate, "seed": seed, "label_column": f"{column}?", "text_columns": [column]}
     p = load_params(outputs_dir=tempfile.mkdtemp(dir=tmp_path), kind="linear", **given)
     open_run(p)
     train(p)

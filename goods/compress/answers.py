@@ -13,6 +13,8 @@ from threading import Lock
 
 from filelock import FileLock, Timeout
 
+from goods.files import writing
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -72,7 +74,7 @@ class AnswerCache:
     def add(self, key: str, answer: Answer) -> None:
         """Keeps an answer and writes it to disk at once; may be called from several threads."""
         line = json.dumps({"key": key, **asdict(answer)}, ensure_ascii=True) + "\n"
-        with self._write_lock:
+        with self._write_lock, writing(self.path, "the answers before it are kept"):
             self._file.write(line)
             self._file.flush()
             self.answers[key] = answer

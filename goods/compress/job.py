@@ -16,11 +16,13 @@ from goods.compress.answers import Answer, AnswerCache, answer_key
 from goods.compress.api import ChatAPI
 from goods.compress.local import LM_FILES, LocalLM, check_lm_dir
 from goods.compress.params import CompressParams, compress_prompt
+from goods.data.photo_files import columns_of
 from goods.data.table_files import read_cells
 from goods.data.tables import DEBUG_TEST_ROWS, read_table
 from goods.errors import GoodsError
 from goods.files import atomic_path, folder_hash, resolve, write_json
 from goods.run import deadline
+from goods.sheets import write_sheet
 
 ADDED_COLUMNS = ("compressed_text", "compressed_status")
 
@@ -127,13 +129,19 @@ def _cost(texts: pd.DataFrame, asked: list[Answer], answers: list[Answer]) -> pd
     })  # fmt: skip
 
 
+def _looked_up(p: CompressParams) -> list[str]:
+    """The columns whose cells a training compares with others or looks for, so that they must stay as they are."""
+    photos = columns_of(p.image_column) if p.image_column else []
+    return [p.id_column, p.label_column, *filter(None, (p.fold_column, p.group_column)), *p.group_by, *photos]
+
+
 def _write(p: CompressParams, texts: pd.DataFrame, cost: pd.Series) -> None:
     for name, part in texts.groupby("table"):
         # The table as it was given: nothing but an empty cell is empty, ids keep their zeros.
         source = resolve(getattr(p, f"{name}_csv"))
         table = read_cells(source, [], p.id_column).head(len(part))
-        with atomic_path(p.compressed_dir / f"{name}.csv") as temporary:
-            table.assign(**{column: part[column].to_list() for column in ADDED_COLUMNS}).to_csv(temporary, index=False)
+        table = table.assign(**{column: part[column].to_list() for column in ADDED_COLUMNS})
+        write_sheet(p.compressed_dir / f"{name}.csv", table, exact=_looked_up(p))
     labels = resolve(p.train_csv).parent / "labels.json"
     if labels.is_file():  # read_goods looks for the classes' names beside train_csv
         with atomic_path(p.compressed_dir / "labels.json") as temporary:

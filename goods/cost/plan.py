@@ -79,6 +79,7 @@ GPUS = {
         Gpu("A100", 39.4, 312, 19.5, utilisation=0.40),
         Gpu("H100", 79.1, 989, 67),
         Gpu("H200", 139.8, 989, 67),
+        Gpu("RTX PRO 6000", 94.9),  # its dense peaks are published for no use like this
     )
 }
 

@@ -64,7 +64,8 @@ def given_folds(train: pd.DataFrame, p: Params) -> np.ndarray:
     Raises ParameterError where they are not n_folds different ones.
     """
     values = train[p.fold_column].str.strip()
-    names = sorted(set(values), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
+    numbers = {name for name in values if name.isdecimal() and len(name) < 19}
+    names = sorted(set(values), key=lambda name: (0, int(name), "") if name in numbers else (1, 0, name))
     if "" in names or len(names) != p.n_folds:
         raise ParameterError(f"fold_column {p.fold_column} has {len(names)} different values ({', '.join(names[:8])}), "
                              f"and n_folds is {p.n_folds}; set n_folds to as many, none of them empty")  # fmt: skip

@@ -25,7 +25,7 @@ from goods.data.sample_files import whole_folder
 from goods.data.sample_model import make_model
 from goods.data.sample_photos import LOOKS, draw_photo, encode
 from goods.errors import GoodsError
-from goods.files import resolve
+from goods.files import resolve, sentence
 
 # name of the class, its look (LOOKS), its words (WORDS)
 CLASSES = (
@@ -259,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         made = {given.data: make_competition(given.data, given.seed, given.train_per_class, given.test_per_class)}
         made[given.model] = make_model(given.model, read_texts(given.data), given.seed)
-    except GoodsError as error:
-        raise SystemExit(f"goods.data.sample: {error}") from None
+    except (GoodsError, OSError) as error:
+        raise SystemExit(f"goods.data.sample: {sentence(error)}") from None
     new, kept = ([path for path, is_new in made.items() if is_new is flag] for flag in (True, False))
     parts = [f"made {' and '.join(new)} in {time.perf_counter() - start:.1f} s"] if new else []
     parts += [f"{' and '.join(kept)} there already, unchanged"] if kept else []

@@ -47,6 +47,8 @@ def check_cells(path: Path, id_column: str) -> list[str]:
     Raises GoodsError where it isn't there or damaged, where a stray quote swallows rows or some have more or fewer
     cells than others, and where its pieces have other columns.
     """
+    if path.is_dir():
+        raise GoodsError(f"{path} is a folder; name the table in it{_other_tables(path / 'train.csv')}")
     if not (pieces := table_pieces(path)):
         raise GoodsError(f"there is no {path}" + _other_tables(path))
     found = [(list(_fields(piece)) if is_parquet(piece) else _checked(piece, id_column)) for piece in pieces]

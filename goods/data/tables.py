@@ -32,10 +32,12 @@ from goods.data.photos import inspect_photos, usable
 from goods.data.table_files import read_cells
 from goods.data.texts import clean_text, join_texts
 from goods.errors import DamagedFileError, GoodsError, OtherRunError, listing
-from goods.files import atomic_path, resolve, write_json
+from goods.files import resolve, write_json
 from goods.params import Params
 from goods.run import Run
+from goods.sheets import write_sheet
 
+INTEGER = r"-?(0|[1-9][0-9]{0,4000})(\.0+)?"  # a label of this form; int() reads no longer one
 DEBUG_TEST_ROWS = 64
 COLUMNS = ("id_column", "text_columns", "label_column", "image_column", "fold_column", "group_column",
            "category_columns", "number_columns")  # fmt: skip
@@ -157,7 +159,7 @@ def read_table(path: Path, p: Params, more: list[str], problems: list[str]) -> p
     if missing or table.empty:
         return None
     if p.id_column != "id":
-        table = table.drop(columns="id", errors="ignore").rename(columns={p.id_column: "id"})
+        table = table.assign(id=table[p.id_column])  # it keeps its own name, too: it may be read as a text
     if empty := int((table["id"].str.strip() == "").sum()):
         problems.append(f"{path}: {empty} rows have no {p.id_column}")
     twice = table["id"][table["id"].duplicated() & (table["id"].str.strip() != "")].unique()
@@ -186,13 +188,16 @@ def _class_indices(
     if empty := train["id"][given == ""].tolist():
         problems.append(f"{p.train_csv}: {len(empty)} rows have no {p.label_column} (ids {listing(empty)})")
     filled = given[given != ""]
-    if filled.str.fullmatch(r"-?(0|[1-9][0-9]*)(\.0+)?").all():  # "007" is a name, and comes back as it is
+    if filled.str.fullmatch(INTEGER).all():  # "007" is a name, and comes back as it is
         filled = filled.map(lambda label: int(label.partition(".")[0]))
     used: list[int | str] = sorted(set(filled))
     keys = filled.to_dict()
     known = _known_labels(used, named, p.num_classes)
     unknown = [label for label in used if label not in known]
-    if unknown:
+    if len(used) == 1:
+        problems.append(f"{p.train_csv}: every {p.label_column} is {str(used[0])[:40]}; there is nothing to "
+                        "learn to tell apart with one class")  # fmt: skip
+    elif unknown:
         rows = sum(keys[i] in set(unknown) for i in keys)
         why = "" if named else f", since num_classes is {p.num_classes}; the table has {len(used)} different ones"
         problems.append(f"{p.train_csv}: {rows} rows have an unknown {p.label_column} ({listing(unknown)}); "
@@ -234,6 +239,8 @@ def _photo_problems(
 
 
 def _folder_problem(folder: Path, named: bool) -> str | None:
+    if folder.is_file():
+        return f"{folder} is a file; name the folder that the photos are in"
     if not folder.is_dir():
         return f"there is no folder {folder} with photos"
     inner = sorted(f for f in folder.iterdir() if f.is_dir())
@@ -325,8 +332,7 @@ def _write_findings(goods: Goods, p: Params) -> None:
         raise OtherRunError(f"run '{p.run}' was made with other goods: {listing(differ)} changed since. Name the "
                             f"tables and photos that it was made with, or {other_name(run.folder)}")  # fmt: skip
     write_json(run.labels, {"labels": goods.labels, "classes": goods.classes})
-    with atomic_path(run.bad_images) as temporary:
-        bad[["table", "id", "image", "status"]].to_csv(temporary, index=False)
+    write_sheet(run.bad_images, bad[["table", "id", "image", "status"]])
     write_json(run.data_report, goods.report)
 
 

@@ -6,10 +6,10 @@ import pandas as pd
 
 from goods.data.tables import Goods
 from goods.ensemble.folds import Ensemble
-from goods.files import atomic_path
 from goods.params import Params
 from goods.predictions import frame_logits, prediction_table
 from goods.run import Run
+from goods.sheets import write_sheet
 from goods.training.rows import find_label_issues
 
 
@@ -24,6 +24,6 @@ def write_label_issues(p: Params, ensemble: Ensemble, goods: Goods) -> pd.DataFr
     names = {"given": table["label"], "suggested": issues["suggested"]}
     named = {name: [goods.classes[k] for k in labels] for name, labels in names.items()}
     table = table.assign(prediction=issues["suggested"], margin=issues["margin"], **named)
-    with atomic_path(Run.of(p).label_issues) as temporary:
-        table[["id", "given", "suggested", "margin", "title", "text", "image"]].to_csv(temporary, index=False)
+    listed = table[["id", "given", "suggested", "margin", "title", "text", "image"]]
+    write_sheet(Run.of(p).label_issues, listed)
     return table

@@ -30,6 +30,7 @@ MODALITIES = {"fused": (BLUE, "o"), "image": (ORANGE, "s"), "text": (GREEN, "^")
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
 MAX_ROWS = 40  # class names on one figure; of more classes both ends or the largest are drawn, and the axis says so
 MAX_GRID_CLASSES = 24
+MOST_CHARACTERS = 1000  # of a text that a figure could show; some are megabytes
 LABEL_BOX = {"facecolor": "w", "edgecolor": "none", "pad": 0.8}
 STYLE = {
     "font.size": 8.5, "axes.labelsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -93,7 +94,7 @@ def nothing(reason: str) -> Figure:
 
 def clean(value: object) -> str:
     """One line, entities read, without control characters; in letters that can be drawn here."""
-    text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)).split()))
+    text = unicodedata.normalize("NFC", " ".join(html.unescape(str(value)[:MOST_CHARACTERS]).split()))
     kept = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf") and not "\ufe00" <= c <= "\ufe0f")
     return written("".join(kept))
 

@@ -21,8 +21,7 @@ class Sentence(str):
         return str(self)
 
     def _repr_html_(self) -> str:
-        text = html.escape(self).replace("$", "<span>$</span>")  # alone in its element, so that no formula is made
-        return f'<p style="max-width: 60em; margin: .3em 0 .9em">{text}</p>'
+        return f'<p style="max-width: 60em; margin: .3em 0 .9em">{_as_text(self)}</p>'
 
 
 def tell(output: Any, *sentences: str) -> None:
@@ -41,6 +40,11 @@ def so(*sentences: str) -> None:
     tell(None, *(f"So: {sentence}" for sentence in sentences if sentence))
 
 
+def _as_text(value: object) -> str:
+    """HTML that shows a text as it is; a dollar alone in its element, so that no formula is made."""
+    return html.escape(str(value)).replace("$", "<span>$</span>")
+
+
 def readable(table: pd.DataFrame | pd.Series) -> Styler:
     """A table for the eye: texts whole and at the left, scores as .934, counts as 1,204, nothing for what isn't there.
 
@@ -53,12 +57,15 @@ def readable(table: pd.DataFrame | pd.Series) -> Styler:
     for name in frame:
         if str(name).startswith("title"):
             frame[name] = [html.unescape(str(text)) for text in frame[name]]
+    frame = frame.rename(columns=_as_text)  # a Styler writes headers into the page as they are
+    for axis in (frame.index, frame.columns):
+        axis.names = [name if name is None else _as_text(name) for name in axis.names]
     words = [name for name in frame if any(isinstance(value, str) for value in frame[name])]
     places = [number for number, name in enumerate(frame) if name in words]
     heads = [{"selector": f"th.col{number}", "props": "text-align: left"} for number in places]
     wide = [name for name in frame if name not in words and (pd.to_numeric(frame[name], "coerce").abs() >= 2).any()]
-    style = frame.style.format(_cell, escape="html").format(_wide_cell, subset=wide).set_table_styles(heads)
-    style = style.format_index(_cell, axis="index", escape="html")
+    style = frame.style.format(_cell).format(_wide_cell, subset=wide).set_table_styles(heads)
+    style = style.format_index(_cell, axis="index")
     style = style.set_properties(**{"overflow-wrap": "break-word", "vertical-align": "top", "max-width": "34em"})
     style = style.set_properties(subset=words, **{"text-align": "left"})
     style = style.set_properties(subset=[name for name in frame if name not in words], **{"text-align": "right"})
@@ -78,4 +85,4 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float | np.floating):
         return "" if np.isnan(value) else digits(float(value)) if abs(value) < 100 else f"{value:,.0f}"
-    return "" if value is None or value is pd.NA else str(value)
+    return "" if value is None or value is pd.NA else _as_text(value)

@@ -48,8 +48,13 @@ LOOKS = {  # the notebooks that look at the goods, with the code of what they fi
 }
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
+PSEUDO_CODE, EMBED_CODE = ("goods.ensemble.pseudo_labels",), ("goods.models.embeddings",)
 SUBMISSION_CODE = ("goods.ensemble.submission",)
 FURTHER = "extra_embeddings"  # beside encoders, and beside vectors in their place
+USUAL = {  # up to these a run's memory isn't counted before it
+    "image_size": 1024, "hidden_dim": 16_384, "text_windows": 64, "lora_rank": 1024, "batch_size": 1024,
+    "micro_batch_size": 1024, "eval_batch_size": 4096, "num_classes": 20_000,
+}  # fmt: skip
 TEST_ROWS = 4096  # test products between two looks at the clock: on a T4, with five folds of so400m, ten minutes
 
 
@@ -139,7 +144,8 @@ def notebooks_of(p: Params) -> list[str]:
     names = list(kind_of(p).notebooks)
     if p.refit:
         names.insert(names.index("ensemble"), "refit")
-    return names
+    asked = {"pseudo_label": p.make_pseudo_labels, "embed": p.save_embeddings}
+    return [*names, *(name for name, wanted in asked.items() if wanted)]
 
 
 def kind_of(p: Params) -> Kind:
@@ -159,11 +165,21 @@ def open_run(p: Params) -> Path:
     """
     run = Run.of(p)
     refuse_idle(p)
+    refuse_large(p)
     run.open(p, kind_of(p).model_hashes(p))
     if p.resume_from and (adopted := run.adopt(p, Run(resolve(p.resume_from)))):
         names = ["the refit" if number == REFIT else str(number) for number in adopted]
         print(f"taken over from {p.resume_from}: folds {', '.join(names)}", flush=True)
     return run.folder
+
+
+def refuse_large(p: Params) -> None:
+    """Raises GoodsError where parameters that are larger than usual need more memory than there is."""
+    large = {name: value for name, usual in USUAL.items() if (value := getattr(p, name) or 0) > usual}
+    if large and kind_of(p).photos and (resolve(p.model_name) / "config.json").is_file():
+        from goods.cost.limits import refuse_too_large
+
+        refuse_too_large(p, large)
 
 
 def read_goods(p: Params) -> Goods:
@@ -291,7 +307,11 @@ def step_inputs(step: str, p: Params) -> StepInputs:
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
     if step in LOOKS:
         return StepInputs(data, (), models if step == "eda" else (), code_version(LOOKS[step]))
+    if step == "embed":
+        return StepInputs(data, (), models, code_version(EMBED_CODE))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
+    if step == "pseudo_label":
+        return StepInputs(data, tuple(folds), models, code_version((kind.module, *PSEUDO_CODE)))
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
         return StepInputs(data, (*learned, *(folds if step == "refit" else ())), models, kind.code())
@@ -317,6 +337,10 @@ def result_files(step: str, fold: int | None, p: Params) -> list[Path]:
     if step in TRAINING:
         numbers = p.chosen_folds if fold is None else [fold]
         return [path for k in numbers for path in (run.fold(k).weights, run.fold(k).oof, run.fold(k).metrics)]
+    if step == "pseudo_label":
+        return [run.pseudo(k) for k in range(p.n_folds)]
+    if step == "embed":
+        return [run.embeddings(part) for part in ("train", "test")]
     ensemble, submission = [run.oof, run.test, run.metrics], [run.submission, run.submission_probs]
     return {"ensemble": ensemble, "submission": submission}.get(step, [])
 

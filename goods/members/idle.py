@@ -41,6 +41,10 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Params], bool], str], ...] = (
     (("text_model_name",), lambda p: p.kind not in ("dual", "knn"),
      "it is the text encoder of kinds dual and knn; kind text reads model_name"),
     (("refit",), lambda p: p.kind == "blend", "a blend predicts as its runs do; set refit where they are made"),
+    (("make_pseudo_labels",), lambda p: p.kind == "blend", "a blend has no folds of its own; label by one of its runs"),
+    (("make_pseudo_labels",), lambda p: len(p.chosen_folds) < p.n_folds,
+     "labels come from all folds; leave folds and skip_folds out: those that are trained stay"),
+    (("save_embeddings",), lambda p: p.kind not in ("dual", "knn"), "this kind has no image and text encoder"),
     (("n_folds",), lambda p: p.kind == "knn" and p.n_folds < 3,
      "kind knn chooses for each fold how neighbours vote on the other folds, each by neighbours in neither, of which "
      "two folds leave none; take 3 or more"),

@@ -159,7 +159,7 @@ def has_key() -> bool:
         return True
     try:
         return netrc.netrc().authenticators(_server()[0]) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # ValueError: it isn't UTF-8
         return False
 
 

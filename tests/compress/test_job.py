@@ -60,6 +60,21 @@ def test_each_text_is_asked_for_once_and_never_with_its_label(server: LanguageMo
     assert set(server.asked.values()) == {2}
 
 
+def test_a_title_or_an_answer_that_a_spreadsheet_would_run_is_written_as_text(
+    server: LanguageModel, tmp_path: Path
+) -> None:
+    goods = write_goods(tmp_path / "goods", ["@SUM(1) a lamp"], ["a toy"])
+    pd.DataFrame({"id": ["-7x"], "title": ["=1+1"], "description": "@SUM(1) a lamp", "categories": "=a"}).to_csv(
+        goods / "train.csv", index=False
+    )
+    p = api_params(tmp_path, server)
+    compress_goods(p)
+    written = pd.read_csv(p.compressed_dir / "train.csv", dtype=str).iloc[0].to_dict()
+    assert written["title"] == "'=1+1" and written["description"] == "'@SUM(1) a lamp"
+    assert written["compressed_text"] == "'=1+1. @SUM(1) a lamp"
+    assert (written["id"], written["categories"]) == ("-7x", "=a")  # by these a training finds photos and classes
+
+
 @pytest.mark.slow
 def test_a_training_reads_the_tables(server: LanguageModel, sample: Sample, tmp_path: Path) -> None:
     p = api_params(tmp_path, server, data_dir=str(sample.data), llm_timeout=20)
@@ -104,6 +119,34 @@ def test_what_goes_wrong_with_some_texts(server: LanguageModel, tmp_path: Path) 
     assert again == {"always500", "400", "notjson", "noshape"}  # what was answered isn't paid for twice
     compress_goods(api_params(tmp_path, server, llm_max_tokens=256, llm_max_retries=0))
     assert server.asked[texts[-2]] == 2  # cut at 128 tokens, so it's worth another try
+
+
+@pytest.mark.slow
+def test_an_answer_has_its_limits_in_time_and_size(server: LanguageModel, tmp_path: Path) -> None:
+    marks = "drip dripall huge wordy".split()
+    texts = [f"this is product #{mark} and more words" for mark in marks] + ["a plain product with more words"]
+    write_goods(tmp_path / "goods", texts, ["another plain product of words"])
+    begun = time.monotonic()
+    result = compress_goods(api_params(tmp_path, server, llm_max_retries=0))
+    assert time.monotonic() - begun < 10
+    status = {text.partition("#")[2].split()[0]: why for text, why in status_of(result).items() if "#" in text}
+    assert status == {
+        "drip": "failed: no whole answer within llm_timeout 1 s",
+        "dripall": "failed: no whole answer within llm_timeout 1 s",
+        "huge": "failed: an answer of more than 1,000,000 bytes",
+        "wordy": "failed: an answer of 100,000 characters, more than llm_max_tokens 128 can be",
+    }
+    assert (tmp_path / "out" / "cache" / "compressed" / "answers.jsonl").stat().st_size < 1000  # two plain answers
+    compress_goods(api_params(tmp_path, server, llm_max_retries=0))
+    assert [server.asked[text] for text in texts] == [2, 2, 2, 2, 1]  # no answer, so asked again
+
+
+@pytest.mark.slow
+def test_no_try_begins_when_max_hours_are_over(server: LanguageModel, tmp_path: Path) -> None:
+    write_goods(tmp_path / "goods", ["one #drip", "two #drip"], ["a plain product"])
+    begun = time.monotonic()
+    compress_goods(api_params(tmp_path, server, llm_max_retries=100, llm_timeout=0.5, max_hours=2 / 3600))
+    assert 1 < time.monotonic() - begun < 8
 
 
 @pytest.mark.parametrize(

@@ -349,3 +349,33 @@ def test_a_run_refuses_tables_that_changed(goods):
     goods.test[0]["title"] = "Another thing"
     goods.refused("train, test changed since")
     goods.read(run="another")
+
+
+def test_the_id_may_be_a_text_as_well(goods):
+    """Where it is a code that says something; it is then there under both names."""
+    read = goods.read(text_columns=["id", "title"])
+    assert read.train["text"][0] == "000X. Thing 000X"
+    for row in (*goods.train, *goods.test):
+        row["asin"] = row.pop("id")
+    read = goods.read(id_column="asin", text_columns=["asin", "title"])
+    assert read.train["text"][0] == "000X. Thing 000X" and read.train["id"][0] == "000X"
+
+
+def test_goods_of_one_class_are_refused(goods):
+    for row in goods.train:
+        row["categories"] = 1
+    goods.refused("every categories is 1; there is nothing to learn to tell apart with one class", num_classes=2)
+
+
+def test_a_label_longer_than_any_number_is_a_name(goods):
+    goods.train[0]["categories"] = "1" * 5000
+    message = goods.refused("has 4 classes, but num_classes is 3", num_classes=3)
+    assert len(message) < 500
+    assert goods.read(num_classes=4).labels == ["0", "1", "1" * 5000, "2"]
+
+
+def test_a_file_is_no_folder_and_a_folder_no_table(goods):
+    goods.write()
+    goods.refused("is a folder; name the table in it; .* has test.csv, train.csv", train_csv=str(goods.folder))
+    photos = str(goods.folder / "train.csv")
+    goods.refused("train.csv is a file; name the folder that the photos are in", train_images_dir=photos)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import unicodedata
 
 import pandas as pd
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goods.data.texts import clean_text, join_texts
+from goods.figures.style import short
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 TEXTS = [
@@ -18,6 +20,7 @@ TEXTS = [
     ("Bed &amp;amp; Bath", "Bed & Bath"),  # Amazon escapes twice
     ("&lt;b&gt;Bold&lt;/b&gt; <br/>\n<p class='x'>Text</p>", "Bold Text"),
     ("a<!-- hidden\n -->b", "a b"),
+    ("a <!-- ends --> b <i>c</i> <!-- doesn't <b>d</b>", "a b c <!-- doesn't d"),
     ("I <3 you, 4 > 3 and 2 < 3", "I <3 you, 4 > 3 and 2 < 3"),
     ("see https://a.b/c?d=1&amp;e=2 and www.shop.com now", "see and now"),
     ("a\tb\r\n\r\nc\u2028d\x0be\xa0f", "a b c d e f"),
@@ -38,6 +41,26 @@ TEXTS = [
 @pytest.mark.parametrize(("text", "expected"), TEXTS, ids=[ascii(text)[1:21] for text, _ in TEXTS])
 def test_clean_text(text, expected):
     assert clean_text(text) == expected
+
+
+def seconds(clean, text):
+    """The least of three measurements, of this process alone."""
+    took = []
+    for _ in range(3):
+        begun = time.process_time()
+        clean(text)
+        took.append(time.process_time() - begun)
+    return min(took)
+
+
+@pytest.mark.parametrize("clean", [clean_text, short], ids=["clean_text", "in_a_figure"])
+@pytest.mark.parametrize(
+    "part", ["<!--", "<!-- x --", "&amp;lt;!--", "<a ", "&lt;", "&#1", "e\u0301\u0316", "\u0327\u0301"]
+)
+def test_the_work_grows_with_the_length_of_a_text(part, clean):
+    """Eight times the text takes about eight times as long; by the square it would be 64."""
+    some = part * (4000 // len(part))
+    assert seconds(clean, 8 * some) < 24 * max(seconds(clean, some), 1e-4)
 
 
 MARKUP = (

@@ -19,7 +19,9 @@ from goods.params import load_params
 from kaggle_kernel import attached, in_kernel
 
 
-@pytest.mark.parametrize(("competition", "model"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("competition", "model"), [*LAYOUTS, ("product-image-classification", "clip-image-encoder-siglip-tiny")]
+)
 def test_inputs_are_found_by_their_files(sample: Any, tmp_path: Path, competition: str, model: str) -> None:
     root = mount(sample, tmp_path, competition, model) / "input"
     (root / "loop").symlink_to(root)
@@ -40,6 +42,17 @@ def test_a_hundred_thousand_files_are_found_within_seconds(tmp_path: Path) -> No
     began = time.perf_counter()
     assert attached.find_inputs(tmp_path)["competition"] == [tmp_path / "z" / "tables"]
     assert time.perf_counter() - began < 5
+
+
+def test_folders_of_photos_are_known_by_what_is_in_them(tmp_path: Path) -> None:
+    """A cover image makes none; whatever they are called, what is below them is not looked into."""
+    touch(tmp_path, "set/cover.png", "set/images/model/config.json", "set/images/model/model.safetensors")
+    touch(tmp_path, *(f"many/{i}.jpg" for i in range(30)), "many/inner/train.csv", "many/inner/test.csv")
+    touch(tmp_path, *(f"flat/{i}.jpg" for i in range(30)), "flat/train.csv", "flat/test.csv")
+    touch(tmp_path, *(f"products/p{i}/front.jpg" for i in range(300)))
+    touch(tmp_path, "products/p7/train.csv", "products/p7/test.csv")
+    found = attached.find_inputs(tmp_path)
+    assert found == {"competition": [tmp_path / "flat"], "model": [tmp_path / "set" / "images" / "model"], "run": []}
 
 
 @pytest.mark.parametrize("names", ["train.tsv test.tsv", "train.parquet test.csv.gz",

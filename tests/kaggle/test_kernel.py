@@ -178,6 +178,10 @@ def comes_home(
     monkeypatch.setattr(push, "ROOT", tmp_path / "home")
     assert "outputs/demo" in push.fetch_output(kernel, "demo")
     fetched = tmp_path / "home" / "outputs" / "demo"
+    assert not list(fetched.rglob("*.safetensors"))  # most of an output, on demand
+    assert "make kaggle-output" not in push.fetch_output(kernel, "demo", weights=True)
+    assert all((fetched / path.relative_to(working / "outputs" / "demo")).is_file()
+               for path in (working / "outputs" / "demo").rglob("*") if path.is_file())  # fmt: skip
     assert (fetched / "submission.csv").read_bytes() == (working / "submission.csv").read_bytes()
     with pytest.raises(GoodsError, match="there already"):
         push.fetch_output(kernel, "demo")

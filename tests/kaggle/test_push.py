@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from kaggle_server import Kaggle
 
 from goods.errors import GoodsError
 from goods.files import ROOT, write_json
+from goods.params import load_params
 from kaggle_kernel import build, push
+from kaggle_kernel.machines import MACHINES
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +48,7 @@ def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: An
     [
         (
             {"error": "Maximum batch GPU session count of 2 reached."},
-            "refused the push: Maximum batch GPU session count",
+            "as many GPU sessions as you may have are running or held: stop one",
         ),
         ({"url": "u", "versionNumber": 1, "invalidCompetitionSources": ["goods"]}, "competition sources: ['goods']"),
         ({"url": "u", "versionNumber": 1, "invalidDatasetSources": ["me/siglip"]}, "dataset sources: ['me/siglip']"),
@@ -74,7 +77,10 @@ def test_a_refused_push_ends_in_a_sentence(
         ({"id": f"{build.NO_USER}/goods-classification"}, "has no user name yet"),
         ({"title": "Goods"}, "give the slug goods-classification"),
         ({"machine_shape": "T4x2"}, "machine_shape is 'T4x2'"),
-        ({"machine_shape": "NvidiaTeslaP100"}, "machine_shape"),
+        ({"machine_shape": "NvidiaTeslaP100"}, "which is retired"),
+        ({"machine_shape": "NvidiaTeslaT4Highmem"}, "which only Kaggle's admins are given"),
+        ({"enable_tpu": True}, "nothing here runs on a TPU"),
+        ({"docker_image_pinning_type": "newest"}, "must be 'original'"),
         ({"enable_gpus": True}, "nobody reads 'enable_gpus'"),
         ({"enable_internet": "false"}, "enable_internet is 'false', but must be true or false"),
         ({"enable_gpu": False}, "enable_gpu is false"),
@@ -98,9 +104,9 @@ def test_metadata_that_would_fail_is_not_pushed(
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"max_hours": 12.0}, "a session ends after 12"),
-        ({"folds": [0, 5]}, r"folds \[5\] are not among the 5 folds"),
-        ({"config": "params/none.yaml"}, "there is no config"),
+        ({"max_hours": 12.0}, "a session ends after 12 .*set max_hours to 11.5 or less"),
+        ({"folds": [0, 5]}, "there is no fold 5 in folds"),
+        ({"config": "params/none.yaml"}, "config 'params/none.yaml' is none of those that the kernel has: params/"),
         ({"settings": {"dropuot": 0.1}}, "did you mean 'dropout'"),
     ],
 )
@@ -123,14 +129,29 @@ def test_the_run_of_the_kernel(kernel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_does_not_fit_is_not_pushed(sample: Any) -> None:
+def test_a_run_that_does_not_fit_is_not_pushed(kaggle: Kaggle, sample: Any) -> None:
     defaults = {name: default for name, (default, _) in build.PARAMETERS.items()}
     settings = {"model_name": str(sample.model), "image_size": 64, "train_csv": str(sample.data / "train.csv")}
-    [said] = push.check_plan(defaults | {"settings": settings})
-    assert "hours on two" in said
-    assert push.check_plan(defaults | {"config": "params/linear.yaml"}) == ["no plan was made: kind linear has none"]
-    with pytest.raises(GoodsError, match="doesn't fit a T4"):
-        push.check_plan(defaults | {"settings": settings | {"hidden_dim": 10_000_000}})
+    quota = {"timeUsed": "100800s", "totalTimeAllowed": "108000s"}  # 28 of 30 hours
+    kaggle.answers["GetAcceleratorQuotaStatistics"] = {"quotaRefreshTime": "2026-11-28T00:00:00Z", "gpuQuota": quota}
+    said = push.check_plan(defaults | {"settings": settings}, MACHINES["NvidiaTeslaT4"], 12)
+    assert "hours on 2 x T4" in said[0] and said[1] == "GPU quota: 2.0 hours are left until 2026-11-28T00:00"
+    assert "this session may take 3.0: it ends when they do" in push.quota_notes(3.0)[0]
+    linear = defaults | {"config": "params/linear.yaml"}
+    assert push.check_plan(linear, MACHINES["NvidiaL4"], 12) == ["no plan was made: kind linear has none"]
+    with pytest.raises(GoodsError, match="doesn't fit one T4"):
+        push.check_plan(defaults | {"settings": settings | {"hidden_dim": 10_000_000}}, MACHINES["NvidiaTeslaT4"], 12)
+    with pytest.raises(GoodsError, match=r"a session ends after 9 .*set max_hours to 8\.5 or less"):
+        push.check_plan(linear, MACHINES["NvidiaTeslaT4"], 9)
+
+
+def test_folds_side_by_side_take_rounds_of_whole_folds() -> None:
+    """Five folds that take 9.8 hours one after the other take three rounds on two cards, two on four."""
+    plan = SimpleNamespace(params=load_params(n_folds=5), hours={"training": 9.0, "validation": 0.8})
+    hours = {name: round(MACHINES[name].hours(plan), 1) for name in ("NvidiaTeslaT4", "NvidiaL4X1", "NvidiaL4")}
+    assert hours == {"NvidiaTeslaT4": 5.9, "NvidiaL4X1": 9.8, "NvidiaL4": 3.9}
+    refitted = SimpleNamespace(params=load_params(n_folds=5, refit=True), hours={"training": 12.0})
+    assert MACHINES["NvidiaL4"].hours(refitted) == 6.0  # two rounds, and one more model
 
 
 @pytest.mark.parametrize(
@@ -141,10 +162,11 @@ def test_a_run_that_does_not_fit_is_not_pushed(sample: Any) -> None:
         (403, "no such kernel"),
     ],
 )
-def test_the_state_of_the_last_version(kaggle: Kaggle, kernel: Path, answer: Any, said: str) -> None:
+def test_the_state_of_the_last_version(kaggle: Kaggle, kernel: Path, capfd: Any, answer: Any, said: str) -> None:
     kaggle.answers["GetKernelSessionStatus"] = answer
     if said == "running":
-        assert push.status(kernel) == "running"
+        assert push.status(kernel, follow=True) == "running"
+        assert "is running; its log:\nepoch 1 of 3\n" in capfd.readouterr().out
     else:
         with pytest.raises(GoodsError, match=said):
             push.status(kernel)

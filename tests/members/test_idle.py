@@ -28,6 +28,8 @@ SMALL = {"n_folds": 3}
         ({"embeddings_files": "a.npz"}, "embeddings_files: .* reads no vectors made elsewhere"),
         ({"kind": "embeddings"}, "kind embeddings needs embeddings_files"),
         ({"kind": "embeddings", "embeddings_files": "a.npz", "augment_flip": 0.5}, "augment_flip: 0.5 .* no photo"),
+        ({"kind": "linear", "make_pseudo_labels": True, "folds": [0, 1]}, "labels come from all folds; leave"),
+        ({"kind": "linear", "save_embeddings": True}, "save_embeddings: True .* no image and text encoder"),
         ({"kind": "knn", "n_folds": 2}, "n_folds: 2 .* two folds leave none; take 3 or more"),
     ],
 )
@@ -41,7 +43,7 @@ def test_what_would_have_no_effect_is_refused(make, given, message):
     [
         {"tune": "full", "wise_ft": True, "warm_start_epochs": 3, "test_time_flip": True, "augment_crop": 0.3},
         {"kind": "dual", "n_folds": 2},
-        {"kind": "linear", "n_folds": 2},
+        {"kind": "linear", "n_folds": 2, "make_pseudo_labels": True},
     ],
 )
 def test_what_has_an_effect_is_taken(make, given):

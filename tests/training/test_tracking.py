@@ -21,7 +21,7 @@ from loopback import Handler, Server, serving
 from goods.files import ROOT
 from goods.members import open_run
 from goods.params import Params
-from goods.training.tracking import SETTINGS, NoTracker, Tracker, make_tracker, pick_mode, say_once
+from goods.training.tracking import SETTINGS, NoTracker, Tracker, has_key, make_tracker, pick_mode, say_once
 from goods_utils import fit_fold, refit
 
 BLOCK = 32768
@@ -275,3 +275,10 @@ def test_a_server_that_never_answers_costs_at_most_five_seconds(
         if tracker.process.poll() is None:
             os.killpg(tracker.process.pid, signal.SIGKILL)
             tracker.process.wait(10)
+
+
+def test_a_netrc_in_another_encoding_is_no_key(monkeypatch, tmp_path):
+    (tmp_path / ".netrc").write_bytes("machine api.wandb.ai login käse password x".encode("latin-1") + b"\x81\xff")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert not has_key() and pick_mode("online") == "offline"
