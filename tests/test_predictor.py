@@ -13,7 +13,7 @@ import torch
 from backbones import change_weights
 from conftest import Sample
 
-from goods.data import datasets
+from goods.data import ahead
 from goods.errors import GoodsError, OtherRunError, ParameterError
 from goods.export import export_run
 from goods.files import read_json, write_json
@@ -57,7 +57,7 @@ def test_the_test_set_as_a_new_table_gives_what_the_run_has_submitted(kinds, tab
 @pytest.mark.slow
 def test_a_blend_decodes_a_photo_once_and_runs_a_backbone_once(kinds, table, monkeypatch) -> None:
     seen: Counter[str] = Counter()
-    decode, embed = datasets.load_or_white, DualEncoder.embed_images
+    decode, embed = ahead.load_or_white, DualEncoder.embed_images
 
     def counted_decode(path: str, size: int) -> tuple:
         seen[path] += 1
@@ -69,7 +69,7 @@ def test_a_blend_decodes_a_photo_once_and_runs_a_backbone_once(kinds, table, mon
         return embed(encoder, pixels)
 
     predictor = load_predictor(kinds["blend"].run_dir)
-    monkeypatch.setattr(datasets, "load_or_white", counted_decode)
+    monkeypatch.setattr(ahead, "load_or_white", counted_decode)
     monkeypatch.setattr(DualEncoder, "embed_images", counted_embed)
     monkeypatch.setattr("goods.training.inputs.PHOTO_ROWS", 16)  # of 42
     cache = kinds["blend"].run_dir.parent / "cache"

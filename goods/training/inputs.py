@@ -11,14 +11,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from goods.data.datasets import PhotoDataset, TensorsDataset, UncheckedPhotos, as_tuples, photos_in
+from goods.data.ahead import PhotoReader
+from goods.data.datasets import PhotoDataset, TensorsDataset, as_tuples, photos_in
 from goods.data.photos import can_be_shown
 from goods.files import folder_hash, resolve
 from goods.models.backbone import DualEncoder, mean_by_product
 from goods.models.device import pick_device, pick_precision
 from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings
 from goods.params import Params
-from goods.training.inference import decoded_chunks, make_loader
+from goods.training.inference import decoded_chunks
 
 PHOTO_ROWS, TEXT_ROWS = 1024, 4096  # products that are worked on at once, with and without their photos
 PIXEL_BYTES = 2**30  # decoded photos held in memory at once, where several members look at them
@@ -65,6 +66,7 @@ class SharedInputs(Inputs):
         self._made: dict[Any, tuple[Any, Any]] = {}
         self._readers: defaultdict[int, set] = defaultdict(set)  # who looks at photos of a size
         self._status: tuple[Images, list[str]] = ([], [])  # of each photo, in one list
+        self._reader: PhotoReader | None = None
 
     @property
     def reads_photos(self) -> bool:
@@ -191,10 +193,11 @@ class SharedInputs(Inputs):
         return self._once(("pixels", size), images, read)
 
     def _read(self, images: Images, size: int, p: Params) -> Iterator[Tensor]:
+        self._reader = self._reader or PhotoReader(p.num_workers)
         found, photos = list[str](), [photo for own in images for photo in own]
-        for batch in make_loader(UncheckedPhotos(photos, size), p, batch_size=p.eval_batch_size):
-            found += batch["status"]
-            yield batch["pixels"]
+        for pixels, status in self._reader.batches(photos, size, p.eval_batch_size):
+            found += status
+            yield pixels
         self._status = images, found
 
     def _image_key(self, p: Params) -> tuple:
