@@ -94,8 +94,9 @@ def names_in(cell: str, folder: PhotoFolder) -> list[str]:
         names = cell.split("|")
     else:
         names = cell.split()
-        ended = all(name.lower().endswith(PHOTO_ENDINGS) for name in names) or all(map(is_uri, names))
-        if len(names) > 1 and (_found(cell, folder) or not (ended or any(_found(name, folder) for name in names))):
+        ended = all(name.lower().endswith(PHOTO_ENDINGS) for name in names)
+        several = len(names) > 1 and not all(map(is_uri, names))
+        if several and (_found(cell, folder) or not (ended or any(_found(name, folder) for name in names))):
             names = [cell]  # one name with spaces
     return list(dict.fromkeys(name for part in names if (name := part.strip())))
 
