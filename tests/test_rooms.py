@@ -35,7 +35,7 @@ FLOORS = [
     {"members"},
     {"explain", "report", "predictor", "model_card"},
     {"classify", "export"},
-    {"catalogue"},
+    {"catalogue", "on_ray"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")
