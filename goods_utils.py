@@ -212,6 +212,7 @@ def predict(options: argparse.Namespace) -> None:
         models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
         loading = Loading(run_folder(options.run), models, settings)
         predictor = loading.load()
+        gc.freeze()  # its words, a million of them, are no garbage either
         job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
                           probabilities=options.probabilities, **paths)  # fmt: skip
         print(f"{job.acceptance.sentence()}\n{_done(job, options, loading)}")
