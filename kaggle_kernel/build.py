@@ -36,7 +36,7 @@ BACKBONE = "siglip-so400m-patch14-384"
 # What the kernel starts, and what is looked up by name: with all that these and the notebooks import, a cell each.
 STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
 # Commands of goods_utils.py that no kernel gives, and what they alone import.
-LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "export", "model_card")}
+LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "on_ray", "export", "model_card")}
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
 CONFIGS = ("params/*.yaml",)  # in one cell with the notebooks, as base64
 
