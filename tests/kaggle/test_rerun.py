@@ -189,12 +189,13 @@ def test_the_pushed_notebook_of_a_blend_predicts_the_hidden_test_set(
 ) -> None:
     """As it comes back from the server, offline, in a process that has nothing else of the project."""
     config, given = GIVEN["both"]
+    parameters = {"config": config, "run": "both", "settings": {k: v for k, v in given.items() if k != "run"}}
     kernel.attach("export of both", *home.models)
     hidden, folder = kernel.hide(monkeypatch), tmp_path / "kaggle_kernel"
     folder.mkdir()
     monkeypatch.setattr("goods.files.ROOT", ROOT)
     defaults = build.read_parameters((ROOT / "kaggle_kernel" / "main.ipynb").read_text())
-    write_text(folder / "main.ipynb", build.make_notebook(defaults | {"config": config, "settings": given}))
+    write_text(folder / "main.ipynb", build.make_notebook(defaults | parameters))
     write_json(folder / "kernel-metadata.json", build.make_metadata("me"))
     kaggle.answers["SaveKernel"] = {"ref": "/me/goods-classification", "url": "https://kaggle", "versionNumber": 7}
     assert "Kernel version 7 successfully pushed" in push.push(folder)
