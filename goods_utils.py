@@ -31,8 +31,8 @@ from goods.members import ensemble_run, kind_of, open_run, predict_test, read_go
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
 from goods.models import tfidf
-from goods.models.backbone import load_processor
 from goods.models.embeddings import save_embeddings
+from goods.models.encoders import token_counter
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
 from goods.params import OUTPUTS, Params, load_params, parse_setting, read_params
 from goods.predictions import frame_logits, prediction_table
@@ -61,7 +61,6 @@ __all__ = [
     "joined",
     "keep_figure",
     "load_predictor",
-    "load_processor",
     "make_pseudo_labels",
     "map_points",
     "nearest_products",
@@ -85,6 +84,7 @@ __all__ = [
     "shared_across_folds",
     "show_plan",
     "titles_dir",
+    "token_counter",
     "write_label_issues",
     "write_report",
     "write_submission",
@@ -168,7 +168,9 @@ def titles_dir(p: Params) -> Path:
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     """What the run will cost, or a sentence where nobody can tell beforehand."""
     kind = kind_of(p)
-    return plan_run(p, gpu) if kind.planned else f"There is no plan for kind {kind.name}: {kind.what}."
+    if not kind.planned:
+        return f"There is no plan for kind {kind.name}: {kind.what}."
+    return plan_run(p, gpu, sides=kind.planned)
 
 
 def export(run: str, to: str, merge: bool) -> str:
@@ -196,8 +198,42 @@ def add_predict(commands: Any) -> None:
     command.add_argument("--actors", type=int, help="of ray, side by side; one for each GPU, else each CPU, by default")
     command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
     command.add_argument("--probabilities", action="store_true", help="add the probability of every class")
-    command.add_argument("--models", nargs="+", default=[], metavar="NAME=PATH", help="where a model directory is now")
+    command.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="where a model directory is now; embeddings_files=PATH: the vectors of these products",
+    )
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
+
+
+def add_compare(commands: Any) -> None:
+    """The arguments of `compare`."""
+    command = commands.add_parser("compare", help="all runs in one table and one page; two of them side by side")
+    command.add_argument("runs", nargs="*", metavar="RUN", help="two runs, to see what the first gains on the second")
+    command.add_argument("--outputs", default=Params().outputs_dir, help="the folder of the runs (default: outputs)")
+    command.add_argument("--metric", help="the metric to compare by; by default the one most runs were chosen by")
+
+
+def compare(options: argparse.Namespace) -> str:
+    """The command `compare`: index.html of all runs, or the page of two; returns what there is to say."""
+    from goods.compare import finding, summary
+    from goods.compare_page import write_index, write_pair
+
+    if options.runs:
+        if len(options.runs) != 2:
+            raise GoodsError(f"compare takes two runs or none, not {len(options.runs)}: compare blend linear")
+        path, pair, said = write_pair(options.outputs, *options.runs, options.metric)
+        return f"{said}\n{pair.counted}\n{path}"
+    path, all_runs = write_index(options.outputs, options.metric)
+    return f"{finding(all_runs)}\n\n{summary(all_runs).to_string()}\n\n{path}"
+
+
+def path_from_here(given: str) -> str:
+    """A path, or several with commas between them, from the folder that the command is given in."""
+    parts = [given] if os.path.exists(given) else given.split(",")
+    return ",".join(os.path.abspath(part) for part in parts)
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -209,7 +245,8 @@ def predict(options: argparse.Namespace) -> None:
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
     try:
         settings = dict(parse_setting(text) for text in options.set)
-        models = {name: os.path.abspath(path) for name, _, path in (text.partition("=") for text in options.models)}
+        named = (text.partition("=") for text in options.models)
+        models = {name: path_from_here(path) for name, _, path in named}
         loading = Loading(run_folder(options.run), models, settings)
         predictor = loading.load()
         gc.freeze()  # its words, a million of them, are no garbage either
@@ -252,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handed.add_argument("--to", required=True, help="the folder to make")
     handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
     add_predict(commands)
+    add_compare(commands)
     for command in (fit, cost, report):
         command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
         # No --run: torchrun takes it for an option of its own, even behind the script's name.
@@ -263,6 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.command == "export":
             print(export(options.run, options.to, options.merge))
+            return
+        if options.command == "compare":
+            print(compare(options))
             return
         given = dict(parse_setting(text) for text in options.set)
         if options.command == "plan":

@@ -107,7 +107,7 @@ def products_per_second(p: Params, config: PretrainedConfig, steps: int) -> tupl
         predict(model, data, p, accelerator)
         return rows / (time.perf_counter() - began), p.eval_batch_size
     labels = columns["label"].numpy()
-    task = Task(model, data, data, np.arange(rows).astype(str), {"train": labels, "valid": labels}, planned=True)
+    task = Task(model, data, data, np.arange(rows).astype(str), {"train": labels, "valid": labels}, ("image", "text"))
     training = Training(task, p, accelerator, Run.of(p).fold(0))
     train(training, None)
     return rows / training.at.log[-1]["seconds"], min(training.at.micro_batch_size, p.batch_size)

@@ -219,7 +219,10 @@ def prepare_job(
     id_column = predictor.p.id_column
     looks = predictor.reads_photos and str(images) != NO_PHOTOS
     column = (image_column or predictor.image_column) if looks else None
-    checked = check_products(resolve(table), id_column, predictor.text_columns, columns_of(column) if column else [])
+    more = [*predictor.further_columns, *(columns_of(column) if column else [])]
+    checked = check_products(resolve(table), id_column, predictor.text_columns, more)
+    if predictor.reads_vectors:
+        predictor.check_vectors(checked.ids())
     if looks and not images and not column:
         raise GoodsError(f"run '{predictor.run.name}' looks at photos: name their folder (images), their column "
                          f"(image_column), or '{NO_PHOTOS}' to predict without any")  # fmt: skip

@@ -55,8 +55,10 @@ def explain(p: Params, goods: Goods, product_id: str, grid: int = 7) -> Explanat
     with autocast(p.mixed_precision):
         by_text, by_patch = occlusion(p, fold, texts, product, grid)
     predicted = int(by_text[0].argmax())
-    lost = by_text[0, predicted] - by_text[2:, predicted]
-    probabilities = {"all": float(by_text[0, predicted]), "without text": float(by_text[1, predicted])}
+    lost = by_text[0, predicted] - by_text[2:, predicted]  # of a kind that reads no texts of none
+    probabilities = {"all": float(by_text[0, predicted])}
+    if len(by_text) > 1:
+        probabilities["without text"] = float(by_text[1, predicted])
     patches = None
     if by_patch is not None:
         probabilities["without image"] = float(by_patch[0, predicted])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 
 def _no_bool(value: Any) -> Any:
@@ -30,6 +30,15 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _none_as_empty(value: Any) -> Any:
+    return () if value is None or value == "" else value
+
+
+def _as_one(names: tuple[str, ...]) -> Any:
+    """In JSON none is null, and one a text, as before there could be several."""
+    return list(names) if len(names) > 1 else next(iter(names), None)
+
+
 def _numbers_from_text(value: Any) -> Any:
     # papermill -p and the shell give "[0, 2]", "0,2" or 2.
     if isinstance(value, int) and not isinstance(value, bool):
@@ -52,3 +61,4 @@ Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
 Numbers = Annotated[tuple[Int, ...], BeforeValidator(_numbers_from_text), AfterValidator(_distinct_numbers)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names_from_text), AfterValidator(_distinct)]
+NoneOrNames = Annotated[Names, BeforeValidator(_none_as_empty), PlainSerializer(_as_one, when_used="json")]

@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,30 +177,59 @@ def file_hash(path: Path) -> str:
 
 
 def folder_hash(folder: Path, endings: Collection[str] = MODEL_FILES, memory: Path | None = None) -> str:
-    """16 hex digits over the names and contents of a model directory's files that its results depend on.
+    """16 hex digits over the names and contents of a model directory's model_files.
 
     `memory` is a JSON file that keeps the hash of files that have not changed since: a backbone of gigabytes is read
     once. A file counts as unchanged while size, inode and both times are the same; the time of the last change of an
     inode can't be set by hand.
     """
-    files = sorted(file for file in folder.iterdir() if file.suffix in endings and file.is_file())
-    stamp = [(f.name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for f in files for s in [f.stat()]]
-    key = f"{folder.resolve()} {hashlib.sha256(repr(stamp).encode()).hexdigest()}"
+    files = {file.relative_to(folder).as_posix(): file for file in model_files(folder, endings)}
+    return _remembered_hash(files, folder, memory)
+
+
+def files_hash(files: Iterable[Path], memory: Path | None = None) -> str:
+    """16 hex digits over the contents of files, in whatever order they come and whatever they are called.
+
+    `memory` as in folder_hash.
+    """
+    each = [_remembered_hash({"": file}, file, memory) for file in sorted(files)]
+    return each[0] if len(each) == 1 else hashlib.sha256(" ".join(sorted(each)).encode()).hexdigest()[:16]
+
+
+def _remembered_hash(files: Mapping[str, Path], place: Path, memory: Path | None) -> str:
+    """The hash of files under these names, which `memory` knows by where they lie."""
+    stats = {name: file.stat() for name, file in files.items()}
+    stamp = [(name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats.items()]
+    key = f"{place.resolve()} {hashlib.sha256(repr(stamp).encode()).hexdigest()}"
     known = read_json_if_whole(memory) if memory else {}
     if isinstance(known.get(key), str):
         return known[key]
-    found = _contents_hash(tuple(files), key)
+    found = _contents_hash(tuple(files.items()), key)
     if memory:
         write_json(memory, read_json_if_whole(memory) | {key: found})
     return found
 
 
 @functools.cache
-def _contents_hash(files: tuple[Path, ...], _: str) -> str:
+def _contents_hash(files: tuple[tuple[str, Path], ...], _: str) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + bytes.fromhex(file_hash(file)))
+    for name, file in files:
+        digest.update(name.encode() + bytes.fromhex(file_hash(file)))
     return digest.hexdigest()[:16]
+
+
+def model_files(folder: Path, endings: Collection[str] = MODEL_FILES) -> list[Path]:
+    """The files of a model directory that its results depend on: its own, and those of the modules in its folders.
+
+    sentence-transformers keeps there how tokens become one vector, and names the folders in modules.json.
+    """
+    try:
+        entries = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        inner = {folder / entry["path"] for entry in entries if ".." not in Path(entry["path"]).parts}
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged: its reader says so
+        inner = set()
+    folders = [folder, *sorted(place for place in inner - {folder} if place.is_dir())]
+    return [file for place in folders for file in sorted(place.iterdir()) if file.suffix in endings and file.is_file()]
 
 
 # Locks ---------------------------------------------------------------------------------------------------------------

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from goods.data.further import further_columns
 from goods.ensemble.learned import FoldMean, RunBlend
 from goods.files import read_json
 from goods.members import kind_of
 from goods.metric_names import SHOWN_AS, metric_first
 from goods.metrics import METRICS, interval
+from goods.model_paths import path_of
 from goods.params import REFIT, Params
 from goods.predictions import frame_logits
 from goods.run import Run
@@ -70,6 +73,9 @@ License: to be filled in, here and above; the training data and the backbones ha
 """
 
 
+VECTORS = ", and their ids; `models` names the files with their vectors, by the model that made those it learned from"
+
+
 def model_card(run: Run, parts: Parts, oof: pd.DataFrame, name: str) -> str:
     """The card of an exported run called `name`.
 
@@ -77,8 +83,11 @@ def model_card(run: Run, parts: Parts, oof: pd.DataFrame, name: str) -> str:
     log-probabilities of its main output.
     """
     parameters, known = run.parameters(), read_json(run.labels)
-    photos = any(output != "text" for _, each in parts if isinstance(each, FoldMean) for output in each.temperatures)
-    columns = list(dict.fromkeys(column for part, _ in parts for column in part.parameters()["text_columns"]))
+    kinds = [(kind_of(of), of) for of in (_params(part) for part, _ in parts)]
+    vectors = any(kind.vector_files(of) for kind, of in kinds)
+    photos = any(kind.photos and not of.embeddings_files for kind, of in kinds)
+    texts = (part.parameters()["text_columns"] for part, _ in parts)
+    columns = list(dict.fromkeys((*chain(*texts), *chain(*(further_columns(of) for _, of in kinds)))))
     labels, logits = oof["label"].to_numpy(), frame_logits(oof)
     order = metric_first(parameters["metric"], *METRICS)
     scores = {metric: interval(labels, logits, metric) for metric in order}
@@ -88,12 +97,12 @@ def model_card(run: Run, parts: Parts, oof: pd.DataFrame, name: str) -> str:
     return CARD.format(
         metadata=yaml.safe_dump(_metadata(name, photos, scores, len(oof)), sort_keys=False, allow_unicode=True),
         name=name,
-        reads="photo and text" if photos else "text",
+        reads=("photo and text" if photos else "text") + (", and by vectors made elsewhere" if vectors else ""),
         classes=len(known["labels"]),
         made=_made(run, parts[0][1]),
         models=given,
         columns=" and ".join(f"`{column}`" for column in columns),
-        image=", and `image`, the path of a photo or its bytes" if photos else "",
+        image=(", and `image`, the path of a photo or its bytes" if photos else "") + (VECTORS if vectors else ""),
         scored=_scored(oof, parts),
         scores=_table(_score_row(metric, *scores[metric]) for metric in order),
         folds=_by_fold(run, order),
@@ -153,7 +162,8 @@ def _models(run: Run, called: str) -> list[dict[str, str]]:
     """The model directories that a run reads, by the hash of their files."""
     rows, parameters = [], run.parameters()
     for name, contents in run.record().get("models", {}).items():
-        where = {"directory": Path(parameters[name]).name, "hash of its files": contents}
+        paths = parameters[name] if name == "embeddings_files" else [path_of(parameters, name)]
+        where = {"directory": ", ".join(Path(path).name for path in paths), "hash of its files": contents}
         rows.append({"run": called, "parameter": name, **where})
     return rows
 
@@ -169,16 +179,16 @@ def _model_keys(models: Sequence[dict[str, str]]) -> list[str]:
 
 def _parts(parts: Parts, models: Sequence[dict[str, str]]) -> str:
     """The runs, and the model directories that they read, which are not part of the folder."""
-    what = {part.name: kind_of(Params(**_known(part.parameters()))).what for part, _ in parts}
+    what = {part.name: kind_of(_params(part)).what for part, _ in parts}
     lines = [f"- `{part.name}`: {what[part.name]}" for part, each in parts if isinstance(each, FoldMean)]
     if len(parts) == 1:
         lines = [f"One run: {what[parts[0][0].name]}."]
-    tables = ["", "Model directories that it reads, which are not part of the folder:", "", _table(models)]
+    tables = ["", "Model directories and vectors that it reads, not part of the folder:", "", _table(models)]
     return "\n".join(lines + (tables if models else []))
 
 
-def _known(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if name in Params.model_fields}
+def _params(run: Run) -> Params:
+    return Params(**{name: value for name, value in run.parameters().items() if name in Params.model_fields})
 
 
 def _table(rows: Any) -> str:

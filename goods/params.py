@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from goods.errors import ParameterError
-from goods.field_types import Float, Int, Names, Numbers
+from goods.field_types import Float, Int, Names, NoneOrNames, Numbers
 from goods.files import ROOT, resolve
 from goods.metric_names import COUNT_CLASSES_ALIKE, MetricName
 from goods.places import find_data
@@ -54,9 +54,11 @@ class CommonParams(_Group):
     kind: str = Field(
         "dual",
         pattern=r"^[a-z][a-z0-9_]*$",
-        description="dual or text encoder, linear on TF-IDF, nearest neighbours (knn), or a blend of finished runs",
+        description="dual, image or text encoder, vectors (embeddings), linear on TF-IDF, neighbours (knn), or a blend",
     )
-    model_name: str = Field("models/siglip-so400m-patch14-384", description="directory of the dual or text encoder")
+    model_name: str = Field(
+        "models/siglip-so400m-patch14-384", description="directory of the dual, image or text encoder"
+    )
     tune: Literal["head", "last", "lora", "full"] = Field(
         "full", description="what is trained of the backbone: nothing (head), its last blocks, LoRA adapters, or all"
     )
@@ -101,6 +103,8 @@ class DataParams(_Group):
     image_column: str | None = Field(
         None, min_length=1, description="column with each product's photos, or a pattern such as {id}.jpg; null: by id"
     )
+    category_columns: Names = Field((), description="further columns of categories to learn from, such as the brand")
+    number_columns: Names = Field((), description="further columns of numbers to learn from, such as the price")
     bad_images: Literal["blank", "error"] = Field(
         "blank", description="a missing or unreadable photo: replace it by a white one, or stop"
     )
@@ -135,9 +139,14 @@ class ModelParams(_Group):
 
     hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
     dropout: Float = Field(0.2, ge=0, lt=1, description="dropout in the heads")
-    extra_embeddings: str | None = Field(
-        None, description="local directory of a further text encoder; the heads get its frozen embeddings as well"
+    text_model_name: str | None = Field(
+        None,
+        description="directory of a text encoder beside an image encoder in model_name, or in place of a dual one's",
     )
+    extra_embeddings: NoneOrNames = Field(
+        (), description="local directories of further text encoders; the heads get their frozen embeddings as well"
+    )
+    embeddings_files: Names = Field((), description="kinds embeddings, knn: files of vectors with ids, made elsewhere")
     text_windows: Int = Field(
         1,
         ge=1,
@@ -238,11 +247,11 @@ class BlendParams(_Group):
 
     runs: Names = Field((), description="kind blend: names of the finished runs to blend")
     blend_method: Literal[
-        "auto", "choose", "average", "mean", "logits", "temperatures", "weights", "greedy", "metric_weights", "bias",
-        "stacking",
+        "auto", "choose", "average", "mean", "best", "logits", "temperatures", "weights", "greedy", "metric_weights",
+        "bias", "stacking",
     ] = Field(
         "auto",
-        description="kind blend: method; auto: average, the mean of the fitted ones; choose: the best one by nested "
+        description="kind blend: method; auto: average, or best, the best member alone; choose: the best one by nested "
         "out-of-fold score",
     )  # fmt: skip
     allow_missing_folds: bool = Field(False, description="kind blend: leave out products that a run hasn't predicted")

@@ -13,6 +13,8 @@ from goods.files import resolve
 PARTS = ("train", "test")
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".pq", ".csv.gz", ".tsv.gz", ".csv.zip", ".tsv.zip")  # the likeliest first
 PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".jfif", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+VECTOR_ENDINGS = (".npz", ".parquet", ".pq", ".safetensors")
+ID_ENDINGS = (".ids.json", ".ids.txt")  # of the file beside vectors in safetensors that has no ids in it
 IMAGE_FOLDERS = ("{0}_images/{0}_images", "{0}_images", "images/{0}", "{0}/{0}", "{0}", "images/image_{0}", "image_{0}",
                  "images/{0}_images", "{0}_photos", "images", "photos")  # fmt: skip
 
@@ -79,6 +81,22 @@ def table_pieces(path: Path) -> list[Path]:
     if "*" in path.name:
         return sorted(path.parent.glob(path.name))
     return [path] if path.is_file() else []
+
+
+def names_vectors(path: str) -> bool:
+    """Whether a path names a file of vectors, and no model directory."""
+    place = resolve(path)
+    return place.is_file() or (path.lower().endswith(VECTOR_ENDINGS) and not place.is_dir())
+
+
+def vector_pieces(path: str | Path) -> list[Path]:
+    """The files that a path of vectors means: one, or those that a pattern such as vectors-*.npz names."""
+    return table_pieces(resolve(path)) or [resolve(path)]
+
+
+def ids_beside(path: Path) -> Path | None:
+    """The file of ids beside one of vectors, x.ids.json or x.ids.txt beside x.safetensors, where there is one."""
+    return next((f for ending in ID_ENDINGS if (f := path.with_suffix(ending)).is_file()), None)
 
 
 def holds_tables(names: Collection[str]) -> bool:

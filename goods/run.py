@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +26,8 @@ from goods.files import (
     resolve,
     write_json,
 )
+from goods.machine import environment
+from goods.model_paths import count_paths, parameter_of, path_of
 from goods.params import OUTPUTS, REFIT, RUNTIME_FIELDS, Params
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 VERSION = 1  # of run.json
 MARKERS = frozenset(("run.json", "labels.json"))  # files by which a run is known wherever it lies
 FOLDS_FROM = ("n_folds", "seed")  # the parameters that folds are drawn by
-PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
 
 class Fold:
@@ -336,15 +334,21 @@ class Run:
             if known.get(name, now) != now:
                 raise OtherRunError(
                     f"run '{self.name}' was made with other files in {name}: their hash was {known[name]}, and that of "
-                    f"{getattr(p, name)} is {now}. Put the files back, or choose another name for run"
+                    f"{path_of(dict(p), name)} is {now}. Put the files back, or choose another name for run"
                 )
 
     def differing(self, p: Params) -> list[str]:
         """The parameters that count and differ from those the run was made with; models count by their contents."""
         before, now = self.parameters(), p.model_dump(mode="json")
-        by_contents = set(self.record().get("models", {}))
-        runtime = RUNTIME_FIELDS | by_contents | {"run"}
-        return [name for name in Params.model_fields if name not in runtime and before[name] != now[name]]
+        by_contents = {parameter_of(name) for name in self.record().get("models", {})}
+        runtime = RUNTIME_FIELDS | {"run"}
+
+        def differs(name: str) -> bool:
+            if name in by_contents:
+                return count_paths(before[name]) != count_paths(now[name])
+            return name not in runtime and before[name] != now[name]
+
+        return [name for name in Params.model_fields if differs(name)]
 
     def check_tables(self, contents: Mapping[str, str]) -> list[str]:
         """The tables ("train", "test") that changed since something was trained; before that they are recorded."""
@@ -372,7 +376,7 @@ class Run:
         if names := [name for name in own if theirs.get(name, own[name]) != own[name]]:
             name = names[0]
             raise OtherRunError(f"resume_from {other.folder} was made with other files in {name}: their hash was "
-                                f"{theirs[name]}, and that of {getattr(p, name)} is {own[name]}")  # fmt: skip
+                                f"{theirs[name]}, and that of {path_of(dict(p), name)} is {own[name]}")  # fmt: skip
         found = []
         with held(self.locks / "adopt.lock", f"run '{self.name}', which goes on from {other.folder},", seconds=600):
             self._adopt_folds_table(other)
@@ -408,9 +412,14 @@ class Run:
             )
 
 
+def runs_in(outputs: Path) -> list[Run]:
+    """The runs of an outputs_dir, by name."""
+    return [Run(path.parent) for path in sorted(outputs.glob("*/run.json"))]
+
+
 def check_named_runs(p: Params) -> None:
     """Raises ParameterError when `runs` or `pseudo_from` names a run that isn't there."""
-    there = sorted(path.parent.name for path in resolve(p.outputs_dir).glob("*/run.json"))
+    there = [run.name for run in runs_in(resolve(p.outputs_dir))]
     for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
         if name and name not in there:
             near = difflib.get_close_matches(name, there, n=1)
@@ -421,17 +430,6 @@ def check_named_runs(p: Params) -> None:
 def deadline(p: Params) -> float | None:
     """The moment (seconds since 1970) at which to stop: max_hours after the pipeline's start, or after now."""
     return float(os.environ.get("GOODS_STARTED") or time.time()) + p.max_hours * 3600 if p.max_hours else None
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, so that a run can be made again."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {"python": sys.version.split()[0], "platform": platform.platform(), "cpus": os.cpu_count(), **versions}
 
 
 def saved_files(p: Params, *patterns: str) -> pd.DataFrame:

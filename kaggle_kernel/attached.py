@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from goods.errors import GoodsError
 from goods.files import folder_hash, resolve
+from goods.model_paths import path_of
 from goods.params import Params
-from goods.places import PHOTO_ENDINGS, holds_tables
+from goods.places import PHOTO_ENDINGS, holds_tables, ids_beside, vector_pieces
 from goods.run import MARKERS, Run
 
 MOST_DEPTH = 8  # models/<owner>/<model>/<framework>/<variation>/<version> lies six deep
@@ -105,11 +108,11 @@ def _own_name(folder: Path) -> str:
 
 
 def the_contents(folders: Sequence[Path], run: Run, name: str) -> Path:
-    """The folder with the very files that a run was trained with in its parameter `name`.
+    """The folder with the very files that a run was trained with under the `name` of a model directory.
 
     Raises GoodsError when none is attached. Those whose names fit are looked into first: reading gigabytes takes time.
     """
-    path, contents = Path(run.parameters()[name]), run.record()["models"][name]
+    path, contents = Path(path_of(run.parameters(), name)), run.record()["models"][name]
     fitting = sorted(folders, key=lambda folder: not _words(path.name) <= _words(f"{folder} {_own_name(folder)}"))
     for folder in fitting:
         if folder_hash(folder) == contents:
@@ -152,6 +155,37 @@ def link_models(p: Params, wanted: Mapping[str, Path], folders: Sequence[Path], 
     for path in wanted.values():
         if not path.is_dir() or path.is_symlink():
             link(path, the_model(folders, path.name, root))
+
+
+def link_vectors(wanted: Iterable[Path], root: Path) -> None:
+    """Puts attached files of vectors, and of ids beside them, where the config expects them.
+
+    Raises GoodsError when one isn't attached.
+    """
+    for path in wanted:
+        if not path.is_file() or path.is_symlink():
+            for found in vector_pieces(the_vectors(path, root)):
+                for file in filter(None, (found, ids_beside(found))):
+                    link(path.with_name(file.name), file)
+
+
+def the_vectors(path: Path, root: Path) -> Path:
+    """The file of vectors below `root` that is called as `path` is, or the pattern that it is, in the folder that has
+    such files; of several folders in the one called alike.
+
+    Raises GoodsError when there is none, or there are several.
+    """
+    found = sorted(Path(folder) for folder, _, names in os.walk(root) if fnmatch.filter(names, path.name))
+    pairs = {folder: zip(reversed(folder.parts), reversed(path.parent.parts), strict=False) for folder in found}
+    alike = {folder: len(list(takewhile(lambda pair: pair[0] == pair[1], of))) for folder, of in pairs.items()}
+    fitting = [folder for folder in found if alike[folder] == max(alike.values())]
+    if len(fitting) > 1:
+        raise GoodsError(f"the vectors {path.name} are attached more than once, in {', '.join(map(str, fitting))}. "
+                         "Remove all but one, or give them a name of their own")  # fmt: skip
+    if not fitting:
+        raise GoodsError(f"the config needs the vectors in {path.name}, and no file below {root} is called so. Attach "
+                         "a dataset with it (make kaggle-backbone sends it; make kernel MODEL=owner/name)")  # fmt: skip
+    return fitting[0] / path.name
 
 
 def link_runs(p: Params, folders: Sequence[Path]) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,15 @@ from goods.params import OUTPUTS, Params, load_run
 from goods.run import Run
 from goods.training.tracking import answer_within, has_key, pick_mode
 from kaggle_kernel import rerun
-from kaggle_kernel.attached import NEEDS_RUN, earlier_run, find_inputs, link_models, link_runs, the_competition
+from kaggle_kernel.attached import (
+    NEEDS_RUN,
+    earlier_run,
+    find_inputs,
+    link_models,
+    link_runs,
+    link_vectors,
+    the_competition,
+)
 
 FREE_GB = 2.0  # the least to start with: executed notebooks, predictions and the weights of small models
 SECRET = "WANDB_API_KEY"
@@ -52,11 +61,12 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     given |= {"outputs_dir": str(working / "outputs")} | ({"run": run} if run else {})
     p = load_run(config, **given)
     _link_cache(working, scratch)  # before a run is opened, which keeps the hash of the weights there
-    if predictor := rerun.attached_predictor(p, attached, scratch, scoring_rerun()):
+    if predictor := rerun.attached_predictor(p, attached, inputs, scratch, scoring_rerun()):
         return Session(p, [], working, scratch, predictor)
     before, kind = earlier_run(attached["run"], p), kind_of(p)
     _check_pseudo_labels(p, before)
     link_models(p, kind.model_dirs(p), attached["model"], inputs)
+    link_vectors(chain(*kind.vector_files(p).values()), inputs)
     link_runs(p, attached["run"])
     steps = []
     if before and scoring_rerun() and before.trained():
@@ -67,7 +77,8 @@ def prepare(kaggle: Path, config: str, run: str | None = None, folds: list[int] 
     elif before and not before.exported:
         given["resume_from"] = str(before.folder)
         print(f"going on from {before.folder}")
-    models = [str(path.resolve()) for path in kind.model_dirs(p).values()] or [f"none, kind {kind.name}"]
+    read = [*kind.model_dirs(p).values(), *chain(*kind.vector_files(p).values())]
+    models = [str(path.resolve()) for path in read] or [f"none, kind {kind.name}"]
     print(f"competition: {p.data_dir}\nmodel: {', '.join(models)}\nrun: {p.run_dir}")
     command = [sys.executable, "pipeline.py", "--config", config, "--run", p.run, *steps]
     if folds is not None and not steps:

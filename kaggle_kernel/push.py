@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from slugify import slugify
 from goods.cost.plan import KAGGLE_DISK_GB, plan_run
 from goods.errors import GoodsError
 from goods.export import export_run
-from goods.files import ROOT, resolve, write_json, write_text
+from goods.files import ROOT, model_files, resolve, write_json, write_text
 from goods.members import kind_of
 from goods.params import Params, load_run
+from goods.places import ids_beside
 from goods.run import Run
 from kaggle_kernel import build
 
@@ -48,7 +50,6 @@ FIELDS |= {"docker_image", "docker_image_pinning_type", *BOOLEANS, *SOURCES}
 # The command line's documentation, without those that are retired; NvidiaTeslaT4 means two of them.
 MACHINES = ("NvidiaTeslaT4", "NvidiaTeslaT4Highmem", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100")
 MACHINES += ("NvidiaRtxPro6000",)
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # weights, configs, and what tokenizers are made of
 
 NO_ACCESS = ("Kaggle doesn't let you: accept the competition's rules on its page, and look whether the user name and "
              "the sources in kernel-metadata.json are right")  # fmt: skip
@@ -147,13 +148,14 @@ def check_plan(parameters: dict[str, Any]) -> list[str]:
     if not p.max_hours or p.max_hours > MOST_TRAINING_HOURS:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {SESSION_HOURS} and what isn't saved "
                          f"then is lost: set max_hours to {MOST_TRAINING_HOURS} or less")  # fmt: skip
-    if not kind_of(p).planned:
+    sides = kind_of(p).planned
+    if not sides:
         return [f"no plan was made: kind {p.kind} has none"]
-    config = resolve(p.model_name) / "config.json"
-    if not config.is_file():
-        return [f"no plan was made: {config} is not here; that one file is enough, without the weights"]
+    configs = [resolve(name) / "config.json" for name in (p.model_name, p.text_model_name) if name]
+    if missing := [path for path in configs if not path.is_file()]:
+        return [f"no plan was made: {missing[0]} is not here; that one file is enough, without the weights"]
 
-    plan = plan_run(p, "T4")
+    plan = plan_run(p, "T4", sides=sides)
     if not plan.fits:
         raise GoodsError(f"the run doesn't fit a T4: {plan.advice}")
     hours, disk = sum(plan.hours.values()) / SESSION_GPUS, sum(plan.disk.values())
@@ -278,16 +280,25 @@ def send_weights(folder: Path, run: str) -> str:
 
 
 def send_backbone(folder: Path) -> str:
-    """Makes a private dataset of each model directory that the kernel's config names, or a version of it."""
+    """Makes a private dataset of each model directory that the kernel's config names, or a version of it, and of the
+    files of vectors in each folder."""
     p = kernel_params(build.check(folder))
-    models = [resolve(name) for name in (p.model_name, p.extra_embeddings) if name]
-    found = {model: [path for pattern in MODEL_FILES for path in sorted(model.glob(pattern))] for model in models}
+    kind = kind_of(p)
+    vectors = list(chain(*kind.vector_files(p).values()))
+    found = {model: model_files(model) if model.is_dir() else [] for model in kind.model_dirs(p).values()}
+    if not found and not vectors:
+        raise GoodsError(f"kind {p.kind} reads no model directory, so there is nothing to send")
     for model, files in found.items():
         if not {".json", ".safetensors"} <= {path.suffix for path in files}:
             raise GoodsError(f"{model} has no config.json with *.safetensors; download the weights there first "
                              "(README.md)")  # fmt: skip
+    if missing := [path for path in vectors if not path.is_file()]:
+        raise GoodsError(f"there is no file {missing[0]} with vectors to send")
     user = read_metadata(folder)["id"].split("/")[0]
     made = [send_dataset(f"{user}/{slugify(model.name)[:50]}", model, files) for model, files in found.items()]
+    for folder, files in groupby(sorted(vectors), lambda path: path.parent):
+        together = [file for path in files for file in (path, ids_beside(path)) if file]
+        made.append(send_dataset(f"{user}/{slugify(together[0].stem)[:42]}-vectors", folder, together))
     names = ",".join(made)
     return f"{names} is being made, which takes some minutes; attach it: make kernel USER={user} MODEL={names}"
 

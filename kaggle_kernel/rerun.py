@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,19 +20,19 @@ from goods.ensemble.runs import learn_blend
 from goods.ensemble.submission import write_rows
 from goods.errors import OtherRunError
 from goods.files import resolve
-from goods.members import open_run
+from goods.members import kind_of, open_run
 from goods.params import Params
-from goods.predictor import Predictor, check_run, load_predictor, whole_runs
+from goods.predictor import Predictor, check_run, load_predictor, parameters_of, whole_runs
 from goods.progress import progress_bar
 from goods.run import Run
 from goods.training.inputs import AND
-from kaggle_kernel.attached import earlier_run, link, link_runs, named_run, the_contents
+from kaggle_kernel.attached import earlier_run, link, link_runs, named_run, the_contents, the_vectors
 
 Attached = Mapping[str, Sequence[Path]]
 SETTINGS = ("eval_batch_size", "num_workers")  # that count as the kernel gives them, not as the run had them
 
 
-def attached_predictor(p: Params, attached: Attached, scratch: Path, hidden: bool) -> Predictor | None:
+def attached_predictor(p: Params, attached: Attached, inputs: Path, scratch: Path, hidden: bool) -> Predictor | None:
     """The attached run called p.run, or the blend of attached runs, ready to predict; None where it is to be made here.
 
     An export always predicts; `hidden`, in a scoring re-run, so does any finished run. Loads all models, so that what
@@ -48,7 +49,7 @@ def attached_predictor(p: Params, attached: Attached, scratch: Path, hidden: boo
         run = learn_blend(p)
     else:
         return None
-    predictor = _load(p, run, attached["model"])
+    predictor = _load(p, run, attached["model"], inputs)
     print(f"{before.folder if before else run.folder} predicts, and nothing is trained")
     return predictor
 
@@ -65,8 +66,10 @@ def submit(p: Params, predictor: Predictor) -> pd.DataFrame:
     Raises GoodsError with all that is wrong with the table. Photos that are missing or can't be read are counted.
     """
     column = predictor.image_column if predictor.reads_photos else None
-    named = columns_of(column) if column else []
+    named = [*predictor.further_columns, *(columns_of(column) if column else [])]
     table = check_products(resolve(p.test_csv), p.id_column, predictor.text_columns, named)
+    if predictor.reads_vectors:
+        predictor.check_vectors(table.ids())
     folder = resolve(p.test_images_dir)
     finder = find_product_photos(table, p.id_column, folder, column) if predictor.reads_photos else None
     ids, parts, bad = [], [], 0
@@ -94,11 +97,14 @@ def _gathered(p: Params, before: Run, folders: Sequence[Path], scratch: Path) ->
     return Run(home / p.run)
 
 
-def _load(p: Params, run: Run, folders: Sequence[Path]) -> Predictor:
-    """The predictor of a run whose model directories are among the attached ones."""
-    models = {}
+def _load(p: Params, run: Run, folders: Sequence[Path], inputs: Path) -> Predictor:
+    """The predictor of a run whose model directories are among the attached ones, and its vectors below `inputs`."""
+    models: dict[str, Any] = {}
     for part, learned in whole_runs(run):
+        of = parameters_of(part, {})
         for name in () if isinstance(learned, RunBlend) else part.record().get("models", {}):
-            models[f"{part.name}/{name}"] = the_contents(folders, part, name)
+            vectors = kind_of(of).vector_files(of).get(name)
+            found = [the_vectors(path, inputs) for path in vectors] if vectors else the_contents(folders, part, name)
+            models[f"{part.name}/{name}"] = found
     given = {name: getattr(p, name) for name in SETTINGS if name in p.model_fields_set}
     return load_predictor(run.folder, models, **given)

@@ -36,8 +36,8 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 BY_MAKE = {"make demo", "make test", "make check", "make lab"}  # what CI runs; the last one has a test of its own
 MAX_LINES = 150
-# Names with an underscore that are no parameters: columns.
-OTHER_NAMES = {"compressed_text", "compressed_status"}
+# Names with an underscore that are no parameters: columns, and settings of sentence-transformers.
+OTHER_NAMES = {"compressed_text", "compressed_status", "max_seq_length", "default_prompt_name"}
 OTHER_PAGES = [f"{folder}/README.md" for folder in ("benchmarks", "data", "models", "outputs")]
 all_pages = pytest.mark.parametrize("page", [*TEXTS, "README.zh-CN.md", *OTHER_PAGES])
 
@@ -195,7 +195,7 @@ def executed(copy, call) -> dict[str, Done]:
         call(command)
     outputs = copy / "outputs"
     runs = {"eda": "demo", "refit": "demo", "predict": "demo", "ensemble": "two-folds", "submission": "two-folds"}
-    runs |= {"baseline": "linear", "pseudo_label": "linear"}
+    runs |= {"baseline": "linear", "pseudo_label": "linear", "compare": "blend"}
     files = {name: outputs / run / "notebooks" / f"{name}.ipynb" for name, run in runs.items()}
     files["train"] = outputs / "demo" / "notebooks" / "train_fold1.ipynb"
     done = {name: Done(0, "", nbformat.read(file, as_version=4)) for name, file in files.items()}

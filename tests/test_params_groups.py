@@ -13,9 +13,9 @@ ORDER = {
     "micro_batch_size eval_batch_size num_epochs learning_rate head_learning_rate gradient_checkpointing "
     "mixed_precision n_folds seed num_workers debug",
     "DataParams": "train_csv test_csv train_images_dir test_images_dir id_column label_column text_columns "
-    "image_column bad_images max_bad_images outputs_dir",
+    "image_column category_columns number_columns bad_images max_bad_images outputs_dir",
     "FoldParams": "fold_column group_by group_column folds skip_folds refit retrain",
-    "ModelParams": "hidden_dim dropout extra_embeddings text_windows",
+    "ModelParams": "hidden_dim dropout text_model_name extra_embeddings embeddings_files text_windows",
     "TuningParams": "last_blocks lora_rank lora_alpha lora_dropout lora_targets frozen warm_start_epochs "
     "warm_start_learning_rate",
     "TrainingParams": "optimizer layer_decay weight_decay warmup_ratio max_grad_norm label_smoothing modality_dropout "

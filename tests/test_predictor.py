@@ -100,7 +100,7 @@ def test_a_blend_decodes_a_photo_once_and_runs_a_backbone_once(kinds, table, mon
 
 def test_nothing_is_loaded_again_for_the_next_products(kinds, table: pd.DataFrame, monkeypatch) -> None:
     predictor = load_predictor(kinds["head"].run_dir)
-    for name in ("members.dual.read_trained", "members.dual.heads_like", "models.embeddings.load_backbone"):
+    for name in ("members.dual.read_trained", "members.dual.heads_like", "models.encoders.load_backbone"):
         monkeypatch.setattr(f"goods.{name}", None)
     assert predictor.predict(table.head(3)).shape == (3, 21)
     assert predictor.predict(table.head(0)).shape == (0, 21)

@@ -142,6 +142,29 @@ def test_a_backbone_with_other_contents_is_refused_and_both_hashes_named(tmp_pat
         open_run(p)
 
 
+@pytest.mark.parametrize("now", [["first"], ["first", "second", "third"], ["second", "first"], []])
+def test_one_text_encoder_more_or_less_or_in_another_place_is_another_run(tmp_path, now):
+    folders = {name: str(model_dir(tmp_path / name, name.encode())) for name in ("first", "second", "third")}
+    p = make(tmp_path, kind="dual", extra_embeddings=[folders["first"], folders["second"]])
+    open_run(p)
+    train(p)
+    assert set(Run.of(p).record()["models"]) == {"extra_embeddings", "extra_embeddings_2"}
+    other = make(tmp_path, kind="dual", extra_embeddings=[folders[name] for name in now])
+    with pytest.raises(OtherRunError, match="extra_embeddings"):
+        open_run(other)
+    assert open_run(p) == p.run_dir
+
+
+def test_a_run_with_one_text_encoder_is_recorded_as_ever(tmp_path):
+    p = make(tmp_path, kind="dual", extra_embeddings=str(model_dir(tmp_path / "first")))
+    open_run(p)
+    train(p)
+    assert Run.of(p).record()["parameters"]["extra_embeddings"] == str(tmp_path / "first")
+    assert Run.of(make(tmp_path, run="without")).parameters()["extra_embeddings"] is None
+    with pytest.raises(OtherRunError, match=r"extra_embeddings was '.*first' and is now None"):
+        open_run(make(tmp_path, kind="dual"))
+
+
 def test_another_path_to_the_same_backbone_is_the_same_backbone(tmp_path):
     first, copy = model_dir(tmp_path / "model"), model_dir(tmp_path / "copy")
     p = make(tmp_path, kind="dual", model_name=str(first))

@@ -6,13 +6,13 @@ core. Every tensor that lives during the step is counted.
 
 from __future__ import annotations
 
+import inspect
+import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,13 +22,15 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 
-from goods.errors import GoodsError
+from goods.cost.empty import empty_encoder, empty_text_encoder, read_config
 from goods.files import resolve
-from goods.models.backbone import DualEncoder, Processor
 from goods.models.device import DTYPES
+from goods.models.encoders import SIDES, Encoder
 from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.models.text_encoder import PLAIN_LENGTH, TextEncoder
+from goods.models.text_encoding import read_encoding
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
 
@@ -40,22 +42,6 @@ WEIGHTS, GRADIENTS, OPTIMIZER, FURTHER, COPIES, ACTIVATIONS = PARTS
 def micro_batch_size(p: Params) -> int:
     """Products per forward pass in training."""
     return min(p.micro_batch_size or p.batch_size, p.batch_size)
-
-
-def read_config(model_name: str) -> PretrainedConfig:
-    """The config.json of a local model directory; raises GoodsError when it is missing or unusable."""
-    folder = resolve(model_name)
-    if not (folder / "config.json").is_file():
-        raise GoodsError(f"there is no {folder / 'config.json'}; a plan needs at least this file of the model")
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers, json and huggingface_hub each have their own
-        raise _unusable(folder, error) from error
-
-
-def _unusable(folder: Path, error: Exception) -> GoodsError:
-    why = next(iter(str(error).splitlines()), type(error).__name__)
-    return GoodsError(f"{folder / 'config.json'} can't be used: {why}; download it again")
 
 
 class StepMeter(TorchDispatchMode):
@@ -158,11 +144,17 @@ class CudaDropout(nn.Dropout):
 
 
 def count_step(
-    model: nn.Module, pixels: Tensor, input_ids: Tensor, dtype: torch.dtype | None = None, accumulate: bool = False
+    model: nn.Module,
+    pixels: Tensor,
+    input_ids: Tensor | None,
+    dtype: torch.dtype | None = None,
+    accumulate: bool = False,
+    extra: Tensor | None = None,
 ) -> StepMeter:
     """Forward, loss and backward of a classifier's micro batch under a meter; on real or fake CPU tensors.
 
     dtype: autocast's, or None for fp32. accumulate: the gradients of an earlier micro batch are in memory already.
+    extra: embeddings of further text encoders.
     """
     # CPU tensors, since fake CUDA tensors need a GPU: without one autocast turns itself off and the backward pass asks
     # the driver for a context (torch 2.10), or a CPU build aborts (2.13). What differs from CUDA, beside CudaDropout:
@@ -172,16 +164,16 @@ def count_step(
     meter = StepMeter()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     meter.hold([*model.parameters(), *model.buffers()], WEIGHTS)
-    meter.hold([pixels, input_ids], ACTIVATIONS)
+    meter.hold([pixels] if input_ids is None else [pixels, input_ids], ACTIVATIONS)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter) if accumulate else None
     meter.hold([parameter.grad for parameter in trained if accumulate], GRADIENTS)
     hooks = [q.register_post_accumulate_grad_hook(lambda q: meter.hold([q.grad], GRADIENTS)) for q in trained]
-    labels = torch.zeros(len(pixels), dtype=torch.int64)
+    labels, further = torch.zeros(len(pixels), dtype=torch.int64), () if extra is None else (extra,)
     model.train()
     with meter:
         with _cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
-            logits = model(pixels, input_ids)
+            logits = model(pixels, input_ids, *further)
         loss = sum(F.cross_entropy(values.float(), labels) for values in logits.values())
         del logits
         meter.phase = "backward"
@@ -194,19 +186,22 @@ def count_step(
 
 
 def count_embedding(
-    encoder: DualEncoder, pixels: Tensor, input_ids: Tensor, dtype: torch.dtype | None = None
+    encoder: Encoder, pixels: Tensor, input_ids: Tensor | None, dtype: torch.dtype | None = None
 ) -> tuple[StepMeter, int, int]:
-    """Meter of the encoder's forward pass without gradients, with FLOPs of "image" and "text"; image_dim; text_dim."""
+    """Meter of the encoder's forward pass without gradients, with FLOPs of "image" and "text"; image_dim; text_dim.
+
+    Where photos are all that is looked at, input_ids is None and text_dim 0.
+    """
     meter = StepMeter()
     meter.hold([*encoder.parameters(), *encoder.buffers()], WEIGHTS)
-    meter.hold([pixels, input_ids], ACTIVATIONS)
+    meter.hold([pixels] if input_ids is None else [pixels, input_ids], ACTIVATIONS)
     encoder.eval()
     with torch.no_grad(), meter, _cpu_autocast(dtype):
         meter.phase = "image"
         image = encoder.embed_images(pixels)
         meter.phase = "text"
-        text = encoder.embed_texts(input_ids)
-    return meter, image.shape[1], text.shape[1]
+        text_dim = 0 if input_ids is None else encoder.embed_texts(input_ids).shape[1]
+    return meter, image.shape[1], text_dim
 
 
 def _cpu_autocast(dtype: torch.dtype | None) -> AbstractContextManager:
@@ -260,53 +255,65 @@ class Footprint:
         return max(sum(parts.values()) for parts in self.phases(p).values())
 
 
-def measure_footprint(config: PretrainedConfig, p: Params, precision: str) -> Footprint:
-    """Builds the classifier that p describes on fake tensors, and counts an evaluation and a training step of it."""
-    backbone = _backbone(config, p)
-    with torch.device("meta"):
-        # Only the processor's pad token, mean and standard deviation are used, and their values don't matter here.
-        encoder = DualEncoder(backbone, Processor(SimpleNamespace(pad_token_id=0), (0.5,) * 3, (0.5,) * 3), p)
+def measure_footprint(config: PretrainedConfig, p: Params, precision: str, sides: tuple[str, ...] = SIDES) -> Footprint:
+    """Builds the classifier that p describes on fake tensors, and counts an evaluation and a training step of it.
+
+    config: that of model_name. sides: those of a product that it looks at.
+    """
+    encoder = empty_encoder(config, p, sides)
+    with torch.device("meta"):  # of the adapters
+        set_trainable(encoder.backbone, p)
+    if p.gradient_checkpointing:
+        checkpoint_activations(encoder.backbone)
     halve_frozen(encoder, precision)
     dtype, micro = DTYPES.get(precision), micro_batch_size(p)
-    with FakeTensorMode():
-        evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size), dtype)
-        model = GoodsClassifier(encoder, GoodsHeads(*dims, p))
-        flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in ("image", "text")}
+    extra_dim = further_dim(p)
+    with _no_memories(encoder), FakeTensorMode():
+        evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size, sides), dtype)
+        model = GoodsClassifier(encoder, GoodsHeads(*dims, p, extra_dim))
+        flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in sides}
         step = StepMeter()
         if p.tune != "head":
             for module in model.modules():
                 if type(module) is nn.Dropout:
                     module.__class__ = CudaDropout
-            step = count_step(model, *_inputs(encoder, p, micro), dtype, accumulate=micro < p.batch_size)
+            extra = torch.empty(micro, extra_dim) if extra_dim else None
+            step = count_step(model, *_inputs(encoder, p, micro, sides), dtype, micro < p.batch_size, extra)
             flops |= {f"training, {name}": n / micro for name, n in step.flops.items()}
     trained = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Footprint(
         image_size=encoder.image_size,
         total=sum(parameter.numel() for parameter in model.parameters()),
         trained={name.removeprefix("encoder.backbone."): shape for name, shape in trained.items()},
-        rates=block_rates(backbone, p),
+        rates=block_rates(encoder.backbone, p),
         step=step.peak,
         step_most=step.most,
         evaluation=evaluation.peak,
         evaluation_most=evaluation.most,
-        embedding=4 * sum(dims),
+        embedding=4 * (sum(dims) + extra_dim),
         flops=flops,
     )
 
 
-def _backbone(config: PretrainedConfig, p: Params) -> nn.Module:
-    with torch.device("meta"):
-        try:
-            backbone = AutoModel.from_config(config, dtype=torch.float32)
-        except Exception as error:  # a config.json can be wrong in any way
-            raise _unusable(resolve(p.model_name), error) from error
-        if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
-            name = type(backbone).__name__
-            raise GoodsError(f"{resolve(p.model_name)} holds a {name}; a dual encoder such as SigLIP is needed")
-        set_trainable(backbone, p)
-    if p.gradient_checkpointing:
-        checkpoint_activations(backbone)
-    return backbone
+@contextmanager
+def _no_memories(model: nn.Module) -> Iterator[None]:
+    """Functions that remember what they returned, as DINOv3's of positions, keep no fake tensor for a real model."""
+    files = {sys.modules[type(module).__module__] for module in model.modules()}
+    named = [f for file in files for f in vars(file).values() if getattr(f, "__module__", "") == file.__name__]
+    inside = [
+        value for f in filter(inspect.isfunction, named) for value in inspect.getclosurevars(f).nonlocals.values()
+    ]
+    remembering = [function for function in (*named, *inside) if hasattr(function, "cache_clear")]
+    try:
+        _forget(remembering)
+        yield
+    finally:
+        _forget(remembering)
+
+
+def _forget(remembering: Iterable[Any]) -> None:
+    for function in remembering:
+        function.cache_clear()
 
 
 def _fake(module: nn.Module) -> nn.Module:
@@ -314,9 +321,11 @@ def _fake(module: nn.Module) -> nn.Module:
     return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
 
 
-def _inputs(encoder: DualEncoder, p: Params, batch: int) -> tuple[Tensor, Tensor]:
+def _inputs(encoder: Encoder, p: Params, batch: int, sides: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
     size = encoder.image_size
     pixels = torch.empty(batch, 3, size, size, dtype=torch.uint8)
+    if "text" not in sides:
+        return pixels, None
     return pixels, torch.empty(batch, p.text_windows, p.max_text_length, dtype=torch.int64)
 
 
@@ -335,3 +344,46 @@ def optimizer_buffers(trained: dict[str, torch.Size], rates: dict[str, float], p
     for name, shape in trained.items():
         groups[rates.get(name, p.head_learning_rate), len(shape) > 1] += 4 * shape.numel()
     return max(groups.values())
+
+
+# Further text encoders, each of which embeds all texts once, before anything is trained -------------------------------
+
+
+@dataclass(frozen=True)
+class Further:
+    """Of the encoders in extra_embeddings: FLOPs per product, of all; bytes by part, of the one that takes most."""
+
+    flops: float
+    memory: dict[str, int]
+
+
+def further_dim(p: Params) -> int:
+    """How many numbers per product the heads get of them; reads extra_embeddings."""
+    sizes = {name: read_config(name).hidden_size for name in p.extra_embeddings}
+    return sum(read_encoding(resolve(name)).dim_of(size) for name, size in sizes.items())
+
+
+def measure_further(p: Params, precision: str) -> Further | None:
+    """A batch of each on fake tensors; None where there is none. Reads extra_embeddings and eval_batch_size.
+
+    Texts are taken as PLAIN_LENGTH tokens long, which few are.
+    """
+    meters = [_meter(empty_text_encoder(name), p.eval_batch_size, precision) for name in p.extra_embeddings]
+    if not meters:
+        return None
+    largest = max((meter.peak for meter in meters), key=lambda parts: sum(parts.values()))
+    return Further(
+        sum(meter.flops["forward"] for meter in meters) / p.eval_batch_size, dict.fromkeys(PARTS, 0) | largest
+    )
+
+
+def _meter(encoder: TextEncoder, batch: int, precision: str) -> StepMeter:
+    halve_frozen(encoder, precision)
+    meter = StepMeter()
+    with FakeTensorMode():
+        input_ids = torch.empty(batch, PLAIN_LENGTH, dtype=torch.int64)
+        meter.hold([*_fake(encoder).eval().parameters(), *encoder.buffers()], WEIGHTS)
+        meter.hold([input_ids], ACTIVATIONS)
+        with torch.no_grad(), meter, _cpu_autocast(DTYPES.get(precision)):
+            encoder(input_ids)
+    return meter

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from goods.cost.empty import read_config
 from goods.cost.footprint import (
     ACTIVATIONS,
     COPIES,
@@ -24,13 +25,16 @@ from goods.cost.footprint import (
     PARTS,
     WEIGHTS,
     Footprint,
+    further_dim,
     measure_footprint,
+    measure_further,
     micro_batch_size,
-    read_config,
 )
 from goods.data.table_files import rows_of
 from goods.errors import GoodsError
 from goods.files import resolve
+from goods.models.encoders import SIDES
+from goods.models.text_encoder import PLAIN_LENGTH
 from goods.params import Params
 
 GIB, GB = 2**30, 10**9
@@ -39,6 +43,7 @@ ALLOCATOR_SLACK = 0.05  # share that torch's allocator holds on top: blocks are 
 DEFAULT_ROWS = (50_000, 10_000)  # products to train on and to predict, where there is no table to count
 KAGGLE_DISK_GB = 20  # of output that a Kaggle session may leave
 SMALLER_IMAGE = 224
+FURTHER_TEXTS = "further texts"  # what the encoders in extra_embeddings read, once
 # A notebook's page may set <pre> in its text font, and break lines: then columns don't line up.
 MONOSPACE = "font-family: monospace; white-space: pre; overflow-x: auto; line-height: 1.25"
 
@@ -107,6 +112,7 @@ class Plan:
     hours: dict[str, float]
     disk: dict[str, float]
     rows: tuple[int, int]
+    sides: tuple[str, ...] = SIDES
     changes: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -157,12 +163,13 @@ class Plan:
         return f'<pre style="{MONOSPACE}">{html.escape(str(self))}</pre>'
 
 
-def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> Plan:
-    """What a run of a dual encoder will take on one GPU: T4, P100, V100, L4, A100, H100 or H200.
+def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sides: tuple[str, ...] = SIDES) -> Plan:
+    """What a run will take on one GPU: T4, P100, V100, L4, A100, H100 or H200.
 
-    No weights are needed, only the model directory's config.json. The rows of train.csv and test.csv are counted where
+    sides: those of a product that its encoder looks at, "image" or both "image" and "text". No weights are needed,
+    only the config.json of the model directories. The rows of train.csv and test.csv are counted where
     these exist; `products` is given in place of train.csv's. A debug run's plan is that of the full run.
-    Raises GoodsError for an unknown GPU, a missing or unusable config.json, another model than a dual encoder, and
+    Raises GoodsError for an unknown GPU, a missing or unusable config.json, another kind of model, and
     parameters that don't fit the model.
     """
     card, config = find_gpu(gpu), read_config(p.model_name)
@@ -173,13 +180,16 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> 
 
     @cache  # the suggestions differ from p in few parameters, and many share a footprint
     def cached(p: Params) -> Footprint:
-        return measure_footprint(config, p, precision)
+        return measure_footprint(config, p, precision, sides)
 
     def measure(p: Params) -> Footprint:
         return cached(p.model_copy(update={"optimizer": "adamw", "wise_ft": False, "ema_decay": 0.0, "soup": False}))
 
-    footprint = measure(p)
-    hours = estimate_hours(p, footprint.flops, rows, card, precision)
+    footprint, further = measure(p), measure_further(p, precision)
+    memory, flops = footprint.phases(p), footprint.flops
+    if further:
+        memory, flops = memory | {FURTHER_TEXTS: further.memory}, flops | {FURTHER_TEXTS: further.flops}
+    hours = estimate_hours(p, flops, rows, card, precision)
     disk = estimate_disk(p, footprint, rows)
     return Plan(
         params=p,
@@ -189,11 +199,12 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> 
         micro_batch_size=micro_batch_size(p),
         trainable=footprint.trainable,
         total=footprint.total,
-        memory={phase: {part: n / GIB for part, n in parts.items()} for phase, parts in footprint.phases(p).items()},
-        flops=footprint.flops,
+        memory={phase: {part: n / GIB for part, n in parts.items()} for phase, parts in memory.items()},
+        flops=flops,
         hours=hours,
         disk=disk,
         rows=rows,
+        sides=sides,
         changes=suggest(p, card.memory_gib, measure),
         notes=(*_notes(p, card, precision, rows_note, hours, disk),),
     )
@@ -202,12 +213,14 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None) -> 
 def _notes(
     p: Params, card: Gpu, precision: str, rows_note: str, hours: dict[str, float], disk: dict[str, float]
 ) -> Iterator[str]:
-    """What a plan assumes, and what to watch out for; reads text_windows."""
+    """What a plan assumes, and what to watch out for; reads text_windows and extra_embeddings."""
     if precision == "bf16" and not card.bf16:
         yield f"a {card.name} only emulates bf16: set mixed_precision=fp16"
     yield rows_note
     if p.text_windows > 1:
         yield f"every text is assumed to fill its {p.text_windows} windows"
+    if p.extra_embeddings:
+        yield f"further text encoders are assumed to read {PLAIN_LENGTH} tokens of every text"
     if hours:
         peak = f"{card.utilisation:.0%} of the {card.name}'s {_peak(card, precision):g} TFLOP/s"
         yield f"hours assume {peak}, and that photos are read as fast"
@@ -315,6 +328,7 @@ def estimate_hours(
         return {}
     (train, test), folds, predicting = rows, len(p.chosen_folds), 1 if p.refit else len(p.chosen_folds)
     forward = sum(n for name, n in flops.items() if name.startswith("forward"))
+    further = {f"{FURTHER_TEXTS}, once": (train + test) * flops[FURTHER_TEXTS]} if FURTHER_TEXTS in flops else {}
     if p.tune == "head":
         work = {"embeddings, once": (train + test) * forward}
     else:
@@ -327,7 +341,7 @@ def estimate_hours(
             "validation": folds * validations * train / p.n_folds * forward * twice,
             "test prediction": predicting * test * forward * twice,
         }
-    return {name: n / (peak * 1e12 * gpu.utilisation) / 3600 for name, n in work.items()}
+    return {name: n / (peak * 1e12 * gpu.utilisation) / 3600 for name, n in (further | work).items()}
 
 
 def _peak(gpu: Gpu, precision: str) -> float | None:
@@ -347,21 +361,23 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
     sizes = {
         "weights of all folds": (len(p.chosen_folds) + p.refit) * (2 * backbone + 4 * heads + scale),
         "states of a fold in training": 2 * state,
-        "embeddings": embedded * footprint.embedding,
+        "embeddings": embedded * footprint.embedding + (train + test - embedded) * 4 * further_dim(p),
     }
     return {name: size / GB for name, size in sizes.items() if size}
 
 
 def _report(plan: Plan) -> Iterator[str]:
-    """The lines of a plan, at most 80 characters each."""
+    """The lines of a plan, at most 80 characters each where the memory has four columns or fewer."""
     p = plan.params
     at_once = f"{p.batch_size} products per step"
     if p.tune != "head":
         at_once += f", {plan.micro_batch_size} at once, {p.optimizer}"
         at_once += ", gradient checkpointing" if p.gradient_checkpointing else ""
     windows = f"{p.text_windows} x " if p.text_windows > 1 else ""
-    yield f"{Path(p.model_name).name}, tune {p.tune}, {plan.precision}, on one {plan.gpu.name}"
-    yield from wrap(f"image {plan.image_size}, text {windows}{p.max_text_length} tokens, {at_once}", 80)
+    names = " and ".join(Path(name).name for name in (p.model_name, p.text_model_name) if name)
+    yield f"{names}, tune {p.tune}, {plan.precision}, on one {plan.gpu.name}"
+    text = f"text {windows}{p.max_text_length} tokens, " if "text" in plan.sides else ""
+    yield from wrap(f"image {plan.image_size}, {text}{at_once}", 80)
     share = plan.trainable / plan.total
     yield f"{plan.trainable / 1e6:.1f} M of {plan.total / 1e6:.1f} M parameters trained ({share:.1%})"
     yield ""

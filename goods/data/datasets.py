@@ -13,6 +13,8 @@ from torch.utils.data import Dataset, default_collate
 
 from goods.data.photos import Augment, load_photo
 
+NO_TOKEN = -1  # behind the end of a text; a tokenizer's own padding may be a token that texts end with
+
 
 def photos_in(table: pd.DataFrame, column: str = "image") -> list[str | tuple[str, ...]]:
     """Of each product the photo's path, or with column "sha" its hash; tuples of them where some have several."""
@@ -77,24 +79,32 @@ class TensorsDataset(Dataset):
 class TokensDataset(Dataset):
     """Texts as token ids, padded to the longest of a batch; lengths (n,) serves to put like with like."""
 
-    def __init__(self, tokens: Sequence[Sequence[int]], pad_token_id: int, **columns: torch.Tensor) -> None:
-        self.tokens, self.pad_token_id, self.columns = [torch.tensor(ids) for ids in tokens], pad_token_id, columns
+    def __init__(self, tokens: Sequence[Sequence[int]], **columns: torch.Tensor) -> None:
+        self.tokens, self.columns = [torch.tensor(ids, dtype=torch.int64) for ids in tokens], columns
         self.lengths = torch.tensor([len(ids) for ids in self.tokens])
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        padded = pad_tokens([self.tokens[row] for row in rows], self.pad_token_id)
+        padded = pad_tokens([self.tokens[row] for row in rows])
         return {"input_ids": padded} | {name: column[rows] for name, column in self.columns.items()}
 
 
-def pad_tokens(tokens: Sequence[Sequence[int] | torch.Tensor], pad_token_id: int) -> torch.Tensor:
-    """(n, longest) token ids, padded at the end."""
-    rows = [torch.as_tensor(ids) for ids in tokens]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
+def pad_tokens(tokens: Sequence[Sequence[int] | torch.Tensor]) -> torch.Tensor:
+    """(n, longest) token ids, NO_TOKEN behind the end of each text."""
+    rows = [torch.as_tensor(ids, dtype=torch.int64) for ids in tokens]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NO_TOKEN)
 
 
 def collate(items: Any) -> dict[str, torch.Tensor]:
-    """Stacks PhotoDataset's items; those of the other datasets are a batch already."""
-    return items if isinstance(items, dict) else default_collate(items)
+    """Stacks PhotoDataset's items; those of the other datasets are a batch already. No text needs all its NO_TOKEN."""
+    batch = items if isinstance(items, dict) else default_collate(items)
+    return batch | {"input_ids": _shortened(batch["input_ids"])} if "input_ids" in batch else batch
+
+
+def _shortened(input_ids: torch.Tensor) -> torch.Tensor:
+    """(..., length) ids without what is NO_TOKEN in all of them at the end."""
+    used = (input_ids != NO_TOKEN).flatten(0, -2).any(0).nonzero()  # (places, 1)
+    longest = int(used[-1]) + 1 if len(used) else 1
+    return input_ids[..., :longest]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from goods.data.photo_files import (
     photos_inside,
 )
 from goods.data.table_files import CHECKED_ROWS, check_cells, stretches
+from goods.data.texts import clean_text
 from goods.errors import GoodsError, listing
 from goods.files import file_hash
 from goods.places import table_pieces
@@ -44,6 +45,12 @@ class ProductTable:
     def stretches(self, rows: int) -> Iterator[pd.DataFrame]:
         """The table in stretches of so many rows, the last one shorter; empty cells are ""."""
         return stretches(self.path, rows, self.id_column, self.columns, photos=True)
+
+    def ids(self) -> list[str]:
+        """The ids of all its products."""
+        columns = [self.id_column]
+        read = stretches(self.path, CHECKED_ROWS, self.id_column, columns)
+        return [name for stretch in read for name in stretch[self.id_column]]
 
     def contents(self) -> str:
         """A hash of its bytes; of a table in pieces one of each."""
@@ -173,3 +180,27 @@ def _none_found(table: ProductTable, id_column: str, finder: PhotoFinder) -> str
     elif (inner := sorted(f for f in finder.folder.iterdir() if f.is_dir())) and not find_photos(finder.folder):
         hint = f"; did you mean {inner[0]}?"
     return f"no product of {table.path} has {where}{hint}"
+
+
+def some_products(
+    path: Path, ids: Collection[str], id_column: str, title_column: str, folder: Path, image_column: str | None
+) -> pd.DataFrame:
+    """title and photo (a path, bytes, "" for none), by id, of those of the products that the table holds.
+
+    Nothing is checked and nothing written: to show a few of a table that a run has read. Raises GoodsError where it
+    can't be read any more.
+    """
+    header, inside = check_cells(path, id_column), bool(image_column) and photos_inside(path, image_column)
+    title = "title" if "title" in header else title_column
+    asked = [id_column, title, *(columns_of(image_column) if image_column else [])]
+    columns = [name for name in dict.fromkeys(asked) if name in header]
+    finder, found, left = PhotoFinder(PhotoFolder(folder), image_column, inside), [], set(ids)
+    for stretch in stretches(path, UNPACKED_AT_ONCE if inside else CHECKED_ROWS, id_column, columns, photos=True):
+        own = stretch[stretch[id_column].isin(left)]
+        photos = [each[0] if isinstance(each, tuple) else each for each in finder.of(own, id_column)]
+        titles = [clean_text(str(each)) for each in own[title]] if title in own else [""] * len(own)
+        found.append(pd.DataFrame({"title": titles, "photo": pd.Series(photos, dtype=object)}).set_axis(own[id_column]))
+        left -= set(own[id_column])
+        if not left:
+            break
+    return pd.concat(found) if found else pd.DataFrame({"title": [], "photo": []})

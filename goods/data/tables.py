@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pandas as pd
 from goods.code_version import code_version
 from goods.data.advice import fitting_columns, likely_cause
 from goods.data.datasets import photos_in
+from goods.data.further import further_columns, further_problems, further_warnings
 from goods.data.labels import read_class_names
 from goods.data.photo_files import (
     NONE_NAMED,
@@ -34,7 +36,8 @@ from goods.params import Params
 from goods.run import Run
 
 DEBUG_TEST_ROWS = 64
-COLUMNS = ("id_column", "text_columns", "label_column", "image_column", "fold_column", "group_column")
+COLUMNS = ("id_column", "text_columns", "label_column", "image_column", "fold_column", "group_column",
+           "category_columns", "number_columns")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def read_goods(p: Params, photos_needed: bool = True) -> Goods:
     tables, cells, named, labels = _read_tables(p, problems)
     folders = {"train": resolve(p.train_images_dir), "test": resolve(p.test_images_dir)}
     problems += _photo_problems(tables, cells, folders, photos_needed)
+    problems += further_problems(tables["train"], p) if "train" in tables else []
     if problems:
         raise GoodsError("the goods can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
 
@@ -79,7 +83,7 @@ def read_goods(p: Params, photos_needed: bool = True) -> Goods:
     _give_photos(tables, photos)
     classes = [named.get(label, str(label)) for label in labels]
     goods = Goods(**tables, labels=labels, classes=classes, photos=photos,
-                  report=_report(tables, photos, labels, classes))  # fmt: skip
+                  report=_report(tables, photos, labels, classes, p))  # fmt: skip
     _refuse_bad_photos(goods, p, folders, photos_needed)
     _write_findings(goods, p)
     return goods
@@ -91,7 +95,8 @@ def _read_tables(
     """Train and test as far as they can be read, what each says of its photos, the class names, and the labels."""
     apart = [name for name in (p.fold_column, p.group_column, *p.group_by) if name and name not in ("photo", "text")]
     photo_columns = columns_of(p.image_column) if p.image_column else []
-    needed = {"train": list(dict.fromkeys([p.label_column, *apart, *photo_columns])), "test": photo_columns}
+    both = [*photo_columns, *further_columns(p)]
+    needed = {"train": list(dict.fromkeys([p.label_column, *apart, *both])), "test": both}
     tables, cells = {}, {}
     for name, columns in needed.items():
         path = resolve(getattr(p, f"{name}_csv"))
@@ -236,7 +241,9 @@ def _folder_problem(folder: Path, named: bool) -> str | None:
     return None
 
 
-def _report(tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list, classes: list[str]) -> dict[str, Any]:
+def _report(
+    tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list, classes: list[str], p: Params
+) -> dict[str, Any]:
     bad, cut = photos[~usable(photos)], photos[usable(photos) & (photos["status"] != "ok")]
     counts = np.bincount(tables["train"]["label"], minlength=len(labels))
     report: dict[str, Any] = {
@@ -247,7 +254,7 @@ def _report(tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list,
             "repeated_photos": _repeated(pd.Series(photos_in(table, "sha"))),
             "bad_images": int((bad["table"] == name).sum()),
             "truncated_images": int((cut["table"] == name).sum()),
-            "content": content_stamp(table),
+            "content": content_stamp(table, further_columns(p)),
         }
         for name, table in tables.items()
     }
@@ -264,6 +271,7 @@ def _report(tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list,
     if len(cut):
         report["warnings"].append(f"{len(cut)} photos end too early and are read as far as they go, the rest of them "
                                   f"white (ids {listing(cut['id'])})")  # fmt: skip
+    report["warnings"] += further_warnings(tables, p)
     return report
 
 
@@ -321,9 +329,9 @@ def _write_findings(goods: Goods, p: Params) -> None:
     write_json(run.data_report, goods.report)
 
 
-def content_stamp(table: pd.DataFrame) -> str:
-    """A hash of a table's ids, texts, photos and labels, in their order."""
-    columns = [name for name in ("id", "text", "sha", "shas", "label") if name in table]
+def content_stamp(table: pd.DataFrame, further: Sequence[str] = ()) -> str:
+    """A hash of a table's ids, texts, photos, labels and further columns, in their order."""
+    columns = [name for name in dict.fromkeys(("id", "text", "sha", "shas", "label", *further)) if name in table]
     return hashlib.sha256(table[columns].to_csv(index=False).encode()).hexdigest()[:32]
 
 

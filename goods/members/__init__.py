@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from goods.code_version import code_version
 from goods.errors import ParameterError, StoppedInTime, TimeOverError
-from goods.files import folder_hash, resolve
+from goods.files import files_hash, folder_hash, resolve
 from goods.members.idle import refuse_idle
+from goods.model_paths import model_paths
 from goods.params import OUTPUTS, REFIT, Params
-from goods.places import table_pieces
+from goods.places import ids_beside, names_vectors, table_pieces, vector_pieces
 from goods.run import Fold, Run, deadline
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ Predict = Callable[["pd.DataFrame"], Logits]  # of a table with id, title, text,
 DATA = ("train_csv", "test_csv", "train_images_dir", "test_images_dir")
 ENSEMBLE_CODE = ("goods.ensemble.folds", "goods.ensemble.label_issues")
 SUBMISSION_CODE = ("goods.ensemble.submission",)
+FURTHER = "extra_embeddings"  # beside encoders, and beside vectors in their place
 TEST_ROWS = 4096  # test products between two looks at the clock: on a T4, with five folds of so400m, ten minutes
 
 
@@ -56,7 +58,8 @@ class Kind:
     module: str
     notebooks: tuple[str, ...]  # in sequence; "train" runs once per fold
     models: tuple[str, ...] = ()  # the parameters that name model directories it reads
-    planned: bool = False  # whether goods.cost can tell beforehand what it takes
+    vectors: bool = False  # whether it can do with embeddings_files in place of a model_name
+    planned: tuple[str, ...] = ()  # the sides of a product that it looks at, where goods.cost can tell what it takes
     tracked: bool = False  # whether wandb follows its training
     photos: bool = False  # whether it can't do without photos
 
@@ -74,28 +77,54 @@ class Kind:
         return code_version((self.module,))
 
     def model_dirs(self, p: Params) -> dict[str, Path]:
-        """The model directories that it reads, by the parameter that names them."""
-        named = {name: getattr(p, name) for name in self.models}
-        return {name: resolve(path) for name, path in named.items() if path}
+        """The model directories that it reads, by their names: the parameter's, and further ones of a list numbered.
+
+        With p.embeddings_files it reads no encoder.
+        """
+        names = [name for name in self.models if name == FURTHER or not self._reads_given(p)]
+        named = model_paths(dict(p), names)
+        return {name: resolve(path) for name, path in named.items() if not names_vectors(path)}
+
+    def vector_files(self, p: Params) -> dict[str, list[Path]]:
+        """The files of vectors that it reads, by what names them: embeddings_files, extra_embeddings and so on."""
+        further = model_paths(dict(p), [name for name in self.models if name == FURTHER])
+        named = {name: [path] for name, path in further.items() if names_vectors(path)}
+        named |= {"embeddings_files": p.embeddings_files} if self._reads_given(p) else {}
+        return {name: [piece for path in paths for piece in vector_pieces(path)] for name, paths in named.items()}
+
+    def _reads_given(self, p: Params) -> bool:
+        return bool(self.vectors and p.embeddings_files)
 
     def model_hashes(self, p: Params) -> dict[str, str]:
-        """The hash of each of those that are there."""
+        """The hash of each of those that are there, vectors as well."""
         memory = resolve(p.outputs_dir) / "cache" / "hashes.json"
-        return {name: folder_hash(path, memory=memory) for name, path in self.model_dirs(p).items() if path.is_dir()}
+        found = {name: folder_hash(path, memory=memory) for name, path in self.model_dirs(p).items() if path.is_dir()}
+        return found | {name: vectors_hash(files, memory) for name, files in self.vector_files(p).items()
+                        if all(path.is_file() for path in files)}  # fmt: skip
 
 
-ENCODERS = ("model_name", "extra_embeddings")
+def vectors_hash(files: Sequence[Path], memory: Path | None = None) -> str:
+    """The hash of files of vectors, those with their ids beside them as well."""
+    return files_hash([*files, *filter(None, map(ids_beside, files))], memory)
+
+
+ENCODERS = ("model_name", "text_model_name", FURTHER)
 ALL_AT_ONCE = ("baseline", "ensemble", "submission")
 KINDS = {
     kind.name: kind
     for kind in (
         Kind("dual", "image and text encoder under fused heads", "goods.members.dual",
-             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=True, tracked=True,
+             ("eda", "train", "ensemble", "submission"), ENCODERS, planned=("image", "text"), tracked=True,
              photos=True),
+        Kind("image", "an image encoder under a head", "goods.members.image",
+             ("train", "ensemble", "submission"), ("model_name",), planned=("image",), tracked=True, photos=True),
         Kind("text", "a text encoder under a head", "goods.members.text",
              ("train", "ensemble", "submission"), ("model_name",), tracked=True),
+        Kind("embeddings", "heads on vectors made elsewhere", "goods.members.embeddings", ALL_AT_ONCE,
+             (FURTHER,), vectors=True, tracked=True),
         Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),
-        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, photos=True),
+        Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, vectors=True,
+             photos=True),
         Kind("blend", "other runs put together", "goods.members.blend", ("ensemble", "submission")),
     )
 }  # fmt: skip
@@ -134,10 +163,18 @@ def open_run(p: Params) -> Path:
 
 
 def read_goods(p: Params) -> Goods:
-    """The checked tables and photos of a run; goods without a single photo only for a kind that reads none."""
-    from goods.data import tables
+    """The checked tables and photos of a run; goods without a single photo only for a kind that reads none.
 
-    return tables.read_goods(p, photos_needed=kind_of(p).photos)
+    Raises GoodsError where the vectors that it reads aren't those of its products.
+    """
+    from goods.data import matrices, tables
+
+    kind = kind_of(p)
+    goods = tables.read_goods(p, photos_needed=kind.photos and not p.embeddings_files)
+    for files in kind.vector_files(p).values():
+        ids = {"training": goods.train["id"].tolist(), "test": goods.test["id"].tolist()}
+        matrices.read_matrix(files, p.id_column).check(ids)
+    return goods
 
 
 def fit(p: Params, goods: Goods, numbers: list[int] | None = None) -> None:
@@ -249,7 +286,7 @@ def step_inputs(step: str, p: Params) -> StepInputs:
     models = tuple(sorted(kind.model_hashes(p).items()))
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
     if step == "eda":
-        return StepInputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.backbone")))
+        return StepInputs(data, (), models, code_version(("goods.eda", "goods.data.folds", "goods.models.encoders")))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
@@ -283,4 +320,5 @@ def result_files(step: str, fold: int | None, p: Params) -> list[Path]:
 def learned_from(p: Params) -> dict[str, Any]:
     """For people: the kind's sentence, and the model directories by parameter."""
     kind = kind_of(p)
-    return {"kind": kind.what, **{name: str(path) for name, path in kind.model_dirs(p).items()}}
+    files = {name: ", ".join(map(str, paths)) for name, paths in kind.vector_files(p).items()}
+    return {"kind": kind.what, **{name: str(path) for name, path in kind.model_dirs(p).items()}, **files}

@@ -1,4 +1,7 @@
-"""Kind dual: image and text encoder (SigLIP, SigLIP 2 FixRes, CLIP) under fused heads, frozen or tuned."""
+"""Kind dual: image and text encoder under fused heads, frozen or tuned: a dual encoder, or two of two makers.
+
+What looks at photos alone, kind image, goes the same road: `sides` says at which sides of a product a model looks.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from goods.data.datasets import PhotoDataset, TensorsDataset, photos_in
 from goods.data.photos import Augment, load_photo
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.members import KINDS, Predict
-from goods.members.base import Part, part_of
-from goods.models.backbone import DualEncoder, load_backbone, load_processor
+from goods.members.base import Part, check_dims, columns_of, frozen_task, part_of, with_columns
+from goods.models.columns import Columns, load_columns
 from goods.models.device import pick_device, pick_precision
-from goods.models.embeddings import TextEmbedder, embed_products
+from goods.models.embeddings import embed_products, extra_embeddings
+from goods.models.encoders import SIDES, Encoder, load_encoder
 from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, heads_of, make_heads
 from goods.models.tuning import (
     checkpoint_activations,
@@ -36,7 +39,7 @@ from goods.run import Fold
 from goods.training.fold import fit_fold
 from goods.training.inference import make_accelerator
 from goods.training.inference import predict as predict_dataset
-from goods.training.inputs import Inputs
+from goods.training.inputs import Inputs, Sides
 from goods.training.task import Task, fit_heads
 
 __all__ = ["ensemble", "fit", "load", "occlusion", "predictor", "save"]
@@ -55,50 +58,59 @@ def save(model: GoodsClassifier | GoodsHeads, fold: Fold) -> None:
     save_trained(model, fold.weights)
 
 
-def load(p: Params, fold: Fold) -> GoodsClassifier:
+def load(p: Params, fold: Fold, sides: Sides = SIDES) -> GoodsClassifier:
     """A trained fold's model, from photos and texts to logits."""
-    heads, backbone = heads_like(fold.weights, p), load_backbone(p.model_name)
-    set_as_saved(backbone, p, fold.weights)
-    model = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
+    heads, encoder = heads_like(fold.weights, p), load_encoder(p, sides)
+    set_as_saved(encoder.backbone, p, fold.weights)
+    model = GoodsClassifier(encoder, heads)
     halve_frozen(model, pick_precision(p.mixed_precision))
     load_trained(model.heads if p.tune == "head" else model, fold.weights)
     return model
 
 
-def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
+def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs, sides: Sides = SIDES) -> Predict:
     """Of a table, {fold number: {"fused", "image", "text": (n, num_classes) logits}}.
 
     The photos are decoded and the texts tokenised once for all folds (with tune: head, embedded once).
     """
-    model, chunks = (_frozen if p.tune == "head" else _tuned)(p, folds[0], inputs)
+    model, chunks = (_frozen if p.tune == "head" else _tuned)(p, folds[0], inputs, sides)
     states = {fold: read_trained(fold.weights) for fold in folds}
+    columns = {fold: load_columns(fold.details, p) for fold in folds}
+    heads = model if p.tune == "head" else model.heads
 
     def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
         accelerator = make_accelerator(p)
         parts: dict[int, list[dict[str, np.ndarray]]] = {fold.number: [] for fold in folds}
+        start = 0
         for chunk in chunks(products):
+            rows = products.iloc[start : start + len(chunk)]
+            start += len(chunk)
+            if "extra" in chunk.columns:
+                check_dims(p, folds[0].run, {"extra": chunk.columns["extra"]}, {"extra": heads.dims.get("extra", 0)})
             for fold, state in states.items():
                 set_trained(model, state, fold.weights)
-                parts[fold.number].append(predict_dataset(model, chunk, p, accelerator))
+                own = with_columns(chunk, rows, columns[fold])
+                parts[fold.number].append(predict_dataset(model, own, p, accelerator))
         return {k: {name: np.concatenate([part[name] for part in of]) for name in of[0]} for k, of in parts.items()}
 
     return predict
 
 
-Chunks = Callable[[pd.DataFrame], Iterator[Dataset]]  # of a table, as the model takes it
+Chunks = Callable[[pd.DataFrame], Iterator[TensorsDataset]]  # of a table, as the model takes it
 
 
-def _frozen(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
-    inputs.will_embed(p)
-    return heads_like(fold.weights, p), lambda products: iter([TensorsDataset(**inputs.embeddings(p, products))])
+def _frozen(p: Params, fold: Fold, inputs: Inputs, sides: Sides) -> tuple[nn.Module, Chunks]:
+    inputs.will_embed(p, sides)
+    return heads_like(fold.weights, p), lambda products: iter([TensorsDataset(**inputs.embeddings(p, products, sides))])
 
 
-def _tuned(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
-    model = load(p, fold)
+def _tuned(p: Params, fold: Fold, inputs: Inputs, sides: Sides) -> tuple[nn.Module, Chunks]:
+    model = load(p, fold, sides)
     inputs.will_decode(model.encoder.image_size)
+    inputs.will_add(p)
 
-    def chunks(products: pd.DataFrame) -> Iterator[Dataset]:
-        return inputs.chunks(photo_dataset(p, model.encoder, products, inputs=inputs), p)
+    def chunks(products: pd.DataFrame) -> Iterator[TensorsDataset]:
+        return inputs.chunks(photo_dataset(p, model.encoder, products, sides, inputs=inputs), p)
 
     return model, chunks
 
@@ -106,67 +118,66 @@ def _tuned(p: Params, fold: Fold, inputs: Inputs) -> tuple[nn.Module, Chunks]:
 # What a fold trains --------------------------------------------------------------------------------------------------
 
 
-def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Tensor]) -> Task:
+def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Tensor], sides: Sides = SIDES) -> Task:
     """Model and datasets of fold p.fold: heads on cached embeddings (tune: head), or the whole classifier.
 
     `saved`: the tensors of a training that goes on, which hold the heads' scale: nothing is embedded again for it.
     """
-    part = part_of(p, goods, p.fold)
-    labels = {"train": part.labels, "valid": folds["label"].to_numpy()[part.valid]}
-    targets = {name: torch.tensor(values.astype(np.int64)) for name, values in labels.items()}
     if p.tune == "head":
-        embeddings = embed_products(p, part.products if p.pseudo_from else goods.train)
-        model: nn.Module = make_heads({name: values[part.rows] for name, values in embeddings.items()}, p)
-        of_train, of_valid = (
-            TensorsDataset(**{name: values[rows] for name, values in embeddings.items()}, label=targets[name_])
-            for rows, name_ in ((part.rows, "train"), (part.valid, "valid"))
-        )
-    else:
-        heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"])
-        model = make_classifier(p, heads)
-        of_train = photo_dataset(p, model.encoder, part.learned, targets["train"], train=True)
-        of_valid = photo_dataset(p, model.encoder, part.held_back, targets["valid"]) if len(part.valid) else None
-    return Task(model, of_train, of_valid, part.learned["id"].to_numpy(), labels, planned=True)
+        return frozen_task(p, goods, sides)
+    part = part_of(p, goods, p.fold)
+    labels, targets = part.targets()
+    columns = part.learn_columns(p)
+    heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"], sides, columns)
+    model = make_classifier(p, heads, sides)
+    of_train, of_valid = (
+        photo_dataset(p, model.encoder, rows, sides, targets[of], of == "train", further=columns) if len(rows) else None
+        for rows, of in ((part.learned, "train"), (part.held_back, "valid"))
+    )
+    return Task(model, of_train, of_valid, part.learned["id"].to_numpy(), labels, sides, columns)
 
 
-def first_heads(p: Params, part: Part, labels: Tensor) -> GoodsHeads:
+def first_heads(p: Params, part: Part, labels: Tensor, sides: Sides, columns: Columns | None = None) -> GoodsHeads:
     """Heads before tuning: scaled to, or with p.warm_start_epochs fitted on, frozen embeddings of the training part."""
     some = part.learned
     if not p.warm_start_epochs:
         some = some.iloc[np.random.default_rng(p.seed).permutation(len(some))[:SCALE_ROWS]]
-    embeddings = embed_products(p, some)
+    embeddings = embed_products(p, some, sides) | columns_of(some, columns)
     heads = make_heads(embeddings, p)
     if p.warm_start_epochs:
         fit_heads(heads, embeddings, labels, p)
     return heads
 
 
-def make_classifier(p: Params, heads: GoodsHeads) -> GoodsClassifier:
-    """The classifier before tuning: pretrained backbone under these heads."""
-    backbone = load_backbone(p.model_name)
+def make_classifier(p: Params, heads: GoodsHeads, sides: Sides = SIDES) -> GoodsClassifier:
+    """The classifier before tuning: pretrained encoder under these heads."""
+    encoder = load_encoder(p, sides)
     torch.manual_seed(p.seed + p.seed_offset)  # of the adapters
-    set_trainable(backbone, p)
+    set_trainable(encoder.backbone, p)
     if p.gradient_checkpointing:
-        checkpoint_activations(backbone)
-    classifier = GoodsClassifier(DualEncoder(backbone, load_processor(p.model_name), p), heads)
+        checkpoint_activations(encoder.backbone)
+    classifier = GoodsClassifier(encoder, heads)
     halve_frozen(classifier, pick_precision(p.mixed_precision))
     return classifier
 
 
 def photo_dataset(
     p: Params,
-    encoder: DualEncoder,
+    encoder: Encoder,
     table: pd.DataFrame,
+    sides: Sides = SIDES,
     labels: Tensor | None = None,
     train: bool = False,
     inputs: Inputs | None = None,
+    further: Columns | None = None,
 ) -> PhotoDataset:
     """Photos and token windows of a table's products as the classifier takes them, to train on changed at random.
 
     Of a product's several photos one is drawn in training, else all are embedded, and the mean counts.
     """
-    tokenize = encoder.processor.tokenize
-    columns = {"input_ids": tokenize(table["text"], table["title"], p.max_text_length, p.text_windows)}
+    columns = columns_of(table, further)
+    if "text" in sides:
+        columns["input_ids"] = encoder.tokenize(table["text"].tolist(), table["title"].tolist(), p.text_windows)
     columns |= (inputs or Inputs()).extra(p, table)
     if labels is not None:
         columns["label"] = labels
@@ -175,19 +186,31 @@ def photo_dataset(
     return PhotoDataset(photos_in(table), encoder.image_size, changes, p.seed + p.seed_offset, draw=train, **columns)
 
 
-def occlusion(p: Params, fold: Fold, texts: list[str], product: pd.Series, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of each text with the photo; and with the text, of a white photo and of each patch hidden."""
-    model, device = load(p, fold).to(pick_device()).eval(), pick_device()
+def occlusion(
+    p: Params, fold: Fold, texts: list[str], product: pd.Series, grid: int, sides: Sides = SIDES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of each text with the photo; and with the text, of a white photo and of each patch hidden.
+
+    Where no texts are read, of the photo alone.
+    """
+    model, device = load(p, fold, sides).to(pick_device()).eval(), pick_device()
     encoder = model.encoder
-    ids = encoder.processor.tokenize(texts, [product["title"]] * len(texts), p.max_text_length, p.text_windows)
     photos = hidden_patches(load_photo(product["image"], encoder.image_size), grid)
     image = torch.cat([encoder.embed_images(part.to(device)) for part in photos.split(p.eval_batch_size)])
+    if "text" not in sides:
+        found = probabilities_of(model.heads(image))
+        return found[:1], found[1:]
+    ids = encoder.tokenize(texts, [product["title"]] * len(texts), p.text_windows)
     text = torch.cat([encoder.embed_texts(part.to(device)) for part in ids.split(p.eval_batch_size)])
-    extra = TextEmbedder(p).texts(texts).to(device) if p.extra_embeddings else None
+    extra = extra_embeddings(p, pd.DataFrame({"id": product["id"], "text": texts})).get("extra")
+    extra = None if extra is None else extra.to(device)
+
+    own = columns_of(pd.DataFrame([product]), load_columns(fold.details, p))
 
     def of(image: Tensor, text: Tensor, extra: Tensor | None) -> np.ndarray:
         n = max(len(image), len(text))
         more = {} if extra is None else {"extra": extra.expand(n, -1)}
+        more |= {name: values.to(device).expand(n, -1) for name, values in own.items()}
         return probabilities_of(model.heads(image.expand(n, -1), text.expand(n, -1), **more))
 
     return of(image[:1], text, extra), of(image[1:], text[:1], None if extra is None else extra[:1])

@@ -15,12 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from goods.data.folds import read_folds
+from goods.data.matrices import PARTS
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import DamagedFileError, ParameterError
 from goods.files import atomic_path
+from goods.machine import used
 from goods.members import KINDS, Predict
-from goods.members.base import due_folds, finish
+from goods.members.base import check_dims, due_folds, finish
 from goods.metrics import METRICS
 from goods.models.embeddings import embed_products
 from goods.models.neighbours import joined, nearest
@@ -80,7 +82,7 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
         model = Voters(np.where(valid, -1, folds["label"]), how, p.num_classes)
         logits = {output: model.logits(output, tuple(part[valid] for part in near[output])) for output in near}
         facts = {"rows": int((~valid).sum()), "neighbours": {output: list(chosen) for output, chosen in how.items()}}
-        facts |= {"resources": {"seconds": round((time.perf_counter() - began) / len(due), 1)}}
+        facts |= {"resources": used((time.perf_counter() - began) / len(due))}
         test = {output: model.logits(output, near_test[output]) for output in near_test}
         with fold.held():
             fold.begin_writing()
@@ -90,8 +92,9 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
 
 
 def by_output(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The embeddings that each output looks at."""
-    return {"fused": embeddings, "image": {"image": embeddings["image"]}, "text": {"text": embeddings["text"]}}
+    """The embeddings that each output looks at; vectors made elsewhere may be neither the photo's nor the text's."""
+    single = {name: {name: embeddings[name]} for name in ("image", "text") if name in embeddings}
+    return {"fused": embeddings, **single}
 
 
 def choose_vote(
@@ -119,9 +122,10 @@ def save_neighbours(run: Run, embeddings: dict[str, Tensor]) -> None:
 
 
 def read_neighbours(run: Run) -> dict[str, Tensor]:
-    """What save_neighbours wrote; raises DamagedFileError when it isn't whole."""
+    """What save_neighbours wrote, in the order that embeddings come in; raises DamagedFileError when it isn't whole."""
     try:
-        return load_file(run.neighbours)
+        found = load_file(run.neighbours)  # which sorts by name: side by side they would be other vectors
+        return {name: found[name] for name in PARTS if name in found}
     except Exception as error:  # anything at all can be wrong with a damaged file
         raise DamagedFileError(f"{run.neighbours} is missing or damaged; train again: retrain=true") from error
 
@@ -147,12 +151,16 @@ def load(p: Params, fold: Fold) -> Voters:
 
 def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
     """Of a table, {fold number: {"fused", "image", "text": (n, num_classes) logits}}."""
-    own = {output: joined(parts) for output, parts in by_output(read_neighbours(folds[0].run)).items()}
+    neighbours = read_neighbours(folds[0].run)
+    dims = {name: values.shape[1] for name, values in neighbours.items()}
+    own = {output: joined(parts) for output, parts in by_output(neighbours).items()}
     models = {fold.number: load(p, fold) for fold in folds}
     inputs.will_embed(p)
 
     def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-        other = {output: joined(parts) for output, parts in by_output(inputs.embeddings(p, products)).items()}
+        embeddings = inputs.embeddings(p, products)
+        check_dims(p, folds[0].run, embeddings, dims)
+        other = {output: joined(parts) for output, parts in by_output(embeddings).items()}
         near = {output: nearest(own[output], other[output], MOST) for output in own}
         return {k: {output: model.logits(output, near[output]) for output in near} for k, model in models.items()}
 

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix, hstack
 
 from goods.data.folds import make_folds, product_groups
+from goods.data.further import further_columns
 from goods.data.tables import Goods, all_products
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.files import write_frame
+from goods.machine import used
 from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish, part_of, side_by_side
 from goods.models.tfidf import (
@@ -60,7 +63,7 @@ def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
     models = LinearFolds([load(p, fold) for fold in folds])
 
     def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-        made = models.logits(tfidf_columns(products))
+        made = models.logits(tfidf_columns(products, further_columns(p)))
         return {fold.number: {"text": logits} for fold, logits in zip(folds, made, strict=True)}
 
     return predict
@@ -72,20 +75,27 @@ def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: s
         if not to_train(fold, p, what_makes(fold, p, goods, code), say=False):
             return  # whoever held it has trained it meanwhile
         began, part = time.perf_counter(), part_of(p, goods, number)
-        tfidf = fit_tfidf(counts, part.rows)
+        tfidf, columns = fit_tfidf(counts, part.rows), part.learn_columns(p)
+        further = csr_matrix(columns.features(part.products)) if columns else None
+
+        def features(rows: np.ndarray) -> csr_matrix:
+            words = tfidf.features(counts, rows)
+            return words if further is None else csr_matrix(hstack([words, further[rows]]))
+
         groups = product_groups(part.products, p)[part.rows]
         inner = make_folds(part.learned["id"].to_numpy(), part.labels, groups, INNER_FOLDS, p.seed)
-        cost, temperature = choose_cost(lambda rows: tfidf.features(counts, part.rows[rows]), part.labels, inner, p)
-        svm = make_svm(cost, p).fit(tfidf.features(counts, part.rows), part.labels)
+        cost, temperature = choose_cost(lambda rows: features(part.rows[rows]), part.labels, inner, p)
+        svm = make_svm(cost, p).fit(features(part.rows), part.labels)
         held_back, test = (
-            {"text": svm_logits(svm, tfidf.features(counts, rows), p.num_classes) / temperature} if len(rows) else {}
+            {"text": svm_logits(svm, features(rows), p.num_classes) / temperature} if len(rows) else {}
             for rows in (part.valid, np.arange(len(goods.train), len(part.products)))
         )
         fold.begin_writing()
         vectorizers = tfidf.vectorizers(counts)
-        save(LinearModel(vectorizers, svm.coef_, svm.intercept_, svm.classes_, temperature, p.num_classes), fold)
+        learned = (vectorizers, svm.coef_, svm.intercept_, svm.classes_, temperature, p.num_classes, columns)
+        save(LinearModel(*learned), fold)
         write_frame(fold.words, word_weights(svm, vectorizers["words"].get_feature_names_out()))
         facts = {"rows": len(part.rows), "cost": cost, "temperature": round(temperature, 4)}
-        facts |= {"resources": {"seconds": round(time.perf_counter() - began, 1)}}
+        facts |= {"resources": used(time.perf_counter() - began)}
         finish(p, goods, fold, code, held_back, **facts)
         write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)

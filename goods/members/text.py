@@ -16,9 +16,9 @@ from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import ParameterError
 from goods.members import KINDS, Predict
 from goods.members.base import part_of
-from goods.models.backbone import TextEncoder
 from goods.models.device import pick_device, pick_precision
 from goods.models.heads import TextClassifier
+from goods.models.text_encoder import TextEncoder, load_text_encoder
 from goods.models.tuning import (
     checkpoint_activations,
     halve_frozen,
@@ -92,7 +92,7 @@ def make_classifier(p: Params, weights: Path | None = None) -> TextClassifier:
     """The classifier before tuning: pretrained encoder, fresh head; `weights`, where they are to be put into it."""
     if p.warm_start_epochs:
         raise ParameterError("warm_start_epochs is for kind dual; with kind text leave it 0")
-    encoder = TextEncoder(p.model_name, p.max_text_length)
+    encoder = load_text_encoder(p.model_name, p.max_text_length, normalize=False)
     most = getattr(encoder.backbone.config, "max_position_embeddings", 0)
     if 0 < most < p.max_text_length:
         raise ParameterError(f"max_text_length {p.max_text_length} is more than the {most} tokens the encoder can read")
@@ -110,15 +110,14 @@ def make_classifier(p: Params, weights: Path | None = None) -> TextClassifier:
 
 def tokens_dataset(encoder: TextEncoder, table: pd.DataFrame, **columns: Tensor) -> TokensDataset:
     """A table's texts as a text encoder takes them."""
-    return TokensDataset(encoder.tokenize(table["text"]), encoder.tokenizer.pad_token_id, **columns)
+    return TokensDataset(encoder.tokenize(table["text"]), **columns)
 
 
 def occlusion(p: Params, fold: Fold, texts: list[str], product: pd.Series, grid: int) -> tuple[np.ndarray, None]:
     """(texts, num_classes) probabilities of each text; there is no photo to hide."""
     model: nn.Module = load(p, fold).to(pick_device()).eval()
-    tokens, pad = model.encoder.tokenize(texts), model.encoder.tokenizer.pad_token_id
-    parts = []
+    tokens, parts = model.encoder.tokenize(texts), []
     for start in range(0, len(tokens), p.eval_batch_size):
-        ids = pad_tokens(tokens[start : start + p.eval_batch_size], pad).to(pick_device())
+        ids = pad_tokens(tokens[start : start + p.eval_batch_size]).to(pick_device())
         parts.append(probabilities_of(model(input_ids=ids)))
     return np.concatenate(parts), None

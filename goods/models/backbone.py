@@ -1,7 +1,8 @@
-"""Encoders of a local directory: dual ones for photo and text (SigLIP, SigLIP 2 FixRes, CLIP), and text encoders."""
+"""Dual encoders for photo and text from a local directory: SigLIP, SigLIP 2 FixRes, CLIP."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 from transformers.utils import logging as transformers_logging
 
 from goods.errors import GoodsError
@@ -38,7 +39,8 @@ class Processor:
         The first window is the text as far as it fits. Each further one is the title again and the next stretch of the
         text; a text that has no more of it leaves the window all padding.
         """
-        rows = [[text] for text in texts] if windows == 1 else self._windows(texts, titles, max_length, windows)
+        texts, titles = _lower(texts), _lower(titles)
+        rows = [[t] for t in texts] if windows == 1 else windows_of(self.tokenizer, texts, titles, max_length, windows)
         flat = [window for row in rows for window in row]
         ids = self.tokenizer(_lower(flat), padding="max_length", truncation=True, max_length=max_length)["input_ids"]
         full = torch.full((len(rows), windows, max_length), self.tokenizer.pad_token_id)
@@ -48,20 +50,27 @@ class Processor:
             full[row, window] = torch.tensor(ids)
         return full
 
-    def _windows(self, texts: Sequence[str], titles: Sequence[str], max_length: int, windows: int) -> list[list[str]]:
-        tokens = self.tokenizer([*_lower(texts), *_lower(titles)], add_special_tokens=False)["input_ids"]
-        room = max_length - 2  # begin and end tokens, where the tokenizer has them
-        rows = []
-        for text, whole, title in zip(texts, tokens[: len(texts)], tokens[len(texts) :], strict=True):
-            title = title[: room // 2]
-            rest, step = whole[room:], room - len(title)
-            stretches = [rest[at : at + step] for at in range(0, len(rest), step)][: windows - 1]
-            rows.append([text, *(self.tokenizer.decode([*title, *stretch]) for stretch in stretches)])
-        return rows
-
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, the end token included, nothing cut."""
         return [len(ids) for ids in self.tokenizer(_lower(texts))["input_ids"]]
+
+
+def windows_of(
+    tokenizer: Any, texts: Sequence[str], titles: Sequence[str], max_length: int, windows: int
+) -> list[list[str]]:
+    """Of each product its text, and where that is longer than max_length tokens, windows of what is left of it.
+
+    Each of those begins with the title; there are `windows` in all at most.
+    """
+    tokens = tokenizer([*texts, *titles], add_special_tokens=False)["input_ids"]
+    room = max_length - 2  # begin and end tokens, where the tokenizer has them
+    rows = []
+    for text, whole, title in zip(texts, tokens[: len(texts)], tokens[len(texts) :], strict=True):
+        title = title[: room // 2]
+        rest, step = whole[room:], room - len(title)
+        stretches = [rest[at : at + step] for at in range(0, len(rest), step)][: windows - 1]
+        rows.append([text, *(tokenizer.decode([*title, *stretch]) for stretch in stretches)])
+    return rows
 
 
 def _lower(texts: Sequence[str]) -> list[str]:
@@ -107,25 +116,39 @@ def load_backbone(model_name: str) -> PreTrainedModel:
     if bad := sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}):
         raise GoodsError(f"the weights in {folder} don't fit its config.json: {len(bad)} are missing or of another "
                          f"shape, such as {bad[0]}; {_model_advice(folder)}")  # fmt: skip
+    return check_is_dual(backbone, model_name)
+
+
+def check_is_dual(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel:
+    """The backbone; raises GoodsError where it isn't of both photo and text."""
     if not hasattr(backbone, "get_image_features") or not hasattr(backbone, "get_text_features"):
-        raise GoodsError(f"{folder} holds a {type(backbone).__name__}; a dual encoder such as SigLIP is needed")
+        of_photos = backbone.main_input_name == "pixel_values"
+        more = ", or a text encoder beside it in text_model_name" if of_photos else ""
+        raise GoodsError(f"{resolve(model_name)} holds a {type(backbone).__name__}; a dual encoder such as SigLIP is "
+                         f"needed{more}")  # fmt: skip
     return backbone
 
 
-def check_model_dir(folder: Path, photos: bool = True) -> None:
-    """Raises GoodsError when a model directory or a file it needs is missing; a text encoder needs no `photos`."""
+def check_model_dir(folder: Path, photos: bool = True, texts: bool = True) -> None:
+    """Raises GoodsError when a model directory or a file it needs is missing.
+
+    A text encoder needs nothing for `photos`, an image encoder nothing for `texts`.
+    """
     if not folder.is_dir():
         raise GoodsError(f"there is no model directory {folder}; {_model_advice(folder)}")
-    needs = {
-        "config.json": ["config.json"],
-        "weights (*.safetensors)": ["*.safetensors"],
-        "a tokenizer (tokenizer_config.json)": ["tokenizer_config.json"],
-    }
+    needs = {"config.json": ["config.json"], "weights (*.safetensors)": ["*.safetensors"]}
+    if texts:
+        needs["a tokenizer (tokenizer_config.json)"] = ["tokenizer_config.json"]
     if photos:
         needs["an image processor (preprocessor_config.json)"] = ["preprocessor_config.json", "processor_config.json"]
     missing = [what for what, patterns in needs.items() if not any(any(folder.glob(name)) for name in patterns)]
     if missing:
-        raise GoodsError(f"the model directory {folder} lacks {', '.join(missing)}; {_model_advice(folder)}")
+        lacking, hint = f"the model directory {folder} lacks {', '.join(missing)}", ""
+        if len(missing) == 1 and "processor" in missing[0]:
+            hint = "; a text encoder has none: it is for kind text, text_model_name or extra_embeddings"
+        elif len(missing) == 1 and "tokenizer" in missing[0]:
+            hint = "; an image encoder has none: it is for kind image, or for kind dual with text_model_name"
+        raise GoodsError(f"{lacking}{hint}; {_model_advice(folder)}")
 
 
 def _model_advice(folder: Path) -> str:
@@ -142,29 +165,55 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
 
 
-class DualEncoder(nn.Module):
-    """A backbone fed as it was trained: photos squashed to a square and normalised, texts without attention mask."""
+@functools.cache
+def say_once(sentence: str) -> None:
+    """Says what a person should hear of an encoder, the first time that this process loads it."""
+    print(sentence, flush=True)
 
-    def __init__(self, backbone: PreTrainedModel, processor: Processor, p: Params) -> None:
+
+class PhotoEncoder(nn.Module):
+    """What encoders of photos share: photos squashed to a square and normalised; of several photos the mean."""
+
+    image_size: int
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.image_size = check_image_size(backbone, p.image_size)
-        self.interpolate = self.image_size != backbone.config.vision_config.image_size
-        check_text_length(backbone, p.max_text_length)
-        self.processor = processor
-        self.register_buffer("mean", torch.tensor(processor.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(processor.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, size, size), normalised, to (batch, image_dim); each kind of encoder has its own."""
+        raise NotImplementedError
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """(batch, 3, size, size) uint8 to (batch, image_dim)."""
-        pixels = (pixels.float() / 255 - self.mean) / self.std
-        return _pooled(self.backbone.get_image_features(pixel_values=pixels, interpolate_pos_encoding=self.interpolate))
+        return self.features((pixels.float() / 255 - self.mean) / self.std)
 
     def embed_several(self, pixels: Tensor, photos: Tensor) -> Tensor:
         """(batch, most, 3, size, size) uint8, of which each product has `photos`, (batch,), to means (batch, dim)."""
         own = torch.arange(pixels.shape[1], device=photos.device) < photos[:, None]  # (batch, most)
         parts = pixels[own].split(len(pixels))  # no more at once than where each product has one
         return mean_by_product(torch.cat([self.embed_images(part) for part in parts]), own.nonzero()[:, 0], photos)
+
+
+class DualEncoder(PhotoEncoder):
+    """A dual encoder fed as it was trained: photos as PhotoEncoder has them, texts without attention mask."""
+
+    def __init__(self, backbone: PreTrainedModel, processor: Processor, p: Params) -> None:
+        super().__init__(processor.mean, processor.std)
+        self.backbone = backbone
+        self.image_size = check_image_size(backbone, p.image_size)
+        self.interpolate = self.image_size != backbone.config.vision_config.image_size
+        self.max_text_length = check_text_length(backbone, p.max_text_length)
+        self.processor = processor
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, size, size), normalised, to (batch, image_dim)."""
+        return _pooled(self.backbone.get_image_features(pixel_values=pixels, interpolate_pos_encoding=self.interpolate))
+
+    def tokenize(self, texts: Sequence[str], titles: Sequence[str], windows: int = 1) -> Tensor:
+        """(n, windows, max_text_length) token ids; see Processor.tokenize."""
+        return self.processor.tokenize(texts, titles, self.max_text_length, windows)
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """(batch, windows, max_text_length) ids to (batch, text_dim), the mean over the windows that hold text."""
@@ -179,61 +228,6 @@ def mean_by_product(embeddings: Tensor, product: Tensor, parts: Tensor) -> Tenso
     """(all parts, dim) embeddings, which product's each is, and how many each has, (n,), to their means, (n, dim)."""
     total = embeddings.new_zeros(len(parts), embeddings.shape[1]).index_add(0, product, embeddings)
     return total / parts[:, None]
-
-
-class TextEncoder(nn.Module):
-    """A text encoder (BERT, DeBERTa, XLM-R, a sentence-transformers model): the mean of its last hidden states."""
-
-    def __init__(self, model_name: str, max_length: int) -> None:
-        super().__init__()
-        self.tokenizer = load_tokenizer(model_name)
-        self.backbone = load_text_backbone(model_name)
-        self.max_length = max_length
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, cut to max_length, not padded."""
-        return self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(batch, length) ids, padded at the end, to (batch, dim)."""
-        mask = input_ids != self.tokenizer.pad_token_id
-        mask[:, 0] = True  # an empty text of a tokenizer without special tokens is nothing but padding
-        states = self.backbone(
-            input_ids=input_ids, attention_mask=mask.long()
-        ).last_hidden_state  # (batch, length, dim)
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        return (states * weights).sum(1) / weights.sum(1)
-
-
-def load_text_backbone(model_name: str) -> PreTrainedModel:
-    """The text encoder of a local directory, in fp32; safetensors only. Raises GoodsError when it isn't one."""
-    folder = resolve(model_name)
-    check_model_dir(folder, photos=False)
-    try:
-        backbone, loading = AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True,
-            trust_remote_code=False,
-        )  # fmt: skip
-    except Exception as error:
-        raise GoodsError(f"the model in {folder} can't be loaded: {first_line(error)}") from error
-    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):  # unused
-        raise GoodsError(f"the weights in {folder} lack {len(missing)} of its tensors, such as {missing[0]}")
-    if hasattr(backbone, "get_image_features") or getattr(backbone.config, "is_encoder_decoder", False):
-        raise GoodsError(f"{folder} holds a {type(backbone).__name__}; a text encoder such as BERT is needed")
-    return backbone
-
-
-def load_tokenizer(model_name: str) -> Any:
-    """The tokenizer of a local directory; raises GoodsError when it can't be loaded or can't pad."""
-    folder = resolve(model_name)
-    check_model_dir(folder, photos=False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise GoodsError(f"the tokenizer in {folder} can't be loaded: {first_line(error)}") from error
-    if tokenizer.pad_token_id is None:
-        raise GoodsError(f"the tokenizer in {folder} has no padding token; take an encoder, such as BERT or DeBERTa")
-    return tokenizer
 
 
 def _pooled(features: Any) -> Tensor:

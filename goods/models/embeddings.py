@@ -19,24 +19,21 @@ from tqdm.auto import tqdm
 
 from goods.code_version import PLUMBING, code_version
 from goods.data.datasets import PhotoDataset, TokensDataset, photos_in
+from goods.data.matrices import read_matrix
 from goods.data.tables import Goods
 from goods.errors import GoodsError
 from goods.files import atomic_path, clear_temporaries, folder_hash, resolve
-from goods.models.backbone import (
-    DualEncoder,
-    TextEncoder,
-    check_model_dir,
-    load_backbone,
-    load_processor,
-    mean_by_product,
-)
+from goods.models.backbone import DualEncoder, check_model_dir, mean_by_product
 from goods.models.device import autocast, pick_device, pick_precision, tensors_hash
+from goods.models.encoders import SIDES, load_encoder, load_text_tower, window_tokens
+from goods.models.image_encoder import ImageEncoder
+from goods.models.text_encoder import TextEncoder, load_text_encoder, with_max_length
 from goods.models.tuning import halve_frozen
 from goods.params import Params
+from goods.places import names_vectors
 from goods.progress import progress_bar
 from goods.run import Run
 
-EXTRA_MAX_LENGTH = 256  # tokens of a text that extra_embeddings reads, as sentence-transformers models were trained
 GIVEN = frozenset(("goods.data.tables", "goods.data.texts"))  # the cache knows photos and texts as they are given
 CACHE_CHUNK = 1024  # products per file of the embeddings cache; what an interrupted run loses at most
 SHOWN = 5  # products that an error names
@@ -50,6 +47,8 @@ class Embedder:
     is missing.
     """
 
+    kind_of_photos = "image"  # in the cache
+
     def __init__(self, p: Params) -> None:
         self.p, self.model_name = p, p.model_name
 
@@ -61,7 +60,16 @@ class Embedder:
     @cached_property
     def encoder(self) -> DualEncoder:
         """The frozen encoder, on the device that is there."""
-        encoder = DualEncoder(load_backbone(self.model_name), load_processor(self.model_name), self.p)
+        return self._frozen(load_encoder(self.p.model_copy(update={"text_model_name": None})))
+
+    def share_weights(self, other: Embedder) -> None:
+        """Takes the weights of another's encoder, of the same contents; its settings may differ."""
+        self.encoder = self._like(other.encoder).to(pick_device()).eval()
+
+    def _like(self, encoder: DualEncoder) -> DualEncoder:
+        return DualEncoder(encoder.backbone, encoder.processor, self.p)
+
+    def _frozen(self, encoder: nn.Module) -> nn.Module:
         halve_frozen(encoder.requires_grad_(False), pick_precision(self.p.mixed_precision))
         return encoder.to(pick_device()).eval()
 
@@ -77,7 +85,7 @@ class Embedder:
             loader = DataLoader(dataset, self.p.eval_batch_size, num_workers=self.p.num_workers)
             return self._of_pixels(batch["pixels"] for batch in loader)
 
-        return self._cached(list(shas), f"image-{self.p.image_size or 'own'}", compute, ids or images)
+        return self._cached(list(shas), f"{self.kind_of_photos}-{self.p.image_size or 'own'}", compute, ids or images)
 
     def texts(self, texts: Sequence[str], titles: Sequence[str], ids: Sequence[str] = ()) -> Tensor:
         """(n, text_dim) embeddings of texts; the titles head their further windows. `ids` as in photos."""
@@ -106,9 +114,7 @@ class Embedder:
             yield self.encoder.embed_images(pixels.to(pick_device()))
 
     def _of_texts(self, texts: Sequence[str], titles: Sequence[str]) -> Iterator[Tensor]:
-        p = self.p
-        input_ids = self.encoder.processor.tokenize(texts, titles, p.max_text_length, p.text_windows)
-        for ids in input_ids.split(p.eval_batch_size):
+        for ids in self.encoder.tokenize(texts, titles, self.p.text_windows).split(self.p.eval_batch_size):
             yield self.encoder.embed_texts(ids.to(pick_device()))
 
     def _passed(self, batches: Iterator[Tensor], ids: Sequence[str]) -> Tensor:
@@ -170,11 +176,30 @@ class Embedder:
                              f"{advice}")  # fmt: skip
 
 
-class TextEmbedder(Embedder):
-    """Embeddings of texts from the encoder in p.extra_embeddings: mean pooled, of length 1; kept by content, too."""
+class PhotoEmbedder(Embedder):
+    """Embeddings of photos from the image encoder in p.model_name, or a dual encoder's image tower; kept as others."""
 
-    def __init__(self, p: Params) -> None:
-        self.p, self.model_name = p, str(p.extra_embeddings)
+    kind_of_photos = "photo"  # CLIP's tower by itself gives others than the whole: not projected
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its embeddings are kept."""
+        return _cache_folder(self.p, self.model_name, texts=False)
+
+    @cached_property
+    def encoder(self) -> ImageEncoder:
+        """The frozen image encoder, on the device that is there."""
+        return self._frozen(load_encoder(self.p, ("image",)))
+
+    def _like(self, encoder: ImageEncoder) -> ImageEncoder:
+        return ImageEncoder(encoder.backbone, encoder.settings, self.p.image_size)
+
+
+class TextEmbedder(Embedder):
+    """Embeddings of texts from one of p.extra_embeddings, as its maker means them; kept by content, too."""
+
+    def __init__(self, p: Params, model_name: str) -> None:
+        self.p, self.model_name = p, model_name
 
     @cached_property
     def folder(self) -> Path:
@@ -184,24 +209,66 @@ class TextEmbedder(Embedder):
     @cached_property
     def encoder(self) -> TextEncoder:
         """The frozen text encoder, on the device that is there."""
-        return TextEncoder(self.model_name, EXTRA_MAX_LENGTH).requires_grad_(False).to(pick_device()).eval()
+        encoder = load_text_encoder(self.model_name).requires_grad_(False)
+        halve_frozen(encoder, pick_precision(self.p.mixed_precision))
+        return encoder.to(pick_device()).eval()
 
     def texts(self, texts: Sequence[str], ids: Sequence[str] = ()) -> Tensor:
         """(n, dim) embeddings of texts; an error names the products by their `ids`, where they are given."""
-        return self._cached(list(texts), f"mean-{EXTRA_MAX_LENGTH}", self._of_texts, ids or list(texts))
+        return self._cached(list(texts), "text", self._of_texts, ids or list(texts))
 
     def pass_texts(self, texts: Sequence[str], ids: Sequence[str]) -> Tensor:
         """(n, dim) embeddings of texts; the cache takes no part."""
         return self._passed(self._of_texts(texts), ids)
 
     def _of_texts(self, texts: Sequence[str]) -> Iterator[Tensor]:
-        dataset = TokensDataset(self.encoder.tokenize(texts), self.encoder.tokenizer.pad_token_id)
-        order = dataset.lengths.argsort(stable=True)  # like with like: less padding
-        parts = [
-            self.encoder(dataset.__getitems__(rows.tolist())["input_ids"].to(pick_device()))
-            for rows in order.split(self.p.eval_batch_size)
-        ]
-        yield nn.functional.normalize(torch.cat(parts).float(), dim=-1)[order.argsort().to(pick_device())]
+        yield _encoded(self.encoder, self.encoder.tokenize(texts), self.p.eval_batch_size)
+
+
+class TextTowerEmbedder(Embedder):
+    """Embeddings of texts from the encoder in p.text_model_name, as EncoderPair makes them; kept by content, too."""
+
+    def __init__(self, p: Params) -> None:
+        self.p, self.model_name = p, str(p.text_model_name)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its embeddings are kept."""
+        return _cache_folder(self.p, self.model_name, photos=False)
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The frozen text encoder, on the device that is there."""
+        return self._frozen(load_text_tower(self.p))
+
+    def _like(self, encoder: TextEncoder) -> TextEncoder:
+        return with_max_length(encoder, self.p.max_text_length)
+
+    def _of_texts(self, texts: Sequence[str], titles: Sequence[str]) -> Iterator[Tensor]:
+        tokens = window_tokens(self.encoder, texts, titles, self.p.text_windows)
+        each = _encoded(self.encoder, [ids for own in tokens for ids in own], self.p.eval_batch_size)
+        parts = torch.tensor([len(own) for own in tokens], device=each.device)
+        product = torch.arange(len(tokens), device=each.device).repeat_interleave(parts)
+        yield mean_by_product(each, product, parts)
+
+
+def _encoded(encoder: TextEncoder, tokens: list[list[int]], batch_size: int) -> Tensor:
+    """(n, dim) embeddings of tokenised texts."""
+    dataset = TokensDataset(tokens)
+    order = dataset.lengths.argsort(stable=True)  # like with like: less padding
+    parts = [
+        encoder(dataset.__getitems__(rows.tolist())["input_ids"].to(pick_device())) for rows in order.split(batch_size)
+    ]
+    return torch.cat(parts)[order.argsort().to(pick_device())]
+
+
+def embedders_of(p: Params, sides: Sequence[str] = SIDES) -> dict[str, Embedder]:
+    """What embeds each of these sides of a product, "image" and "text"; of a dual encoder one for both."""
+    if "text" not in sides:
+        return {"image": PhotoEmbedder(p)}
+    if p.text_model_name:
+        return {"image": PhotoEmbedder(p), "text": TextTowerEmbedder(p)}
+    return dict.fromkeys(SIDES, Embedder(p))
 
 
 def _write_cache(folder: Path, names: list[str], embeddings: Tensor) -> None:
@@ -235,9 +302,9 @@ def _read_cache(folder: Path, mend: bool = False) -> tuple[dict[str, int], Tenso
     return {name: row for row, name in enumerate(names)}, torch.cat(parts) if parts else torch.empty(0, 0)
 
 
-def _cache_folder(p: Params, model_name: str, photos: bool = True) -> Path:
+def _cache_folder(p: Params, model_name: str, photos: bool = True, texts: bool = True) -> Path:
     """Where embeddings by a model directory are kept: known by its contents, and by the code that embeds."""
-    check_model_dir(resolve(model_name), photos)
+    check_model_dir(resolve(model_name), photos, texts)
     cache = resolve(p.outputs_dir) / "cache"
     contents = folder_hash(resolve(model_name), memory=cache / "hashes.json")
     return cache / "embeddings" / f"{contents}-{code_version((__name__,), PLUMBING | GIVEN)}"
@@ -247,16 +314,20 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def embed_products(p: Params, table: pd.DataFrame, embedder: Embedder | None = None) -> dict[str, Tensor]:
-    """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, from the frozen backbone.
+def embed_products(
+    p: Params, table: pd.DataFrame, sides: Sequence[str] = SIDES, embedders: dict[str, Embedder] | None = None
+) -> dict[str, Tensor]:
+    """{"image": (n, image_dim), "text": (n, text_dim)} of a table's products, of these sides, from frozen encoders.
 
-    `embedder`: that of p, where one is held whose backbone may be loaded already.
+    With p.embeddings_files those vectors take the place of the encoders'.
+    `embedders`: those of p, where some are held whose encoders may be loaded already.
     """
-    embedder, ids = embedder or Embedder(p), table["id"].tolist()
-    embeddings = {
-        "image": _photos_of(embedder, table, ids),
-        "text": embedder.texts(table["text"].tolist(), table["title"].tolist(), ids),
-    }
+    if p.embeddings_files:
+        return side_by_side(given_vectors(p, table), extra_embeddings(p, table))
+    embedders, ids = embedders or embedders_of(p, sides), table["id"].tolist()
+    embeddings = {"image": _photos_of(embedders["image"], table, ids)}
+    if "text" in embedders:
+        embeddings["text"] = embedders["text"].texts(table["text"].tolist(), table["title"].tolist(), ids)
     return embeddings | extra_embeddings(p, table)
 
 
@@ -272,11 +343,33 @@ def _photos_of(embedder: Embedder, table: pd.DataFrame, ids: list[str]) -> Tenso
     return mean_by_product(embeddings, torch.tensor(product), torch.tensor([max(1, len(paths)) for paths in images]))
 
 
+def side_by_side(embeddings: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Embeddings of the same products together; what both call by one name is joined to longer rows."""
+    both = {name: torch.cat([embeddings[name], more[name]], dim=1) for name in embeddings.keys() & more.keys()}
+    return embeddings | more | both
+
+
+def given_vectors(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
+    """{"image", "text", "extra": (n, dim)}, those that there are, of a table's products from p.embeddings_files."""
+    found = read_matrix(p.embeddings_files, p.id_column).of(table["id"].tolist())
+    return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
+def further_vectors(p: Params, path: str, ids: Sequence[str]) -> Tensor:
+    """(n, dim) vectors of products from a file, or from those of a pattern: all that it has, side by side."""
+    return torch.from_numpy(read_matrix([path], p.id_column).joined(ids))
+
+
 def extra_embeddings(p: Params, table: pd.DataFrame) -> dict[str, Tensor]:
-    """{"extra": (n, extra_dim)} of a table's texts from the encoder in p.extra_embeddings; {} where there is none."""
-    if not p.extra_embeddings:
-        return {}
-    return {"extra": TextEmbedder(p).texts(table["text"].tolist(), table["id"].tolist())}
+    """{"extra": (n, extra_dim)} of a table's products, those in p.extra_embeddings side by side: text encoders', and
+    vectors made elsewhere.
+
+    {} where there is none.
+    """
+    texts, ids = table["text"].tolist(), table["id"].tolist()
+    parts = [further_vectors(p, name, ids) if names_vectors(name) else TextEmbedder(p, name).texts(texts, ids)
+             for name in p.extra_embeddings]  # fmt: skip
+    return {"extra": torch.cat(parts, dim=1)} if parts else {}
 
 
 def save_embeddings(p: Params, goods: Goods) -> dict[str, dict[str, Tensor]]:

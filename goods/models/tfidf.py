@@ -16,6 +16,7 @@ from sklearn.svm import LinearSVC
 from goods.errors import DamagedFileError
 from goods.files import atomic_path, read_frame, read_json, write_json
 from goods.metrics import METRICS, fit_temperature
+from goods.models.columns import Columns, as_json, of_json
 from goods.models.token_counts import COLUMNS, vectorizer_of, weigh_tokens
 from goods.params import Params
 
@@ -104,7 +105,7 @@ class LinearModel:
     """What a fold of kind linear has learned: vectorizers by the name of their part, and a linear classifier.
 
     coefficients (classes seen, features), intercepts (classes seen,) and the classes seen; margins are divided by the
-    temperature.
+    temperature. columns: the further features, the last ones, where there are any.
     """
 
     vectorizers: dict[str, TfidfVectorizer]
@@ -113,10 +114,12 @@ class LinearModel:
     classes: np.ndarray
     temperature: float
     num_classes: int
+    columns: Columns | None = None
 
     def logits(self, texts: pd.DataFrame) -> np.ndarray:
         """(n, num_classes) calibrated margins of tfidf_columns' table."""
-        x = hstack([part.transform(texts[COLUMNS[name]]) for name, part in self.vectorizers.items()]).tocsr()
+        parts = [part.transform(texts[COLUMNS[name]]) for name, part in self.vectorizers.items()]
+        x = hstack([*parts, *([self.columns.features(texts)] if self.columns else [])]).tocsr()
         return (
             full_margins(x @ self.coefficients.T + self.intercepts, self.classes, self.num_classes) / self.temperature
         )
@@ -157,6 +160,9 @@ class LinearFolds:
             lengths = np.sqrt(counts.power(2) @ np.square(self._idf[name]))  # (n, folds)
             for number, weights in enumerate(self._weights[name]):
                 margins[number] += (counts @ weights) / np.where(lengths[:, number] > 0, lengths[:, number], 1)[:, None]
+        for number, model in enumerate(self.models):
+            if model.columns:
+                margins[number] += model.columns.features(texts) @ model.coefficients[:, -model.columns.width :].T
         return [full_margins(values, model.classes, model.num_classes) / model.temperature
                 for values, model in zip(margins, self.models, strict=True)]  # fmt: skip
 
@@ -180,7 +186,8 @@ def save_linear(model: LinearModel, weights: Path, details: Path) -> None:
         name: {"column": COLUMNS[name], "words": part.get_feature_names_out().tolist()}
         for name, part in model.vectorizers.items()
     }
-    write_json(details, {"temperature": model.temperature, "num_classes": model.num_classes, "parts": parts})
+    facts = {"temperature": model.temperature, "num_classes": model.num_classes, "parts": parts}
+    write_json(details, facts | as_json(model.columns))
     with atomic_path(weights) as temporary:
         save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, temporary)
 
@@ -195,6 +202,7 @@ def load_linear(weights: Path, details: Path) -> LinearModel:
             vectorizers[name] = vectorizer_of(name, part["words"], tensors[f"idf.{name}"])
         # In 64 bits, as scikit-learn's own: sums in 32 would differ from those of the training.
         found = (tensors["coefficients"].astype(float), tensors["intercepts"].astype(float), tensors["classes"])
-        return LinearModel(vectorizers, *found, float(facts["temperature"]), int(facts["num_classes"]))
+        last = (float(facts["temperature"]), int(facts["num_classes"]), of_json(facts))
+        return LinearModel(vectorizers, *found, *last)
     except Exception as error:  # anything at all can be wrong with a damaged file
         raise DamagedFileError(f"{weights} or {details.name} beside it is missing or damaged; {again}") from error

@@ -6,7 +6,7 @@ each weighs, comes from its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +21,13 @@ _WORDS = {"ngram_range": (1, 2), "sublinear_tf": True, "dtype": np.float32}
 PARTS = {"words": _WORDS, "characters": _WORDS | {"ngram_range": (3, 5), "analyzer": "char_wb"}, "title": _WORDS}
 # The title has features of its own: what a thing is called weighs more than a word somewhere in its description.
 COLUMNS = {"words": "text", "characters": "text", "title": "title"}
+STRETCH = 2048  # rows whose features are made at once
 MIN_PRODUCTS = {"words": 2, "characters": 2, "title": 1}  # of a fold's, that a token must occur in
 
 
-def tfidf_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """What the features are made of: the whole text, and the title once more."""
-    return pd.DataFrame({"text": table["text"].tolist(), "title": table["title"].tolist()})
+def tfidf_columns(table: pd.DataFrame, further: Sequence[str] = ()) -> pd.DataFrame:
+    """What the features are made of: the whole text, and the title once more; and further columns, as they are."""
+    return pd.DataFrame({name: table[name].tolist() for name in dict.fromkeys(("text", "title", *further))})
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,22 @@ class Tfidf:
     idf: dict[str, np.ndarray]
 
     def features(self, counts: TokenCounts, rows: np.ndarray) -> csr_matrix:
-        """(rows, features) of these rows of the counts: each part's at length 1, side by side, in 64 bits."""
+        """(rows, features) of these rows of the counts: each part's at length 1, side by side, in 64 bits.
+
+        Made a stretch of rows at a time, straight to its place: no more memory than the features themselves.
+        """
+        most = sum(int(np.diff(counts.weights[name].indptr)[rows].sum()) for name in self.columns)
+        # What turns out not to be needed at the end is never touched, so it takes no memory.
+        data, indices, ends = np.empty(most), np.empty(most, dtype=np.int32), [np.zeros(1, dtype=np.int64)]
+        for at in range(0, len(rows), STRETCH):
+            part = self._stretch(counts, rows[at : at + STRETCH])
+            start = int(ends[-1][-1])
+            data[start : start + part.nnz], indices[start : start + part.nnz] = part.data, part.indices
+            ends.append(start + part.indptr[1:])
+        indptr, features = np.concatenate(ends), sum(map(len, self.columns.values()))
+        return csr_matrix((data[: indptr[-1]], indices[: indptr[-1]], indptr), shape=(len(rows), features))
+
+    def _stretch(self, counts: TokenCounts, rows: np.ndarray) -> csr_matrix:
         parts = []
         for name, columns in self.columns.items():
             part = counts.weights[name][rows][:, columns]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PreTrainedModel
 
 
-# A classifier gives the first two no gradient, nor the pooler that TextEncoder leaves out.
-NEVER_TRAINED = ("logit_scale", "logit_bias", "pooler.", "text_model.embeddings.token_embedding",
-                 "embeddings.word_embeddings", "embeddings.tok_embeddings")  # fmt: skip
+# By the start of their names within a tower; a classifier gives the first three no gradient, and what follows a text
+# encoder's pooling ("after.") stays as its maker trained it.
+NEVER_TRAINED = ("logit_scale", "logit_bias", "embeddings.mask_token", "embeddings.token_embedding",
+                 "embeddings.word_embeddings", "embeddings.tok_embeddings", "embed_tokens", "after.")  # fmt: skip
 
 
 def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
@@ -35,16 +36,17 @@ def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
     backbone.requires_grad_(p.tune == "full")
     if p.tune == "lora":
         _add_adapters(backbone, p)
-    never, before_end = (*NEVER_TRAINED, *p.frozen), _blocks_from_end(backbone)
+    before_end, image_alone = _blocks_from_end(backbone), getattr(backbone, "main_input_name", "") == "pixel_values"
     for name, parameter in backbone.named_parameters():
         if p.tune == "last" and before_end[name] < p.last_blocks:
             parameter.requires_grad_(True)
-        if name.startswith(never):
+        tower, own = _in_tower(name)
+        unused = own.startswith("pooler.") and not image_alone and tower != "vision"  # TextEncoder leaves it out
+        if unused or own.startswith(NEVER_TRAINED) or name.startswith(p.frozen):
             parameter.requires_grad_(False)
     if missing := [part for part in p.frozen if not any(n.startswith(part) for n, _ in backbone.named_parameters())]:
-        raise GoodsError(
-            f"frozen names '{missing[0]}', but no part of the backbone begins so; such as vision_model.head"
-        )
+        some = next(iter(backbone.named_parameters()))[0].rpartition(".")[0]
+        raise GoodsError(f"frozen names '{missing[0]}', but no part of the backbone begins so; one that does is {some}")
 
 
 def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
@@ -56,21 +58,38 @@ def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
     layers = [n for n, module in backbone.named_modules() if isinstance(module, nn.Linear) and _BLOCK.match(n)]
     unknown = [t for t in p.lora_targets if not any(re.fullmatch(within + re.escape(t), name) for name in layers)]
     if unknown:
-        own = sorted({name.rsplit(".", 1)[-1] for name in layers})
-        raise GoodsError(f"lora_targets {', '.join(unknown)} match no layer of the backbone; "
-                         f"its blocks have {', '.join(own)}")  # fmt: skip
+        raise GoodsError(f"lora_targets {', '.join(unknown)} match no layer of the backbone; its blocks have "
+                         f"{_last_names(layers)}")  # fmt: skip
     pattern = f"{within}({'|'.join(map(re.escape, p.lora_targets))})"
+    for tower in ("vision", "text"):
+        own = [name for name in layers if _in_tower(name)[0] == tower and not name.startswith(p.frozen)]
+        if own and not any(re.fullmatch(pattern, name) for name in own):
+            raise GoodsError(f"lora_targets {', '.join(p.lora_targets)} match no layer of the {tower}_model; its "
+                             f"blocks have {_last_names(own)}")  # fmt: skip
     config = LoraConfig(r=p.lora_rank, lora_alpha=p.lora_alpha, lora_dropout=p.lora_dropout, target_modules=pattern)
     inject_adapter_in_model(config, backbone)
 
 
-# A block of a dual encoder's tower, or of a text encoder by itself, as its parameters' names begin.
-_BLOCK = re.compile(r"(?:(vision|text)_model\.)?(?:encoder\.|transformer\.)?layers?\.(\d+)\.")
+def _last_names(layers: list[str]) -> str:
+    return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
 
+
+# A block of a dual encoder's tower, or of an encoder by itself, as its parameters' names begin: layers, or in stages.
+_TOWER = r"(?:(vision|text)_model\.(?:backbone\.)?)*"  # an EncoderPair's hold their backbones
+_STAGE = r"(?:model\.)?(?:encoder\.|transformer\.)?(?:stages|layers?|blocks)\.(\d+)\."
+_BLOCK = re.compile(rf"{_TOWER}{_STAGE}(?:(?:layers?|blocks)\.(\d+)\.)?")
 
 # What follows a tower's blocks: the norm of their output, the pooling head, the projection into the shared space.
-_AFTER = re.compile(r"(?:(?:vision|text)_model\.)?(?:post_layernorm|final_layer_norm|final_norm|norm|head|pooler)\."
-                    r"|(?:visual|text)_projection\.")  # fmt: skip
+_AFTER = re.compile(
+    rf"{_TOWER}(?:model\.)?(?:post_layernorm|final_layer_norm|final_norm|layer_?norm|norm|head|pooler)\."
+    r"|(?:visual|text)_projection\."
+)
+
+
+def _in_tower(name: str) -> tuple[str | None, str]:
+    """Which tower a parameter is of, "vision", "text" or None, and what it is called there."""
+    tower = re.match(_TOWER, name)
+    return tower[1], name[tower.end() :]
 
 
 def _blocks_from_end(backbone: PreTrainedModel) -> dict[str, int]:
@@ -80,17 +99,22 @@ def _blocks_from_end(backbone: PreTrainedModel) -> dict[str, int]:
     positions that DeBERTa's blocks share. Its gradient would run back through every block.
     """
     block_of = {name: _BLOCK.match(name) for name, _ in backbone.named_parameters()}
-    blocks: Counter[str | None] = Counter()  # of each tower; None is a text encoder by itself
+    blocks: defaultdict[str | None, set[tuple[int, int]]] = defaultdict(set)  # of each tower; None: there is one alone
     for block in filter(None, block_of.values()):
-        blocks[block[1]] = max(blocks[block[1]], int(block[2]) + 1)
+        blocks[block[1]].add(_place(block))
+    order = {tower: sorted(places, reverse=True) for tower, places in blocks.items()}
     found = {}
     for name, block in block_of.items():
         if block:
-            found[name] = blocks[block[1]] - 1 - int(block[2])
+            found[name] = order[block[1]].index(_place(block))
         else:
-            tower = re.match("vision|text", name)
-            found[name] = 0 if _AFTER.match(name) else blocks[tower[0] if tower else None]
+            found[name] = 0 if _AFTER.match(name) else len(order.get(_in_tower(name)[0], ()))
     return found
+
+
+def _place(block: re.Match) -> tuple[int, int]:
+    """Where a block stands; what leads from one stage to the next stands with the first block of its stage."""
+    return int(block[2]), int(block[3] or 0)
 
 
 def block_rates(backbone: PreTrainedModel, p: Params) -> dict[str, float]:
@@ -104,10 +128,21 @@ def block_rates(backbone: PreTrainedModel, p: Params) -> dict[str, float]:
 
 
 def checkpoint_activations(backbone: PreTrainedModel) -> None:
-    """Keeps only each block's input for the backward pass, which computes the rest again (arXiv 1604.06174)."""
+    """Keeps only each block's input for the backward pass, which computes the rest again (arXiv 1604.06174).
+
+    Raises GoodsError where the architecture has no such way.
+    """
+    if isinstance(backbone, nn.ModuleDict):  # of an EncoderPair
+        for tower in backbone.values():
+            checkpoint_activations(tower.backbone)
+        return
     # transformers 5.24 has a new name for it.
     enable = getattr(backbone, "activation_checkpointing_enable", backbone.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise GoodsError(f"gradient_checkpointing is not for a {type(backbone).__name__}; leave it false, and lower "
+                         "micro_batch_size where memory is short") from error  # fmt: skip
 
 
 def halve_frozen(model: nn.Module, precision: str) -> None:

@@ -13,17 +13,32 @@ from torch import Tensor
 
 from goods.data.ahead import PhotoReader
 from goods.data.datasets import PhotoDataset, TensorsDataset, as_tuples, photos_in
+from goods.data.matrices import read_matrix
 from goods.data.photos import can_be_shown
+from goods.errors import GoodsError
 from goods.files import folder_hash, resolve
-from goods.models.backbone import DualEncoder, mean_by_product
-from goods.models.device import pick_device, pick_precision
-from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings
+from goods.model_paths import model_paths
+from goods.models.backbone import mean_by_product
+from goods.models.device import pick_precision
+from goods.models.embeddings import (
+    Embedder,
+    TextEmbedder,
+    embed_products,
+    embedders_of,
+    extra_embeddings,
+    further_vectors,
+    given_vectors,
+    side_by_side,
+)
+from goods.models.encoders import SIDES
 from goods.params import Params
+from goods.places import names_vectors
 from goods.training.inference import decoded_chunks
 
 PHOTO_ROWS, TEXT_ROWS = 1024, 4096  # products that are worked on at once, with and without their photos
 PIXEL_BYTES = 2**30  # decoded photos held in memory at once, where several members look at them
 AND = " | "  # between what each of a product's several photos is like
+Sides = tuple[str, ...]  # of a product, as a member looks at it
 Images = list[tuple[Any, ...]]  # of each product its photos: paths or bytes, "" for none
 
 
@@ -31,11 +46,11 @@ class Inputs:
     """Those of a run's own tables: the photos are known to open, and frozen embeddings are kept on disk."""
 
     def __init__(self) -> None:
-        self._embedders: dict[Params, Embedder] = {}
+        self._embedders: dict[tuple[Params, Sides], dict[str, Embedder]] = {}
 
-    def embeddings(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
-        """{"image": (n, image_dim), "text": (n, text_dim)} from the frozen backbone, "extra" from extra_embeddings."""
-        return embed_products(p, products, self._embedders.setdefault(p, Embedder(p)))
+    def embeddings(self, p: Params, products: pd.DataFrame, sides: Sides = SIDES) -> dict[str, Tensor]:
+        """{"image": (n, image_dim), "text": (n, text_dim)} from frozen encoders, "extra" from extra_embeddings."""
+        return embed_products(p, products, sides, self._embedders.setdefault((p, sides), embedders_of(p, sides)))
 
     def extra(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
         """{"extra": (n, extra_dim)}; {} without extra_embeddings."""
@@ -45,8 +60,11 @@ class Inputs:
         """The dataset with its photos decoded, in as many chunks as memory asks for."""
         return decoded_chunks(dataset, p)
 
-    def will_embed(self, p: Params) -> None:
+    def will_embed(self, p: Params, sides: Sides = SIDES) -> None:
         """Said by a member beforehand: it will ask for embeddings."""
+
+    def will_add(self, p: Params) -> None:
+        """Said by a member beforehand: it will ask for extra embeddings."""
 
     def will_decode(self, size: int) -> None:
         """Said by a member beforehand: it will ask for photos of this size."""
@@ -65,6 +83,7 @@ class SharedInputs(Inputs):
         self._encoders: dict[tuple, Embedder] = {}
         self._made: dict[Any, tuple[Any, Any]] = {}
         self._readers: defaultdict[int, set] = defaultdict(set)  # who looks at photos of a size
+        self._vectors: dict[tuple[str, ...], tuple[str, str]] = {}  # files that members read: name, the ids' column
         self._status: tuple[Images, list[str]] = ([], [])  # of each photo, in one list
         self._reader: PhotoReader | None = None
 
@@ -80,32 +99,72 @@ class SharedInputs(Inputs):
         most = PHOTO_ROWS if self._readers else TEXT_ROWS
         return max(1, min(most, PIXEL_BYTES // held)) if held else most
 
-    def will_embed(self, p: Params) -> None:
+    def will_embed(self, p: Params, sides: Sides = SIDES) -> None:
         """Loads the encoders, so that what is wrong with them is said at once."""
-        self._readers[self._encoder(p).encoder.image_size].add(self._image_key(p))
-        if p.extra_embeddings:
-            self._extra_encoder(p)
+        if p.embeddings_files:
+            self._will_read("embeddings_files", p.embeddings_files, p)
+        else:
+            embedders = self._embedders_of(p, sides)
+            self._readers[embedders["image"].encoder.image_size].add(self._image_key(p, embedders["image"]))
+        self.will_add(p)
+
+    def will_add(self, p: Params) -> None:
+        """Said by a member beforehand: it will ask for extra embeddings."""
+        for name, path in model_paths(dict(p), ["extra_embeddings"]).items():
+            if names_vectors(path):
+                self._will_read(name, (path,), p)
+            else:
+                self._extra_encoder(p, path)
+
+    def _will_read(self, name: str, files: tuple[str, ...], p: Params) -> None:
+        read_matrix(files, p.id_column)
+        self._vectors[files] = name, p.id_column
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether any member reads vectors that were made elsewhere."""
+        return bool(self._vectors)
+
+    def check_vectors(self, ids: Sequence[str]) -> None:
+        """Raises GoodsError where products have no vector among those that members read."""
+        for files, (name, id_column) in self._vectors.items():
+            try:
+                read_matrix(files, id_column).check_ids({"": ids})
+            except GoodsError as error:
+                raise GoodsError(f"{error}: models={{'{name}': path}}, --models {name}=PATH") from None
 
     def will_decode(self, size: int) -> None:
         """Said by a member beforehand: it will ask for photos of this size."""
         self._readers[size].add(len(self._readers[size]))
 
-    def embeddings(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
+    def embeddings(self, p: Params, products: pd.DataFrame, sides: Sides = SIDES) -> dict[str, Tensor]:
         """As Inputs; each distinct one is computed once per table."""
-        encoder, images, ids = self._encoder(p), as_tuples(photos_in(products)), products["id"].tolist()
-        texts, titles = products["text"].tolist(), products["title"].tolist()
-        image = self._once(self._image_key(p), images, lambda: self._photo_embeddings(encoder, images, ids, p))
-        text_key = ("text", *self._contents(p, p.model_name), p.max_text_length, p.text_windows, p.text_columns)
-        text = self._once(text_key, (texts, titles), lambda: encoder.pass_texts(texts, titles, ids))
-        return {"image": image, "text": text} | self.extra(p, products)
+        if p.embeddings_files:
+            self.check_vectors(products["id"].tolist())
+            return side_by_side(given_vectors(p, products), self.extra(p, products))
+        embedders, ids = self._embedders_of(p, sides), products["id"].tolist()
+        photos, images = embedders["image"], as_tuples(photos_in(products))
+        key = self._image_key(p, photos)
+        found = {"image": self._once(key, images, lambda: self._photo_embeddings(photos, images, ids, p))}
+        if "text" in embedders:
+            reader, texts, titles = embedders["text"], products["text"].tolist(), products["title"].tolist()
+            key = ("text", *self._contents(p, reader.model_name), p.max_text_length, p.text_windows, p.text_columns)
+            found["text"] = self._once(key, (texts, titles), lambda: reader.pass_texts(texts, titles, ids))
+        return found | self.extra(p, products)
 
     def extra(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
         """As Inputs; each distinct one is computed once per table."""
-        if not p.extra_embeddings:
-            return {}
         texts, ids = products["text"].tolist(), products["id"].tolist()
-        key = ("extra", *self._contents(p, p.extra_embeddings), p.text_columns)
-        return {"extra": self._once(key, texts, lambda: self._extra_encoder(p).pass_texts(texts, ids))}
+
+        def of(name: str) -> Tensor:
+            if names_vectors(name):
+                self.check_vectors(ids)
+                return further_vectors(p, name, ids)
+            key = ("extra", *self._contents(p, name), p.text_columns)
+            return self._once(key, texts, lambda: self._extra_encoder(p, name).pass_texts(texts, ids))
+
+        parts = [of(name) for name in p.extra_embeddings]
+        return {"extra": torch.cat(parts, dim=1)} if parts else {}
 
     def chunks(self, dataset: PhotoDataset, p: Params) -> Iterator[TensorsDataset]:
         """The dataset with its photos decoded, whole: a table that is longer than `rows` comes in parts."""
@@ -141,24 +200,25 @@ class SharedInputs(Inputs):
         status = self._status[1]
         return [[place for place in own if can_be_shown(status[place])] or own[:1] for own in _places(images)]
 
-    def _encoder(self, p: Params) -> Embedder:
-        """The frozen backbone, loaded once for all image sizes and text settings."""
-        contents = self._contents(p, p.model_name)
-        key = ("dual", *contents, p.image_size, p.max_text_length, p.text_windows)
-        if key not in self._encoders:
-            embedder = Embedder(p)
-            alike = [other for known, other in self._encoders.items() if known[: 1 + len(contents)] == key[:-3]]
-            if alike:
-                first = alike[0].encoder
-                embedder.encoder = DualEncoder(first.backbone, first.processor, p).to(pick_device()).eval()
-            self._encoders[key] = embedder
-            _ = embedder.encoder
-        return self._encoders[key]
+    def _embedders_of(self, p: Params, sides: Sides) -> dict[str, Embedder]:
+        """The frozen encoders, each loaded once for all image sizes and text settings."""
+        found = {}
+        for side, embedder in embedders_of(p, sides).items():
+            what = type(embedder), *self._contents(p, embedder.model_name)
+            key = (*what, p.image_size, p.max_text_length, p.text_windows)
+            if key not in self._encoders:
+                alike = [other for known, other in self._encoders.items() if known[: len(what)] == what]
+                if alike:
+                    embedder.share_weights(alike[0])
+                self._encoders[key] = embedder
+                _ = embedder.encoder
+            found[side] = self._encoders[key]
+        return found
 
-    def _extra_encoder(self, p: Params) -> TextEmbedder:
-        key = ("extra", *self._contents(p, str(p.extra_embeddings)))
+    def _extra_encoder(self, p: Params, model_name: str) -> TextEmbedder:
+        key = ("extra", *self._contents(p, model_name))
         if key not in self._encoders:
-            self._encoders[key] = TextEmbedder(p)
+            self._encoders[key] = TextEmbedder(p, model_name)
             _ = self._encoders[key].encoder
         return self._encoders[key]
 
@@ -200,8 +260,8 @@ class SharedInputs(Inputs):
             yield pixels
         self._status = images, found
 
-    def _image_key(self, p: Params) -> tuple:
-        return ("image", *self._contents(p, p.model_name), p.image_size)
+    def _image_key(self, p: Params, embedder: Embedder) -> tuple:
+        return (embedder.kind_of_photos, *self._contents(p, embedder.model_name), p.image_size)
 
     def _contents(self, p: Params, model_name: str) -> tuple[str, str]:
         """What a frozen encoder's embeddings depend on beside its inputs: its files, and its precision."""

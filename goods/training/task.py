@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from goods.models.columns import Columns
 from goods.models.heads import GoodsHeads
 from goods.params import Params
 from goods.progress import progress_bar
@@ -27,7 +28,8 @@ class Task:
     valid: Dataset | None  # the refit has none
     ids: np.ndarray  # (n,) of the training products
     labels: dict[str, np.ndarray]  # "train", "valid": (n,) class indices
-    planned: bool = False  # whether goods.cost can tell beforehand what the training takes
+    sides: tuple[str, ...] = ()  # of a product that it looks at, where goods.cost can tell beforehand what it takes
+    columns: Columns | None = None  # what the fold has learned of further columns
     rows: str = field(default="", init=False)  # hash of what is learned from
 
 

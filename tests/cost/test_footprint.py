@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from goods.cost.empty import read_config
 from goods.cost.footprint import (
     ACTIVATIONS,
     COPIES,
@@ -28,7 +29,6 @@ from goods.cost.footprint import (
     measure_footprint,
     optimizer_buffers,
     optimizer_bytes,
-    read_config,
 )
 from goods.cost.plan import plan_run
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
@@ -51,7 +51,7 @@ class Mlp(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, classes, bias=False)
 
-    def forward(self, pixels: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor, input_ids: Tensor, extra: Tensor | None = None) -> dict[str, Tensor]:
         return {"fused": self.last(self.first(pixels))}
 
 

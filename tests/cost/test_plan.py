@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from backbones import say_how
 
+from goods.cost.empty import empty_model, read_config
 from goods.cost.footprint import (
     ACTIVATIONS,
     COPIES,
@@ -16,11 +19,10 @@ from goods.cost.footprint import (
     GRADIENTS,
     OPTIMIZER,
     WEIGHTS,
-    _backbone,
-    read_config,
 )
 from goods.cost.plan import GIB, GPUS, Gpu, find_gpu, plan_run, with_overhead
 from goods.errors import GoodsError
+from goods.files import write_json
 from goods.models.heads import GoodsHeads
 from goods.params import Params
 
@@ -45,7 +47,7 @@ def test_so400m_parameters(so400m: Any) -> None:
     heads = sum(q.numel() for q in GoodsHeads(1152, 1152, made.params).parameters())
     assert made.total - heads == 877_960_498
     assert made.trainable == made.total - 32_000 * 1152 - 2  # token embeddings, logit_scale, logit_bias
-    backbone = _backbone(read_config(made.params.model_name), made.params)
+    backbone = empty_model(read_config(made.params.model_name), made.params.model_name)
     assert sum(q.numel() for q in backbone.vision_model.parameters()) / 1e6 == pytest.approx(428.2, abs=0.05)
     assert sum(q.numel() for q in backbone.text_model.parameters()) / 1e6 == pytest.approx(449.7, abs=0.05)
 
@@ -301,3 +303,19 @@ def test_a_plan_changes_nothing(small: Any) -> None:
     assert plan_run(small(tune="lora"), "T4") == plan_run(small(tune="lora"), "T4")
     assert torch.equal(state, torch.get_rng_state())
     assert torch.zeros(1).tolist() == [0.0]  # no fake mode is left on
+
+
+def test_further_text_encoders_are_counted(small: Any, encoder_dir: Path, tmp_path: Path) -> None:
+    folder = say_how(Path(shutil.copytree(encoder_dir, tmp_path / "pooled")), {"embedding_dimension": 32,
+                     "pooling_mode": "cls"}, "Dense")  # fmt: skip
+    write_json(folder / "2_Dense" / "config.json", {"out_features": 8, "activation_function": "torch.nn.Tanh"})
+    p = small(tune="last")
+    further = p.model_copy(update={"extra_embeddings": (str(encoder_dir), str(folder))})
+    without, made = (plan_run(each, "T4") for each in (p, further))
+    assert made.trainable - without.trainable == (32 + 8) * (p.hidden_dim + 2)  # a layer, and the norm before it
+    assert set(made.memory) - set(without.memory) == {"further texts"} and made.memory["further texts"]["weights"]
+    weights = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # of two blocks
+    assert made.flops["further texts"] == pytest.approx(2 * 2 * 256 * (weights + 2 * 2 * 256 * 32), rel=0.01)
+    assert set(made.hours) - set(without.hours) == {"further texts, once"}
+    assert made.disk["embeddings"] - without.disk.get("embeddings", 0) == pytest.approx(60_000 * 40 * 4 / 1e9)
+    assert "further text encoders are assumed to read 256 tokens of every text" in made.notes

@@ -126,3 +126,27 @@ def test_no_secret_is_asked_for_without_a_network(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     assert in_kernel.wandb_environment(load_params()) == {}
     assert capsys.readouterr().out == "wandb: offline\n"
+
+
+def test_attached_vectors_are_put_where_the_config_looks(sample: Any, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(ROOT / "params", tmp_path / "project" / "params")
+    monkeypatch.setattr("goods.files.ROOT", tmp_path / "project")
+    inputs = tmp_path / "kaggle" / "input"
+    shutil.copytree(sample.data, inputs / "goods")
+    given = {"kind": "embeddings", "embeddings_files": ["models/vlm/train.npz", "models/test.safetensors"]}
+
+    def prepare() -> in_kernel.Session:
+        return in_kernel.prepare(tmp_path / "kaggle", "params/head.yaml", **given)
+
+    with pytest.raises(GoodsError, match=r"needs the vectors in train\.npz, and no file below .*input is called so"):
+        prepare()
+    names = ("a/vlm/train.npz", "b/other/train.npz", "b/image-vectors/test.safetensors", "b/image-vectors/test.ids.txt")
+    touch(inputs, *names)
+    assert prepare().p.embeddings_files == tuple(given["embeddings_files"])  # and no encoder is asked for
+    assert resolve("models/vlm/train.npz").resolve() == inputs / names[0]
+    assert [resolve(f"models/test.{end}").resolve() for end in ("safetensors", "ids.txt")] == [
+        inputs / n for n in names[2:]
+    ]
+    touch(inputs, "c/vlm/train.npz")
+    with pytest.raises(GoodsError, match=r"vectors train\.npz are attached more than once, in .*a/vlm.*c/vlm"):
+        prepare()

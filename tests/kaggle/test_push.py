@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backbones import say_how
 from kaggle_server import Kaggle
 
 from goods.errors import GoodsError
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: Any, tmp_path: Path) -> None:
     model = shutil.copytree(sample.model, tmp_path / "SigLIP-tiny")
     (model / "pytorch_model.bin").touch()  # pickle: nobody reads it
+    say_how(model, {"pooling_mode": "cls"})
     defaults = {name: default for name, (default, _) in build.PARAMETERS.items()}
     text = build.make_notebook(defaults | {"settings": {"model_name": str(model)}})
     (kernel / "main.ipynb").write_text(text)
@@ -31,7 +33,7 @@ def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: An
     [sent] = [body for name, body in kaggle.calls if name == "CreateDataset"]
     assert sent["isPrivate"] is True and sent["slug"] == "siglip-tiny"
     uploaded = {body["name"] for name, body in kaggle.calls if name == "StartBlobUpload"}
-    assert uploaded == {file.name for file in sample.model.iterdir()}
+    assert uploaded == {file.name for file in sample.model.iterdir()} | {"modules.json", "1_Pooling.zip"}
     (model / "config.json").unlink(), (model / "model.safetensors").unlink()
     with pytest.raises(GoodsError, match="download the weights there first"):
         push.send_backbone(kernel)

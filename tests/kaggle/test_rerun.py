@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+from backbones import say_how
 from conftest import put_together
 from kaggle_server import Kaggle, hide_more_products, mount, on_demand, run_here, run_offline
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 # The runs that are trained at home, and what their kernels are given.
 SMALL = {"n_folds": 3, "num_workers": 0, "image_size": 64}
-HEAD = {"tune": "head", "num_epochs": 5, "extra_embeddings": "models/bert-mini"}
+HEAD = {"tune": "head", "num_epochs": 5, "extra_embeddings": ["models/bert-mini", "models/bert-cls"]}
 GIVEN: dict[str, tuple[str, dict[str, Any]]] = {
     "head": ("params/demo.yaml", {"run": "head", "model_name": "models/siglip-tiny", **HEAD, **SMALL}),
     "words": ("params/linear.yaml", {"run": "words", **SMALL}),
@@ -51,10 +52,12 @@ class Home(NamedTuple):
 
 @pytest.fixture(scope="module")
 def home(sample: Any, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """Finished runs of the kinds dual (with another text encoder), linear and knn, and a blend of them."""
-    models = {"siglip-tiny": sample.model, "bert-mini": encoder_dir}
+    """Finished runs of the kinds dual (with other text encoders), linear and knn, and a blend of them."""
+    other = say_how(Path(shutil.copytree(encoder_dir, tmp_path_factory.mktemp("models") / "bert-cls")),
+                    {"embedding_dimension": 32, "pooling_mode": "cls"})  # fmt: skip
+    models = {"siglip-tiny": sample.model, "bert-mini": encoder_dir, "bert-cls": other}
     outputs, runs = tmp_path_factory.mktemp("home"), {}
-    here = {"model_name": str(sample.model), "extra_embeddings": str(encoder_dir)}
+    here = {"model_name": str(sample.model), "extra_embeddings": [str(encoder_dir), str(other)]}
     for name, (config, given) in GIVEN.items():
         own = {"model_name": Params().model_name} | given | {key: path for key, path in here.items() if key in given}
         if name == "both":
@@ -221,6 +224,9 @@ def test_what_is_not_attached_is_said_before_the_work(kernel: Kernel, home: Home
     with pytest.raises(GoodsError, match=r"in extra_embeddings \(bert-mini\), and attached are others: .*siglip-tiny"):
         kernel.prepare("both")
     kernel.attach("bert-mini")
+    with pytest.raises(GoodsError, match=r"in extra_embeddings_2 \(bert-cls\), and attached are others: .*bert-mini"):
+        kernel.prepare("both")
+    kernel.attach("bert-cls")
     weights = Run(kernel.root / "input" / "both-weights").inner("near").fold(2).weights
     weights.rename(weights.with_suffix(".away"))
     with pytest.raises(GoodsError, match=r"'near' in .* is not whole: its ensemble is of fold 2, too"):
@@ -260,10 +266,11 @@ def test_another_text_encoder_is_linked_and_missed_as_the_backbone_is(kernel: Ke
     kernel.attach("siglip-tiny")
     with pytest.raises(GoodsError, match="needs the weights of bert-mini, but attached are those of another"):
         kernel.prepare("head")
-    kernel.attach("bert-mini")
+    kernel.attach("bert-mini", "bert-cls")
     session = kernel.prepare("head")
-    assert not session.predictor and 'extra_embeddings="models/bert-mini"' in session.command
-    assert set(members.kind_of(session.p).model_hashes(session.p)) == {"model_name", "extra_embeddings"}
+    assert not session.predictor and 'extra_embeddings=["models/bert-mini", "models/bert-cls"]' in session.command
+    found = set(members.kind_of(session.p).model_hashes(session.p))
+    assert found == {"model_name", "extra_embeddings", "extra_embeddings_2"}
 
 
 @pytest.mark.slow

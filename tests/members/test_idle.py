@@ -25,6 +25,9 @@ SMALL = {"n_folds": 3}
         ({"tune": "head", "wise_ft": True}, "wise_ft: True .* with tune head all that is trained is random before"),
         ({"kind": "text", "wise_ft": True}, "wise_ft: True .* the head of kind text is random before"),
         ({"tune": "head", "warm_start_epochs": 3}, "warm_start_epochs: 3 .* raise num_epochs"),
+        ({"embeddings_files": "a.npz"}, "embeddings_files: .* reads no vectors made elsewhere"),
+        ({"kind": "embeddings"}, "kind embeddings needs embeddings_files"),
+        ({"kind": "embeddings", "embeddings_files": "a.npz", "augment_flip": 0.5}, "augment_flip: 0.5 .* no photo"),
         ({"kind": "knn", "n_folds": 2}, "n_folds: 2 .* two folds leave none; take 3 or more"),
     ],
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pandas as pd
 import pytest
+from backbones import make_decoder, say_how
 from conftest import fit, fit_in_stretches, put_together
 
 from goods.data.tables import read_goods
@@ -61,6 +64,26 @@ def test_earlier_blocks_learn_more_slowly(make):
     assert rates["encoder.layer.1.output.dense.weight"] == pytest.approx(1e-3)
     assert rates["encoder.layer.0.output.dense.weight"] == pytest.approx(5e-4)
     assert rates["embeddings.position_embeddings.weight"] == pytest.approx(2.5e-4)
+
+
+def test_an_encoder_is_pooled_as_its_maker_means_it_but_not_brought_to_length_one(make, encoder_dir, tmp_path):
+    folder = shutil.copytree(encoder_dir, tmp_path / "encoder")
+    prompts = {"prompts": {"classification": "classification: "}}
+    say_how(folder, {"embedding_dimension": 32, "pooling_mode": "cls"}, "Normalize", config=prompts)
+    encoder = make_classifier(make(**TEXT, model_name=str(folder))).encoder
+    assert encoder.pooling == "cls" and not list(encoder.after) and encoder.max_length == 48
+    assert encoder.tokenize(["a cup"]) == [encoder.tokenizer("classification: a cup")["input_ids"]]
+
+
+@pytest.mark.slow
+def test_a_decoder_learns_by_its_last_token(make, tmp_path):
+    folder = make_decoder(tmp_path / "qwen3-mini", ["a red cup", "a guitar with six strings"])
+    oof = fit(make(**TEXT | {"tune": "lora", "num_epochs": 1}, lora_targets=["q_proj", "v_proj"], run="decoder",
+                   model_name=str(folder), gradient_checkpointing=True))  # fmt: skip
+    assert oof.filter(regex=r"^text_\d+$").notna().all(axis=None)
+    model = make_classifier(make(**TEXT | {"tune": "full"}, run="full", model_name=str(folder)))
+    frozen = {name for name, parameter in model.encoder.backbone.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"embed_tokens.weight"}  # as those of other encoders
 
 
 @pytest.mark.slow

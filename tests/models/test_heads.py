@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor, nn
 
@@ -70,8 +68,8 @@ class Rough(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = SimpleNamespace(config=SimpleNamespace(hidden_size=32))
-        self.layer = nn.Linear(8, 32)
+        self.dim = 32
+        self.layer = nn.Linear(8, self.dim)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.layer(input_ids)

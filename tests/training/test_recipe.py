@@ -106,12 +106,12 @@ def test_the_average_of_weights_differs_from_the_last_ones(make):
 
 def test_modality_dropout_takes_one_input_of_some_products_in_training_only(make):
     heads = GoodsHeads(6, 4, make(modality_dropout=0.5, num_classes=21))
-    image, text = torch.ones(4000, 6), torch.ones(4000, 4)
-    dropped = heads.train()._drop_modality(image, text)
+    given = {"image": torch.ones(4000, 6), "text": torch.ones(4000, 4), "columns": torch.ones(4000, 2)}
+    *dropped, columns = heads.train()._drop_modality(given)
     lost = [(part == 0).all(1) for part in dropped]
-    assert not (lost[0] & lost[1]).any()
+    assert not (lost[0] & lost[1]).any() and columns.all()
     assert all(0.2 < part.float().mean() < 0.3 for part in lost)
-    assert heads.eval()._drop_modality(image, text)[0] is image
+    assert heads.eval()._drop_modality(given)[0] is given["image"]
 
 
 @pytest.mark.slow
