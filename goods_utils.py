@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from goods.classify import Job
+    from goods.on_ray import Loading
 
 pd.set_option("display.html.use_mathjax", False)  # in the tables of notebooks a $ is a price, no formula
 gc.freeze()  # nor is any looked for among them later, at the end of the process above all
@@ -222,6 +224,8 @@ def add_predict(commands: Any) -> None:
     command.add_argument("--image-column", help="what names or holds their photos; the run's own by default")
     command.add_argument("--out", required=True, help="the predictions: .parquet, .csv, or a folder of parts")
     command.add_argument("--shard", help="the parts of a share of the table: 3/16 is the third of sixteen")
+    command.add_argument("--engine", choices=("local", "ray"), default="local", help="who works: this process, or Ray")
+    command.add_argument("--actors", type=int, help="of ray, side by side; one for each GPU, else each CPU, by default")
     command.add_argument("--precision", type=float, default=0.95, help="how many of the accepted are to be right")
     command.add_argument("--probabilities", action="store_true", help="add the probability of every class")
     command.add_argument(
@@ -265,6 +269,7 @@ def path_from_here(given: str) -> str:
 def predict(options: argparse.Namespace) -> None:
     """The command `predict`; what it is given relative is looked for from here. Ends with status 2 on bad input."""
     from goods.classify import prepare_job
+    from goods.on_ray import Loading
 
     here = {name: getattr(options, name) for name in ("table", "out", "images") if getattr(options, name)}
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
@@ -272,23 +277,30 @@ def predict(options: argparse.Namespace) -> None:
         settings = parse_settings(options.set)
         named = (text.partition("=") for text in options.models)
         models = {name: path_from_here(path) for name, _, path in named}
-        predictor = load_predictor(run_folder(options.run), models, **settings)
+        loading = Loading(run_folder(options.run), models, settings)
+        predictor = loading.load()
+        gc.freeze()  # its words, a million of them, are no garbage either
         job = prepare_job(predictor, image_column=options.image_column, precision=options.precision,
                           probabilities=options.probabilities, **paths)  # fmt: skip
-        print(f"{job.acceptance.sentence()}\n{_done(job, options.shard)}")
+        print(f"{job.acceptance.sentence()}\n{_done(job, options, loading)}")
     except (GoodsError, OSError) as error:
         print(f"goods_utils.py: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
 
 
-def _done(job: Job, shard: str | None) -> str:
+def _done(job: Job, options: argparse.Namespace, loading: Loading) -> str:
     """What has become of a job, in the file or the folder that was asked for."""
-    from goods import catalogue
+    from goods import catalogue, on_ray
 
+    ray = options.engine == "ray"
+    if options.actors is not None and not (ray and options.actors > 0):
+        raise GoodsError(f"--actors {options.actors} has no meaning: with --engine ray it is how many, at least 1")
     if not job.out.suffix:
-        return catalogue.report(job, catalogue.run_shard(job, catalogue.Shard.parse(shard or "1/1")))
-    if shard:
-        raise GoodsError(f"--out {job.out} is a file; --shard writes a folder of parts: name one")
+        classify = partial(on_ray.classified, job, loading, actors=options.actors) if ray else None
+        return catalogue.report(job, catalogue.run_shard(job, catalogue.Shard.parse(options.shard or "1/1"), classify))
+    if options.shard or ray:
+        what = "--shard" if options.shard else "--engine ray"
+        raise GoodsError(f"--out {job.out} is a file; {what} writes a folder of parts: name one")
     return job.report(job.run())
 
 

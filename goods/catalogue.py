@@ -10,8 +10,10 @@ see the folder, and the bytes are the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from goods.errors import GoodsError, listing
 from goods.files import held, is_alive, read_frame, read_json_if_whole, write_frame, write_json
 from goods.progress import progress_bar
 
+Classify = Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]  # stretches of products to their predictions
 PART_STRETCHES = 8  # of predictor.rows: 8,192 products with photos, minutes of a T4's work, which a kill may cost
 
 
@@ -129,10 +132,11 @@ def facts_of(job: Job) -> dict[str, Any]:
     return job.facts | {"part_rows": part_rows(job)}
 
 
-def run_shard(job: Job, shard: Shard = Shard()) -> dict[str, int]:
+def run_shard(job: Job, shard: Shard = Shard(), classify: Classify | None = None) -> dict[str, int]:
     """Writes the parts of a shard that aren't there yet to the folder job.out; returns what is worth saying of them.
 
-    Columns: those of Job.run, and photo_status. Raises GoodsError where the folder is of another job, HeldError where
+    classify: who does the work, in the stretches' order; this process, where nobody is named. Columns: those of
+    Job.run, and photo_status. Raises GoodsError where the folder is of another job, HeldError where
     another process is at work on the shard.
     """
     folder, rows = PartsFolder(job.out), part_rows(job)
@@ -145,15 +149,26 @@ def run_shard(job: Job, shard: Shard = Shard()) -> dict[str, int]:
         done = sum(of_shard) - sum(min(rows, job.table.rows - number * rows) for number in due)
         name = f"shard {shard}" if shard.count > 1 else f"run {job.predictor.run.name}"
         with progress_bar(total=sum(of_shard), initial=done, desc=name, unit=" products") as bar:
-            _write(job, folder, due, bar)
+            _write(job, folder, due, classify or partial(_here, job), bar)
     return finish(job, folder, [folder.part(number) for number in numbers])
 
 
-def _write(job: Job, folder: PartsFolder, due: set[int], bar: Any) -> None:
-    written: list[pd.DataFrame] = []
-    for (number, last), products in _stretches(job, due):
-        written.append(predicted_rows(job.predictor, products, job.acceptance, job.probabilities))
-        bar.update(len(products))
+def _here(job: Job, stretches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    return (predicted_rows(job.predictor, products, job.acceptance, job.probabilities) for products in stretches)
+
+
+def _write(job: Job, folder: PartsFolder, due: set[int], classify: Classify, bar: Any) -> None:
+    places, written = deque[tuple[int, bool]](), list[pd.DataFrame]()
+
+    def noted() -> Iterator[pd.DataFrame]:
+        for place, products in _stretches(job, due):
+            places.append(place)
+            yield products
+
+    for predicted in classify(noted()):
+        number, last = places.popleft()
+        written.append(predicted)
+        bar.update(len(predicted))
         if last:
             write_frame(folder.part(number), pd.concat(written, ignore_index=True))
             written = []

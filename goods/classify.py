@@ -21,6 +21,7 @@ from pydantic import Field
 
 from goods.accept import Acceptance, acceptance_of
 from goods.data.datasets import as_tuples, photos_in
+from goods.data.fetch import NotFetchedError, fetched
 from goods.data.photo_files import columns_of, write_photo
 from goods.data.photos import inspect_photos
 from goods.data.products import PhotoFinder, ProductTable, check_products, find_product_photos
@@ -111,7 +112,7 @@ class Job:
                 "part_rows": self.predictor.rows, **where}  # fmt: skip
 
     def stretches(self, rows: int) -> Iterator[pd.DataFrame]:
-        """The table in stretches of so many rows, with its photos as `image`: paths, bytes, or tuples of several."""
+        """The table in stretches of so many rows, with its photos as `image`: paths, URIs, bytes, tuples of several."""
         return map(self.with_photos, self.table.stretches(rows))
 
     def with_photos(self, products: pd.DataFrame) -> pd.DataFrame:
@@ -147,7 +148,7 @@ class Job:
     def sample(self, rows: int = SAMPLE_ROWS, seed: int = 0) -> pd.DataFrame:
         """Some of the products, drawn from all of the table, with the paths of their photos as `image`.
 
-        Photos that are inside the table are written to the cache, as those of the training goods are.
+        Photos that are inside the table, or fetched, are written to the cache, as those of the training goods are.
         """
         drawn = np.zeros(self.table.rows, dtype=bool)
         drawn[np.random.default_rng(seed).permutation(self.table.rows)[:rows]] = True
@@ -159,8 +160,8 @@ class Job:
 
     def _with_paths(self, products: pd.DataFrame) -> pd.DataFrame:
         folder, images = unpacked_cache(self.predictor.p), as_tuples(products["image"])
-        paths = [tuple(str(folder / write_photo(photo, folder)) if isinstance(photo, bytes) else photo for photo in own)
-                 for own in images]  # fmt: skip
+        here = iter(fetched([photo for own in images for photo in own]))
+        paths = [tuple(_as_path(next(here), folder) for _ in own) for own in images]
         return products.assign(image=pd.Series(paths, index=products.index, dtype=object))
 
     def with_names(self, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -232,6 +233,12 @@ def prepare_job(
     folder = resolve(images) if images else None
     photos = find_product_photos(checked, id_column, folder, column) if looks else None
     return Job(predictor, checked, photos, acceptance, out, probabilities)
+
+
+def _as_path(photo: str | bytes | NotFetchedError, folder: Path) -> str:
+    if isinstance(photo, bytes):
+        return str(folder / write_photo(photo, folder))
+    return "" if isinstance(photo, NotFetchedError) else photo
 
 
 def job_of(p: PredictParams, predictor: Predictor) -> Job:
@@ -342,7 +349,7 @@ class Counted:
         """rows, accepted, and how many photos are missing, truncated and unreadable."""
         each = pd.concat(self._bad)[PHOTO].str.split(AND, regex=False).explode()
         missing, good, cut = (
-            int(found.sum()) for found in (each == "missing", each == "ok", each.str.startswith("trunc"))
+            int(found.sum()) for found in (each.str.startswith("missing"), each == "ok", each.str.startswith("trunc"))
         )
         return {"rows": self.rows, "accepted": self.accepted, "missing_photos": missing, "truncated_photos": cut,
                 "unreadable_photos": len(each) - missing - good - cut}  # fmt: skip

@@ -94,8 +94,8 @@ class Predictor:
     def predict(self, products: pd.DataFrame) -> np.ndarray:
         """(n, num_classes) calibrated probabilities of products, whatever their number, in their order.
 
-        products: the text columns as the run's tables have them; `image`, the path of a photo or its bytes, "" for
-        none, a tuple of several; and the id column, by which errors name a product. What is not there is taken as
+        products: the text columns as the run's tables have them; `image`, the path or URI of a photo or its bytes, ""
+        for none, a tuple of several; and the id column, by which errors name a product. What is not there is taken as
         empty, but for the text columns: raises GoodsError without them.
         """
         return self.classify(products).probabilities

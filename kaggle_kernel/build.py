@@ -46,13 +46,14 @@ SOURCES = {  # fields of kernel-metadata.json, and what their items look like
 # What the kernel starts, and what is looked up by name: with all that these and the notebooks import, a cell each.
 STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
 # Commands of goods_utils.py that no kernel gives, and what they alone import.
-LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "export", "model_card")}
+LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "on_ray", "export", "model_card")}
 # What draws, counts beforehand, or reads files of every kind: in one cell with the notebooks and configs, so that those
 # that one looks for, of models, training and ensemble, are found.
-ASIDE = ("goods/figures/", "goods/cost/", "goods/report.py", "goods/eda.py", "goods/explain.py", "goods/settings.py",
-         "goods/kernels.py", "goods/sheets.py", "goods/models/neighbours.py", "goods/training/tracking.py",
-         "goods/data/advice.py", "goods/data/lost_rows.py", "goods/data/salvage.py", "goods/data/table_files.py",
-         "goods/data/photo_files.py")  # fmt: skip
+ASIDE = ("goods/figures/", "goods/findings/", "goods/cost/", "goods/report.py", "goods/page.py", "goods/entries.py",
+         "goods/eda.py", "goods/trust.py", "goods/explain.py", "goods/settings.py", "goods/kernels.py", "goods/sheets.py",
+         "goods/words.py", "goods/advice.py", "goods/machine.py", "goods/models/neighbours.py", "goods/models/text_encoding.py",
+         "goods/training/tracking.py", "goods/data/advice.py", "goods/data/lost_rows.py", "goods/data/salvage.py",
+         "goods/data/table_files.py", "goods/data/photo_files.py", "goods/data/fetch.py", "goods/data/matrices.py")  # fmt: skip
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
 CONFIGS = ("params/*.yaml",)
 

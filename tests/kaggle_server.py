@@ -1,18 +1,24 @@
-"""A server that the command line takes for Kaggle, and a fake /kaggle to run in."""
+"""A server that the command line takes for Kaggle, a fake /kaggle to run in, and what runs a notebook there."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
+import yaml
 from conftest import put_together
 from loopback import Handler, Server
 
 from goods.data.tables import read_goods
 from goods.ensemble.submission import write_submission
+from goods.files import write_text
 from goods.members import open_run
 from goods.params import Params, load_params
 from goods_utils import fit_all
@@ -24,6 +30,25 @@ LAYOUTS = [
     ("competitions/goods-classification", "models/me/siglip/transformers/tiny/1"),
     ("goods-classification/data", "datasets/me/siglip-tiny"),
 ]
+
+
+on_demand = pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes a minute or two: GOODS_SLOW=1 runs it")
+# In a network of its own, with nothing in it but this machine: where unshare isn't allowed, sockets refuse the others.
+OFFLINE = """
+import fcntl, os, socket, struct, sys
+flags = struct.pack("16sh14x", b"lo", 1)  # up
+fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, flags)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+REFUSE = """
+import socket
+connect = socket.socket.connect
+def refuse(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        raise OSError(f"no network here: {address}")
+    return connect(self, address)
+socket.socket.connect = refuse
+"""
 
 
 class Api(Handler):
@@ -97,3 +122,24 @@ def run_here(sample: Any, outputs: Path, folds: list[int], config: str = "params
     put_together(p, goods)
     write_submission(p, goods)
     return p
+
+
+def run_offline(text: str, root: Path, python: Path | str = sys.executable, **parameters: Any) -> str:
+    """Runs a pushed notebook in an empty folder, without network and without this project in sight.
+
+    Returns what it said when it failed, else nothing.
+    """
+    aside = root.with_name(f"{root.name}-aside")
+    write_text(aside / "pushed.ipynb", text)
+    write_text(aside / "refuse" / "sitecustomize.py", REFUSE)
+    write_text(aside / "parameters.yaml", yaml.safe_dump({"config": "params/demo.yaml"} | parameters))
+    (aside / "empty").mkdir()
+    command = [python, "-m", "papermill", aside / "pushed.ipynb", aside / "done.ipynb", "-k", "python3"]
+    command += ["-f", aside / "parameters.yaml", "--no-progress-bar"]
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0:
+        command = ["unshare", "-rn", python, "-c", OFFLINE, *command]
+    environment = os.environ | {"GOODS_KAGGLE_ROOT": str(root), "PYTHONPATH": str(aside / "refuse")}
+    environment["JUPYTER_PATH"] = str(Path(python).parents[1] / "share" / "jupyter")
+    done = subprocess.run(command, cwd=aside / "empty", env=environment, capture_output=True, text=True, timeout=500)
+    assert not list((aside / "empty").iterdir())
+    return done.stderr if done.returncode else ""

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Sample
+from loopback import Handler, Server, serving
 from odd_photos import cut, encoded
 
 from goods.classify import Outputs, result_table
@@ -181,6 +182,45 @@ def test_photos_that_cannot_be_used_are_counted_listed_and_done_without(
     assert without.status == 0
     first = read(tmp_path / "without.csv")["probability"][:3], read(tmp_path / "predictions.parquet")["probability"][:3]
     np.testing.assert_allclose(*first, atol=1e-6)
+
+
+class Shop(Handler):
+    """A shop that has the photos of a folder."""
+
+    folder: Path
+
+    def do_GET(self) -> None:
+        path = self.folder / self.path.lstrip("/")
+        self.say(*(200, path.read_bytes()) if path.is_file() else (404, b"no"))
+
+
+@pytest.mark.slow
+def test_photos_by_uri_are_fetched_or_done_without(predict, refused, sample: Sample, tmp_path: Path) -> None:
+    folder = sample.data / "test_images" / "test_images"
+    table = pd.read_csv(sample.data / "test.csv", dtype=str, keep_default_na=False).head(6)
+    names = [f"{name}.jpg" for name in table["id"]]
+    Shop.folder = folder
+    with serving(Server(Shop)) as shop, serving(Server(Shop)) as closed:
+        table["photo"] = [f"{shop.url}/{names[0]}", f"{shop.url}/gone.jpg", (folder / names[2]).as_uri(), names[3], "",
+                          f"{shop.url}/{names[5]}|{shop.url}/gone.jpg"]  # fmt: skip
+        table.to_csv(tmp_path / "new.csv", index=False)
+        uris = {"table": str(tmp_path / "new.csv"), "image_column": "photo"}
+        done = predict("head", images=None, **uris)
+        assert "4 photos are missing and 0 unreadable (predictions.parquet.bad_images.csv): predicted by" in done.out
+        listed = pd.read_csv(tmp_path / "predictions.parquet.bad_images.csv", dtype=str)
+        assert listed["id"].tolist() == table["id"][[1, 3, 4, 5]].tolist()
+        assert listed["status"].tolist() == ["missing: HTTP 404", "missing", "missing", "ok | missing: HTTP 404"]
+        predict("head", out=str(tmp_path / "by id.parquet"))
+        by_id, found = read(tmp_path / "by id.parquet")["probability"], read(tmp_path / "predictions.parquet")
+        np.testing.assert_allclose(found["probability"][[0, 2, 5]], by_id[[0, 2, 5]], atol=1e-6)
+        table["photo"] = [f"{closed.url}/{name}" for name in names]
+    table.to_csv(tmp_path / "new.csv", index=False)  # from here on nobody is there
+    assert "none of the first 6 photos that" in (said := refused(run="head", images=None, **uris))
+    assert f"can be fetched ({table['photo'][0]}: no answer: " in said and "look at column photo" in said
+    assert predict("head", out=str(tmp_path / "copies.parquet"), **uris).status == 0  # what --images has isn't fetched
+    np.testing.assert_allclose(read(tmp_path / "copies.parquet")["probability"], by_id[:6], atol=1e-6)
+    table.assign(photo="odd://a.jpg").to_csv(tmp_path / "new.csv", index=False)
+    assert "photos at odd:// can't be read: " in refused(run="head", images=None, **uris)
 
 
 @pytest.mark.slow

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from backbones import change_weights
-from conftest import Sample
+from conftest import Sample, fit, put_together
 
-from goods.data import datasets
+from goods.data import ahead
+from goods.data.tables import read_goods
+from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError, OtherRunError, ParameterError
 from goods.export import export_run
 from goods.files import read_json, write_json
@@ -24,6 +26,7 @@ from goods.run import Run
 
 pytestmark = pytest.mark.slow
 
+SMALL: dict = {}
 KINDS = ("head", "last", "bert", "words", "near", "blend")
 
 
@@ -55,9 +58,22 @@ def test_the_test_set_as_a_new_table_gives_what_the_run_has_submitted(kinds, tab
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_a_tuned_backbone_gives_what_the_run_has_submitted(trained, make, table: pd.DataFrame, tune: str) -> None:
+    """The other tunes are among the kinds."""
+    kept = trained.p.model_dump(include={"num_classes", "n_folds", "image_size", "batch_size", "num_workers", "seed"})
+    p = make(**kept, tune=tune, num_epochs=1, folds=[0], run=tune)
+    goods = read_goods(p)
+    fit(p)
+    put_together(p, goods)
+    write_submission(p, goods)
+    np.testing.assert_allclose(load_predictor(p.run_dir).predict(table), probabilities_of(p), rtol=0, atol=1.5e-6)
+
+
+@pytest.mark.slow
 def test_a_blend_decodes_a_photo_once_and_runs_a_backbone_once(kinds, table, monkeypatch) -> None:
     seen: Counter[str] = Counter()
-    decode, embed = datasets.load_or_white, DualEncoder.embed_images
+    decode, embed = ahead.load_or_white, DualEncoder.embed_images
 
     def counted_decode(path: str, size: int) -> tuple:
         seen[path] += 1
@@ -69,7 +85,7 @@ def test_a_blend_decodes_a_photo_once_and_runs_a_backbone_once(kinds, table, mon
         return embed(encoder, pixels)
 
     predictor = load_predictor(kinds["blend"].run_dir)
-    monkeypatch.setattr(datasets, "load_or_white", counted_decode)
+    monkeypatch.setattr(ahead, "load_or_white", counted_decode)
     monkeypatch.setattr(DualEncoder, "embed_images", counted_embed)
     monkeypatch.setattr("goods.training.inputs.PHOTO_ROWS", 16)  # of 42
     cache = kinds["blend"].run_dir.parent / "cache"

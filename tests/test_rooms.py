@@ -37,7 +37,7 @@ FLOORS = [
     {"members", "entries"},
     {"explain", "report", "predictor", "model_card", "compare"},
     {"classify", "export"},
-    {"catalogue", "compare_page"},
+    {"catalogue", "on_ray", "compare_page"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics", "goods.words")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from goods.data.fetch import is_uri
 from goods.data.photo_files import find_photos
 from goods.places import PHOTO_ENDINGS
 
@@ -58,6 +59,8 @@ def likely_cause(part: str, names: Sequence[str], table: pd.DataFrame, folder: P
     files = sorted(f.name for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
     found = find_photos(folder) if folder.is_dir() else {}
     folded = {name.casefold(): name for name in found}
+    if names and _most(sum(map(is_uri, names)), len(names)):
+        return f"they are addresses, and training reads every photo many times: download them to {folder} first"
     ways = (
         lambda: _in_other_capitals(names, folded),
         lambda: _in_another_folder(part, names, folder, other),

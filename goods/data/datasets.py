@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from goods.data.photos import Augment, load_or_white, load_photo
+from goods.data.photos import Augment, load_photo
 
 NO_TOKEN = -1  # behind the end of a text; a tokenizer's own padding may be a token that texts end with
 
@@ -61,14 +61,6 @@ class PhotoDataset(Dataset):
         pixels = [load_photo(image, self.size, self.augment, seed=seed) for image in images]
         white = [load_photo("", self.size)] * (self.most - len(images))
         return {"pixels": torch.stack([*pixels, *white]), "photos": torch.tensor(len(images))} | columns
-
-
-class UncheckedPhotos(PhotoDataset):
-    """Photos, or their bytes, that nobody has looked at yet: pixels, white ones where there is none, and status."""
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        pixels, status = load_or_white(*self.images[row], self.size)
-        return {"pixels": pixels, "status": status}
 
 
 class TensorsDataset(Dataset):

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import pyarrow.parquet as pq
 
+from goods.data.fetch import is_uri
 from goods.data.table_files import holds_photos, is_parquet, stretches
 from goods.errors import DamagedFileError
 from goods.files import atomic_path, file_stamp, read_json, write_json
@@ -71,8 +72,8 @@ class PhotoFolder:
 
 
 def file_name(name: str) -> str:
-    """A photo's name with slashes; of a web address the last part."""
-    if re.match(r"https?://", name):
+    """A photo's name with slashes; of a URI the last part."""
+    if is_uri(name):
         return unquote(urlsplit(name).path.rsplit("/", 1)[-1]) or "."
     return name.replace("\\", "/")
 
@@ -94,7 +95,8 @@ def names_in(cell: str, folder: PhotoFolder) -> list[str]:
     else:
         names = cell.split()
         ended = all(name.lower().endswith(PHOTO_ENDINGS) for name in names)
-        if len(names) > 1 and (_found(cell, folder) or not (ended or any(_found(name, folder) for name in names))):
+        several = len(names) > 1 and not all(map(is_uri, names))
+        if several and (_found(cell, folder) or not (ended or any(_found(name, folder) for name in names))):
             names = [cell]  # one name with spaces
     return list(dict.fromkeys(name for part in names if (name := part.strip())))
 

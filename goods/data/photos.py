@@ -20,6 +20,7 @@ import pandas as pd
 from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageFilter, ImageOps, UnidentifiedImageError, features
 from PIL import __version__ as pillow_version
 
+from goods.data.fetch import NotFetchedError
 from goods.data.salvage import salvage
 from goods.errors import DamagedFileError
 from goods.files import file_stamp, read_frame, write_frame
@@ -194,11 +195,13 @@ def load_photo(path: str, size: int, augment: Augment | None = None, seed: Seque
     return _change(pixels, rng, augment) if augment else pixels
 
 
-def load_or_white(path: str | bytes, size: int) -> tuple[torch.Tensor, str]:
+def load_or_white(path: str | bytes | NotFetchedError, size: int) -> tuple[torch.Tensor, str]:
     """load_photo's pixels and inspect_photos' status; white ones where there is no photo, or none can be read.
 
-    path: the photo's, or its bytes.
+    path: the photo's, or its bytes, or why there are none at its URI.
     """
+    if isinstance(path, NotFetchedError):
+        return load_photo("", size), f"missing: {path}"
     if path == "":
         return load_photo("", size), "missing"
     try:

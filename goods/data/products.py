@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from goods.data.advice import nearest_column
+from goods.data.datasets import as_tuples
+from goods.data.fetch import NotFetchedError, check_schemes, fetched, is_uri
 from goods.data.photo_files import (
     UNPACKED_AT_ONCE,
     PhotoFolder,
@@ -27,7 +29,8 @@ from goods.errors import GoodsError, listing
 from goods.files import file_hash
 from goods.places import table_pieces
 
-Photos = str | bytes | tuple[str | bytes, ...]  # of a product: a path, or a photo's bytes; "" for none; or several
+Photos = str | bytes | tuple[str | bytes, ...]  # of a product: a path, URI or a photo's bytes; "" for none; or several
+PROBED = 8  # photos that are fetched beforehand, where there are none but by URIs
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,15 @@ def _repeated(path: Path, id_column: str, most: int = 6) -> list[str]:
 
 @dataclass(frozen=True)
 class PhotoFinder:
-    """Where the photos of products are: in a folder by their ids or as `column` says, or `inside` the table."""
+    """Where the photos of products are: in a folder by their ids or as `column` says, or `inside` the table.
+
+    copies: the folder holds copies of what URIs name, as far as it goes.
+    """
 
     within: PhotoFolder
     column: str | None
     inside: bool = False
+    copies: bool = False
 
     @property
     def folder(self) -> Path:
@@ -116,38 +123,53 @@ class PhotoFinder:
         """(n,) the photos of products; one that isn't there is "", so that each has its place."""
         if not self.column:
             return [self.within.by_id(name) for name in products[id_column]]
-        find = self.within.find
         if self.inside:
-            found = [tuple(find(name) if data is None else data for data, name in photos_in_cell(cell))
+            found = [tuple(self._find(name) if data is None else data for data, name in photos_in_cell(cell))
                      for cell in products[self.column]]  # fmt: skip
         else:
-            found = [tuple(map(find, names_in(cell, self.within))) for cell in cells_of(products, self.column, "id")]
+            cells = cells_of(products, self.column, "id")
+            found = [tuple(map(self._find, names_in(cell, self.within))) for cell in cells]
         return [photos if len(photos) > 1 else (*photos, "")[0] for photos in found]
+
+    def _find(self, name: str) -> str:
+        """The path of a photo, or the URI that it can be fetched from; "" where there is none."""
+        if is_uri(name) and not self.copies:
+            return name
+        return self.within.find(name) or (name if is_uri(name) else "")
 
 
 def find_product_photos(table: ProductTable, id_column: str, folder: Path | None, column: str | None) -> PhotoFinder:
     """The photos of a table; raises GoodsError where not one of its products has a photo there.
 
-    column: that names them, below `folder` or else beside the table, or a pattern of columns; or that holds them.
-    Paths that lead out of the folder are refused.
+    column: that names them, below `folder` or else beside the table, or by URIs, or a pattern of columns; or that holds
+    them. Paths that lead out of the folder are refused, and URIs that nothing here can read.
     """
     inside = bool(column) and photos_inside(table.path, column)
     if folder and not folder.is_dir() and not inside:
         raise GoodsError(f"there is no folder {folder} with photos")
-    finder = PhotoFinder(PhotoFolder(folder or table.path.parent), column, inside)
+    finder = PhotoFinder(PhotoFolder(folder or table.path.parent), column, inside, copies=bool(folder))
     columns, found, leaving = [id_column, *(columns_of(column) if column else [])], False, []
+    probed: list[str] = []
     rows = UNPACKED_AT_ONCE if inside else CHECKED_ROWS
     for stretch in stretches(table.path, rows, table.id_column, columns, photos=True):
         if column and not inside:
             leaving += outside(stretch[id_column], cells_of(stretch, column, "id"), finder.within)
-        found = found or any(any(photos) for photos in finder.of(stretch, id_column))
-        if found and (inside or not column):
+        photos = [photo for own in as_tuples(finder.of(stretch, id_column)) for photo in own]
+        uris = [photo for photo in photos if is_uri(photo)]
+        check_schemes(uris)
+        probed = (probed + uris)[:PROBED]
+        found = found or any(photo and not is_uri(photo) for photo in photos)
+        if (found or uris) and (inside or not column):
             break
     if leaving:
         raise GoodsError(f"{len(leaving)} products of {table.path} name photos by absolute paths or out of "
                          f"{finder.folder} (ids {listing(leaving)}); name them from that folder on")  # fmt: skip
     if not found:
-        raise GoodsError(_none_found(table, id_column, finder))
+        answers = fetched(probed)
+        if all(isinstance(answer, NotFetchedError) for answer in answers):  # also where there are none
+            raise GoodsError(_none_found(table, id_column, finder) if not probed else (
+                f"none of the first {len(probed)} photos that {table.path} names by URIs can be fetched "
+                f"({probed[0]}: {answers[0]}); look at column {column}, or predict without photos"))  # fmt: skip
     return finder
 
 

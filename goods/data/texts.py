@@ -12,6 +12,7 @@ import pandas as pd
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _TAG_OR_COMMENT = re.compile(r"<(?:/?[a-zA-Z][^<>]*|!--.*?--)>", re.DOTALL)
 _URL = re.compile(r"(?:https?://|www\.)\S+")
+_MARKUP = re.compile(r"[&<]|https?://|www\.")  # what may be left to clean in a printable line of ASCII
 _NO_CODE = re.compile(r"&#[0-9]{20,};?")  # beyond Unicode, and int() refuses thousands of digits
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ue000-\uf8ff\ufffd]")
 _INVISIBLE = re.compile(r"[\xad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")  # not the joiner that emoji need
@@ -21,6 +22,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def clean_text(text: str) -> str:
     """One line of plain text: HTML entities read (twice: Amazon escapes twice), NFKC, no tags, URLs, control codes."""
+    if text.isascii() and text.isprintable() and not _MARKUP.search(text):
+        return " ".join(text.split())  # as most are, in a tenth of the time
     for _ in range(2):
         text = html.unescape(_NO_CODE.sub(" ", text))
     text = _URL.sub(" ", _without_tags(text))

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from goods.data.datasets import PhotoDataset, TensorsDataset, UncheckedPhotos, as_tuples, photos_in
+from goods.data.ahead import PhotoReader
+from goods.data.datasets import PhotoDataset, TensorsDataset, as_tuples, photos_in
 from goods.data.matrices import read_matrix
 from goods.data.photos import can_be_shown
 from goods.errors import GoodsError
@@ -32,7 +33,7 @@ from goods.models.embeddings import (
 from goods.models.encoders import SIDES
 from goods.params import Params
 from goods.places import names_vectors
-from goods.training.inference import decoded_chunks, make_loader
+from goods.training.inference import decoded_chunks
 
 PHOTO_ROWS, TEXT_ROWS = 1024, 4096  # products that are worked on at once, with and without their photos
 PIXEL_BYTES = 2**30  # decoded photos held in memory at once, where several members look at them
@@ -84,6 +85,7 @@ class SharedInputs(Inputs):
         self._readers: defaultdict[int, set] = defaultdict(set)  # who looks at photos of a size
         self._vectors: dict[tuple[str, ...], tuple[str, str]] = {}  # files that members read: name, the ids' column
         self._status: tuple[Images, list[str]] = ([], [])  # of each photo, in one list
+        self._reader: PhotoReader | None = None
 
     @property
     def reads_photos(self) -> bool:
@@ -251,10 +253,11 @@ class SharedInputs(Inputs):
         return self._once(("pixels", size), images, read)
 
     def _read(self, images: Images, size: int, p: Params) -> Iterator[Tensor]:
+        self._reader = self._reader or PhotoReader(p.num_workers)
         found, photos = list[str](), [photo for own in images for photo in own]
-        for batch in make_loader(UncheckedPhotos(photos, size), p, batch_size=p.eval_batch_size):
-            found += batch["status"]
-            yield batch["pixels"]
+        for pixels, status in self._reader.batches(photos, size, p.eval_batch_size):
+            found += status
+            yield pixels
         self._status = images, found
 
     def _image_key(self, p: Params, embedder: Embedder) -> tuple:

@@ -72,6 +72,14 @@ def test_unreadable_photos_count_and_the_reason_is_said(goods):
     assert goods.read(max_bad_images=0.25).report["train"]["bad_images"] == 3
 
 
+def test_photos_by_addresses_are_to_be_downloaded_first(goods):
+    for row in goods.train + goods.test:
+        row["pic"] = f"https://shop.example/{row['id']}/main.jpg"
+    goods.refused(
+        r"they are addresses, and training reads every photo many times: download them to", image_column="pic"
+    )
+
+
 def test_products_that_name_no_photo_do_not_count(goods):
     for row in goods.train + goods.test:
         row["pic"] = f"{row['id']}.jpg"

@@ -26,7 +26,7 @@ FOUND = {
     "a.jpg": "a.jpg", "a": "a.jpg", "c": "c.jpg", "c.png": "c.png", "./a.jpg": "a.jpg", "shoes/d.jpg": "shoes/d.jpg",
     "shoes/d": "shoes/d.jpg", "shoes\\d.jpg": "shoes/d.jpg", "photos/a.jpg": "a.jpg",
     "photos/shoes/d.jpg": "shoes/d.jpg", "shoes/../a.jpg": "a.jpg", "scan.bin": "scan.bin",
-    "https://shop.example/i/a.jpg?w=9": "a.jpg", "blue shirt": "blue shirt.jpg",
+    "https://shop.example/i/a.jpg?w=9": "a.jpg", "s3://bucket/x/a.jpg": "a.jpg", "blue shirt": "blue shirt.jpg",
     "d.jpg": "", "scan": "", "A.jpg": "", "../photos/a.jpg": "", "other/a.jpg": "", "": "", ".": "", "shoes": "",
 }  # fmt: skip
 
@@ -57,6 +57,8 @@ CELLS = {
     "['a.jpg', 'b.png']": ["a.jpg", "b.png"],
     '["a.jpg", "blue shirt.jpg"]': ["a.jpg", "blue shirt.jpg"],
     "[a.jpg, b.png]": ["a.jpg", "b.png"],
+    "https://x.y/a?b=1 s3://x/c": ["https://x.y/a?b=1", "s3://x/c"],
+    "https://x.y/blue shirt.jpg": ["https://x.y/blue shirt.jpg"],
     "": [],
     "[]": [],
 }

@@ -89,6 +89,13 @@ def test_clean_text_leaves_clean_text_alone(text):
         assert clean_text(cleaned) == cleaned
 
 
+@given(anything)
+@settings(max_examples=300, deadline=None)
+def test_plain_lines_are_cleaned_as_others_are(text):
+    plain = text.encode("ascii", "ignore").decode()
+    assert clean_text(plain) == clean_text(f"\u200b {plain}")  # nothing that is seen, but no ASCII
+
+
 def test_texts_are_joined_without_the_empty_ones():
     table = pd.DataFrame({"a": ["One", "", "<br>", ""], "b": ["two", "three", "four", " "], "c": ["", "4", "", ""]})
     assert join_texts(table) == ["One. two", "three. 4", "four", ""]

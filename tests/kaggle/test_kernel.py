@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,55 +11,16 @@ from typing import Any
 
 import nbformat
 import pytest
-import yaml
-from kaggle_server import FOLDS, LAYOUTS, SETTINGS, Kaggle, mount, run_here
+from kaggle_server import FOLDS, LAYOUTS, SETTINGS, Kaggle, mount, on_demand, run_here, run_offline
 
 from goods.errors import GoodsError
-from goods.files import ROOT, write_text
+from goods.files import ROOT
 from goods.predictor import load_predictor
 from goods.run import Run
 from kaggle_kernel import build, in_kernel, push
 
 IMAGE = ROOT / ".venv-kaggle" / "bin" / "python"  # with the versions of Kaggle's image
-on_demand = pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes a minute or two: GOODS_SLOW=1 runs it")
 needs_image = pytest.mark.skipif(not IMAGE.exists(), reason="needs .venv-kaggle: make test-kaggle makes it")
-# In a network of its own, with nothing in it but this machine: where unshare isn't allowed, sockets refuse the others.
-OFFLINE = """
-import fcntl, os, socket, struct, sys
-flags = struct.pack("16sh14x", b"lo", 1)  # up
-fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, flags)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-REFUSE = """
-import socket
-connect = socket.socket.connect
-def refuse(self, address):
-    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
-        raise OSError(f"no network here: {address}")
-    return connect(self, address)
-socket.socket.connect = refuse
-"""
-
-
-def run_offline(text: str, root: Path, python: Path | str = sys.executable, **parameters: Any) -> str:
-    """Runs a pushed notebook in an empty folder, without network and without this project in sight.
-
-    Returns what it said when it failed, else nothing.
-    """
-    aside = root.with_name(f"{root.name}-aside")
-    write_text(aside / "pushed.ipynb", text)
-    write_text(aside / "refuse" / "sitecustomize.py", REFUSE)
-    write_text(aside / "parameters.yaml", yaml.safe_dump({"config": "params/demo.yaml"} | parameters))
-    (aside / "empty").mkdir()
-    command = [python, "-m", "papermill", aside / "pushed.ipynb", aside / "done.ipynb", "-k", "python3"]
-    command += ["-f", aside / "parameters.yaml", "--no-progress-bar"]
-    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0:
-        command = ["unshare", "-rn", python, "-c", OFFLINE, *command]
-    environment = os.environ | {"GOODS_KAGGLE_ROOT": str(root), "PYTHONPATH": str(aside / "refuse")}
-    environment["JUPYTER_PATH"] = str(Path(python).parents[1] / "share" / "jupyter")
-    done = subprocess.run(command, cwd=aside / "empty", env=environment, capture_output=True, text=True, timeout=500)
-    assert not list((aside / "empty").iterdir())
-    return done.stderr if done.returncode else ""
 
 
 def test_the_committed_kernel_is_what_the_sources_give(kernel: Path) -> None:

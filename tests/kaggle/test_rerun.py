@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from backbones import say_how
 from conftest import put_together
-from kaggle_server import hide_more_products, mount, run_here
+from kaggle_server import Kaggle, hide_more_products, mount, on_demand, run_here, run_offline
 
 from goods import members
 from goods.data.folds import read_folds
@@ -22,12 +22,12 @@ from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError, OtherRunError
 from goods.export import export_run
-from goods.files import ROOT
+from goods.files import ROOT, write_json, write_text
 from goods.members import open_run
 from goods.params import Params
 from goods.run import Run
 from goods.training.rows import read_pseudo_labels
-from kaggle_kernel import in_kernel, push
+from kaggle_kernel import build, in_kernel, push
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +183,35 @@ def test_the_kernel_of_a_blend_runs_as_at_home_and_then_again(kernel: Kernel, ho
     shutil.move(kernel.root / "working" / "outputs", kernel.root / "first")
     own.unlink()
     check_rerun(kernel, kernel.prepare("both"), hidden, first)
+
+
+@on_demand
+@pytest.mark.slow
+def test_the_pushed_notebook_of_a_blend_predicts_the_hidden_test_set(
+    kernel: Kernel, home: Home, kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it comes back from the server, offline, in a process that has nothing else of the project."""
+    config, given = GIVEN["both"]
+    parameters = {"config": config, "run": "both", "settings": {k: v for k, v in given.items() if k != "run"}}
+    kernel.attach("export of both", *home.models)
+    hidden, folder = kernel.hide(monkeypatch), tmp_path / "kaggle_kernel"
+    folder.mkdir()
+    monkeypatch.setattr("goods.files.ROOT", ROOT)
+    defaults = build.read_parameters((ROOT / "kaggle_kernel" / "main.ipynb").read_text())
+    write_text(folder / "main.ipynb", build.make_notebook(defaults | parameters))
+    write_json(folder / "kernel-metadata.json", build.make_metadata("me"))
+    kaggle.answers["SaveKernel"] = {"ref": "/me/goods-classification", "url": "https://kaggle", "versionNumber": 7}
+    assert "Kernel version 7 successfully pushed" in push.push(folder)
+    assert not run_offline(kaggle.calls[0][1]["text"], kernel.root, config=config)
+    working, first = kernel.root / "working", home.runs["both"]
+    submission = pd.read_csv(working / "submission.csv", dtype=str)
+    before = pd.read_csv(first.run_dir / "submission.csv", dtype=str)
+    assert submission["id"].tolist() == hidden["id"].tolist() and submission["categories"].notna().all()
+    assert submission["categories"].tolist()[: len(before)] == before["categories"].tolist()
+    found = probabilities_of(first.model_copy(update={"outputs_dir": str(working / "outputs")}))
+    expected = probabilities_of(first)
+    assert len(found) == 3 * len(expected) and not np.isnan(found).any()
+    np.testing.assert_allclose(found[: len(expected)], expected, rtol=0, atol=1.5e-6)
 
 
 @pytest.mark.slow
