@@ -107,6 +107,9 @@ class DataParams(_Group):
     max_bad_images: Float = RuntimeField(
         0.2, ge=0, le=1, description="share of missing or unreadable photos in a table above which the run stops"
     )
+    label_fixes: str | None = RuntimeField(
+        None, min_length=1, description="labels_fixed.csv of review.ipynb: labels to learn otherwise, rows to leave out"
+    )
     outputs_dir: str = RuntimeField("outputs", description="where runs and caches are written")
 
 

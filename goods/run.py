@@ -29,6 +29,7 @@ from goods.files import (
     resolve,
     write_json,
 )
+from goods.label_fixes import fixes_stamp
 from goods.params import OUTPUTS, REFIT, RUNTIME_FIELDS, Params
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ class Run:
         self.metrics, self.method = self.ensemble / "metrics.json", self.ensemble / "method.json"
         self.blend_weights = self.ensemble / "weights.safetensors"  # what a blend has learned beside method.json
         self.figures, self.label_issues = self.ensemble / "figures", self.ensemble / "label_issues.csv"
+        # What a person has decided of its labels, and the decisions of that kind that it has itself learned from.
+        self.labels_fixed, self.label_fixes = folder / "labels_fixed.csv", folder / "label_fixes.csv"
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
         self.predictions = folder / "predictions.parquet"  # of the table that predict.ipynb was given
         self.report, self.goods_figures = folder / "report.html", folder / "figures"
@@ -308,8 +311,9 @@ class Run:
             self._compare(p, models)
             return
         check_named_runs(p)
-        parameters = p.model_dump(mode="json")
+        parameters, fixes = p.model_dump(mode="json"), fixes_stamp(p.label_fixes)
         facts = {"version": VERSION, "parameters": parameters, "environment": environment()}
+        facts |= {"label_fixes": fixes} if fixes else {}
         with held(self.locks / "record.lock", f"run.json of run '{self.name}'"):
             if self.taken:  # by a process beside this one, just now
                 return
@@ -327,6 +331,7 @@ class Run:
     def _compare(self, p: Params, models: Mapping[str, str]) -> None:
         if differ := self.differing(p):
             before, now = self.parameters(), p.model_dump(mode="json")
+            before["label_fixes"] = str(self.label_fixes) if "label_fixes" in self.record() else None
             changes = ", ".join(f"{name} was {before[name]!r} and is now {now[name]!r}" for name in differ)
             them = "it" if len(differ) == 1 else "them"
             raise OtherRunError(f"run '{self.name}' was made with other parameters: {changes}. Give {them} back, or "
@@ -340,11 +345,13 @@ class Run:
                 )
 
     def differing(self, p: Params) -> list[str]:
-        """The parameters that count and differ from those the run was made with; models count by their contents."""
+        """The parameters that count and differ from those the run was made with; models and fixes count by contents."""
         before, now = self.parameters(), p.model_dump(mode="json")
         by_contents = set(self.record().get("models", {}))
         runtime = RUNTIME_FIELDS | by_contents | {"run"}
-        return [name for name in Params.model_fields if name not in runtime and before[name] != now[name]]
+        found = [name for name in Params.model_fields if name not in runtime and before[name] != now[name]]
+        other_fixes = self.record().get("label_fixes") != fixes_stamp(p.label_fixes)
+        return [*found, "label_fixes"] if other_fixes else found
 
     def check_tables(self, contents: Mapping[str, str]) -> list[str]:
         """The tables ("train", "test") that changed since something was trained; before that they are recorded."""

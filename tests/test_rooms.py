@@ -22,8 +22,8 @@ FLOORS = [
     {"errors", "metric_names"},
     {"metrics"},
     {"files"},
-    {"processes", "progress", "field_types"},
-    {"step", "places"},
+    {"processes", "progress", "field_types", "sheets"},
+    {"step", "places", "label_fixes"},
     {"params"},
     {"code_version", "run"},
     {"data"},
@@ -33,8 +33,8 @@ FLOORS = [
     {"training"},
     {"ensemble"},
     {"members"},
-    {"explain", "report", "predictor", "model_card"},
-    {"classify", "export"},
+    {"explain", "report", "predictor", "model_card", "review"},
+    {"classify", "export", "review_widget"},
     {"catalogue"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -26,6 +26,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Params], bool], str], ...] = (
     (("warm_start_epochs",), lambda p: p.kind == "dual" and p.tune == "head",
      "with tune head the heads alone are trained; raise num_epochs"),
     (("refit",), lambda p: p.kind == "blend", "a blend predicts as its runs do; set refit where they are made"),
+    (("label_fixes",), lambda p: p.kind == "blend",
+     "a blend learns from its runs' predictions, and scores go by the table's labels; set it where the runs are made"),
     (("n_folds",), lambda p: p.kind == "knn" and p.n_folds < 3,
      "kind knn chooses for each fold how neighbours vote on the other folds, each by neighbours in neither, of which "
      "two folds leave none; take 3 or more"),
