@@ -36,19 +36,16 @@ class ReviewBox(widgets.VBox):
         self.review, self.goods, self.vectors, self.finished = review, goods, vectors, finished
         self.place = {name: row for row, name in enumerate(goods.train["id"])}
         self.typed, self.last_key, self.clock = 0, -PAUSE, time.monotonic
-        self.state, self.card, self.said = (widgets.HTML() for _ in range(3))
+        self.progress, self.card, self.said = (widgets.HTML() for _ in range(3))
         self.classes = widgets.Dropdown(options=review.words, layout={"width": "auto", "max_width": "22em"})
         self.buttons = {action: self._button(action) for action in ACTIONS}
-        self.keys = widgets.Text(placeholder="click here for the keys k c d s b", layout={"width": "17em"})
-        self.keys.observe(self._on_keys, "value")
-        for name, part in {"state": self.state, "card": self.card, "said": self.said, "keys": self.keys}.items():
-            part.add_class(f"review-{name}")
-        self.classes.add_class("review-classes")
-        order = ["keep", "change", "drop", "skip", "back"]
-        controls = [self.buttons[action] for action in order]
-        controls.insert(2, self.classes)
-        row = widgets.HBox([*controls, self.keys], layout={"flex_flow": "row wrap"})
-        super().__init__([self.state, row, self.said, self.card])
+        self.typing = widgets.Text(placeholder="click here for the keys k c d s b", layout={"width": "17em"})
+        self.typing.observe(self._on_keys, "value")
+        for name in ("progress", "card", "said", "classes", "typing"):
+            getattr(self, name).add_class(f"review-{name}")
+        keep, change, *others = self.buttons.values()
+        row = widgets.HBox([keep, change, self.classes, *others, self.typing], layout={"flex_flow": "row wrap"})
+        super().__init__([self.progress, row, self.said, self.card])
 
     def act(self, action: str) -> None:
         """Does what a button or key stands for, and shows the next product."""
@@ -73,7 +70,7 @@ class ReviewBox(widgets.VBox):
         decided = ", ".join(f"{count} {decision}" for decision, count in counts.items() if decision != "left")
         total = len(self.review.issues)
         done = total - counts["left"] - counts["skip"]
-        self.state.value = (f"<progress max='{max(total, 1)}' value='{done}'></progress> {done} of {total} decided "
+        self.progress.value = (f"<progress max='{max(total, 1)}' value='{done}'></progress> {done} of {total} decided "
                             f"({decided}); in {html.escape(str(self.review.path))}")  # fmt: skip
         self.said.value = ""
         for action, button in self.buttons.items():
@@ -93,14 +90,14 @@ class ReviewBox(widgets.VBox):
 
     def _clicked(self, action: str) -> None:
         self.act(action)
-        self.keys.focus()
+        self.typing.focus()
 
     def _on_keys(self, change: dict[str, str]) -> None:
-        """Takes the newest letter: the field only grows, so that nothing typed meanwhile is lost or comes twice."""
+        """Takes the letter typed last: the field is never cleared from here, which would race with what is typed."""
         new, now = change["new"][self.typed :], self.clock()
         self.typed = len(change["new"])
         held, self.last_key = now - self.last_key < PAUSE, now if new else self.last_key
-        if new and not held and (action := ACTION_OF.get(new[0].lower())):
+        if new and not held and (action := ACTION_OF.get(new[-1].lower())):
             self.act(action)
 
     def _card(self, name: str) -> str:
