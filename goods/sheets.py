@@ -42,7 +42,7 @@ def read_sheet(path: Path, **how: object) -> pd.DataFrame:
 
 
 def _text_columns(table: pd.DataFrame) -> list[str]:
-    return [name for name in table.columns if table[name].dtype.kind not in "biufcM"]
+    return list(table.select_dtypes(exclude=["number", "bool"]).columns)
 
 
 def _safe(cell: object) -> object:

@@ -115,7 +115,7 @@ def mended(trained: Trained) -> tuple[Trained, Goods, list[str]]:
 
 
 def test_changed_labels_are_learned_dropped_rows_are_not_and_folds_stay(mended):
-    trained, goods, ids = mended
+    trained, goods, _ = mended
     p, before = trained.p, read_folds(trained.goods, trained.p)
     folds = read_folds(goods, p)
     assert folds.equals(before)
@@ -134,7 +134,7 @@ def test_without_fixes_a_fold_is_known_by_the_rows_it_was_always_known_by(traine
 
 
 def test_a_debug_run_passes_over_fixes_of_products_it_lacks(mended):
-    trained, goods, _ = mended
+    _, goods, _ = mended
     few = replace(goods, train=goods.train.iloc[1:5])
     assert learned_labels(few).tolist() == [-1, *few.train["label"][1:]]
 
@@ -227,7 +227,7 @@ def test_fixes_that_fix_nothing_and_fixes_of_a_blend_are_refused(fixed, tmp_path
     write_fix_table(path, table)
     with pytest.raises(GoodsError, match="neither changes a label nor drops a row"):
         read_goods(plain.model_copy(update={"label_fixes": str(path)}))
-    with pytest.raises(ParameterError, match="label_fixes: .* has no effect"):
+    with pytest.raises(ParameterError, match=r"label_fixes: .* has no effect"):
         open_run(load_params(None, kind="blend", runs="a", label_fixes=str(path), outputs_dir=str(tmp_path)))
 
 
