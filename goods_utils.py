@@ -217,6 +217,28 @@ def add_predict(commands: Any) -> None:
     command.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="such as eval_batch_size=64")
 
 
+def add_compare(commands: Any) -> None:
+    """The arguments of `compare`."""
+    command = commands.add_parser("compare", help="all runs in one table and one page; two of them side by side")
+    command.add_argument("runs", nargs="*", metavar="RUN", help="two runs, to see what the first gains on the second")
+    command.add_argument("--outputs", default=Params().outputs_dir, help="the folder of the runs (default: outputs)")
+    command.add_argument("--metric", help="the metric to compare by; by default the one most runs were chosen by")
+
+
+def compare(options: argparse.Namespace) -> str:
+    """The command `compare`: index.html of all runs, or the page of two; returns what there is to say."""
+    from goods.compare import finding, summary
+    from goods.compare_page import write_index, write_pair
+
+    if options.runs:
+        if len(options.runs) != 2:
+            raise GoodsError(f"compare takes two runs or none, not {len(options.runs)}: compare blend linear")
+        path, pair, said = write_pair(options.outputs, *options.runs, options.metric)
+        return f"{said}\n{pair.counted}\n{path}"
+    path, all_runs = write_index(options.outputs, options.metric)
+    return f"{finding(all_runs)}\n\n{summary(all_runs).to_string()}\n\n{path}"
+
+
 def predict(options: argparse.Namespace) -> None:
     """The command `predict`; what it is given relative is looked for from here. Ends with status 2 on bad input."""
     from goods.classify import prepare_job
@@ -263,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     review = commands.add_parser("review", help="the labels in doubt as a table to decide by hand: labels_fixed.csv")
     review.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
     add_predict(commands)
+    add_compare(commands)
     for command in (fit, cost, report):
         command.add_argument("--config", required=True, help="YAML file, such as params/siglip-so400m-lora.yaml")
         # No --run: torchrun takes it for an option of its own, even behind the script's name.
@@ -277,6 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if options.command == "review":
             print(write_review_list(Run(run_folder(options.run))))
+            return
+        if options.command == "compare":
+            print(compare(options))
             return
         given = dict(parse_setting(text) for text in options.set)
         if options.command == "plan":

@@ -26,13 +26,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from goods.ensemble.verdict import verdict
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import ROOT, file_hash, file_stamp, held, read_json, read_json_if_whole, write_json, write_text
 from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_files, step_inputs
 from goods.metric_names import SHOWN_AS, metric_first
 from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run, parse_setting
-from goods.run import Run
+from goods.run import Run, runs_in
 from goods.step import STATUS
+from goods.words import duration
 
 STEPS = ("eda", "train", "baseline", "refit", "ensemble", "submission")
 NOTEBOOKS = ROOT / "notebooks"
@@ -185,15 +187,16 @@ class Pipeline:
             open_run(self.p)  # not before: it may write run.json, which the holder's steps read
             for stage in self.stages:
                 self.run_stage(stage)
-                if self.failures:
-                    print("\n".join(["", *self.failures]), file=sys.stderr, flush=True)
-                    return 1
-                if self.stopped:
-                    print(
-                        "\nmax_hours are over and the state is saved; the same command goes on from there", flush=True
-                    )
-                    return 0
-        print_summary(self)
+                if self.failures or self.stopped:
+                    break
+        index = compare_runs(self.p)  # the run is in nobody's hands any more
+        if self.failures:
+            print("\n".join(["", *self.failures]), file=sys.stderr, flush=True)
+            return 1
+        if self.stopped:
+            print("\nmax_hours are over and the state is saved; the same command goes on from there", flush=True)
+            return 0
+        print_summary(self, index)
         return 0
 
     def run_stage(self, steps: list[Step]) -> None:
@@ -305,13 +308,6 @@ def stop(running: list[Running]) -> None:
 # What is shown -------------------------------------------------------------------------------------------------------
 
 
-def duration(seconds: float) -> str:
-    """A time to read: 4.2 s, 75 s, 12 min, 3.4 h."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
     relative = os.path.relpath(path)
@@ -365,11 +361,27 @@ def last_line(path: Path) -> str:
     return lines[-1] if lines else "its log is empty"
 
 
-def print_summary(pipeline: Pipeline) -> None:
+def compare_runs(p: Params) -> Path | None:
+    """Makes index.html of all runs anew, where one has come to its end; returns it. No run fails for its sake."""
+    folder = p.run_dir.parent
+    if not any(run.put_together for run in runs_in(folder)):  # nothing has a score yet
+        return None
+    try:
+        from goods.compare_page import write_index  # half a second, for pandas above all
+
+        return write_index(folder)[0]
+    except Exception as error:  # whatever lies in that folder
+        print(f"\n{shown(folder)} could not be compared: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return None
+
+
+def print_summary(pipeline: Pipeline, index: Path | None) -> None:
     """The short table at the end: scores, seconds per step, files."""
     run = pipeline.disk
     scores = read_json_if_whole(run.metrics)
     rows = [(name, scores[name]) for name in OUTPUTS if isinstance(scores.get(name), dict)]
+    if said := verdict(scores, pipeline.p.metric):
+        print(f"\n{said}")
     if rows:
         columns = metric_first(pipeline.p.metric, "accuracy", "macro_f1")
         print("\nout of fold  " + "".join(f"{SHOWN_AS[column]:>13}" for column in columns))
@@ -379,8 +391,8 @@ def print_summary(pipeline: Pipeline) -> None:
     for step, took in pipeline.took.items():
         print(f"{step!s:<13} {took}")
     print("\nfiles")
-    for path in (run.submission, run.submission_probs, run.report, run.notebooks):
-        if path.exists():
+    for path in (run.submission, run.submission_probs, run.report, run.notebooks, index):
+        if path and path.exists():
             print(f"{shown(path)}{os.sep if path.is_dir() else ''}")
 
 

@@ -241,12 +241,12 @@ class BlendParams(_Group):
 
     runs: Names = Field((), description="kind blend: names of the finished runs to blend")
     blend_method: Literal[
-        "auto", "choose", "average", "mean", "logits", "temperatures", "weights", "greedy", "metric_weights", "bias",
-        "stacking",
+        "auto", "choose", "average", "mean", "best", "logits", "temperatures", "weights", "greedy", "metric_weights",
+        "bias", "stacking",
     ] = Field(
         "auto",
-        description="kind blend: method; auto: average, the mean of the fitted ones; choose: the best one by nested "
-        "out-of-fold score",
+        description="kind blend: method; auto: average, the mean of the fitted ones, or best, the best member "
+        "alone, where that scores better; choose: the best one by nested out-of-fold score",
     )  # fmt: skip
     allow_missing_folds: bool = Field(False, description="kind blend: leave out products that a run hasn't predicted")
 

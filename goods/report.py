@@ -6,24 +6,30 @@ Nothing is drawn here: the notebooks keep each figure as a PNG when they draw it
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment
 from markupsafe import Markup
 
+from goods.accept import acceptance_table
+from goods.ensemble.verdict import verdict
+from goods.entries import read_entry, when_shown
 from goods.errors import DamagedFileError, GoodsError
-from goods.files import read_frame, read_json_if_whole, write_text
+from goods.files import ROOT, read_frame, read_json_if_whole, write_text
 from goods.members import kind_of
 from goods.metric_names import SHOWN_AS, metric_first
-from goods.metrics import calibration_error
+from goods.metrics import calibration_error, interval
+from goods.page import list_html, photo_html, render, table_html, without_machine
 from goods.params import OUTPUTS, Params
 from goods.predictions import frame_logits, outputs_of
 from goods.run import Run
+from goods.words import digits, duration, gib, size
 
 MAX_BYTES = 9_000_000  # of figures, so that the page can be mailed
-SHOWN_ISSUES = 20
+SHOWN_ISSUES = 24
+ACCEPTANCE = "acceptance"  # the figure that is shown with the thresholds
 FIGURES = (  # in the order of the page; those with other names come after them
     "methods modalities acceptance reliability curves class_f1 confusion confused_pairs worst_errors label_issues "
     "prediction_balance learning_curves rates_and_gradients occlusion class_balance fold_balance"
@@ -35,39 +41,51 @@ TABLES = {
     "added": "What each member adds",
     "teacher": "Gain over the run that made the pseudo-labels",
 }
+ROWS = {"chosen": "choice", "members": "member", "methods": "method", "added": "member", "teacher": "run"}
+COLUMNS = {"gain_low": "from", "gain_high": "to", "noise": "within noise"}
 REFITTED = "; the test set is predicted by one model of all rows (refit), for which the folds' score stands"
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ run }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; font-size: 13px; margin: .6rem 0; }
-td, th { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee; }
-td:first-child, th:first-child, .words td, .words th { text-align: left; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; } .missing { background: #fff3cd; padding: .6rem 1rem; border-left: 4px solid #e69f00; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 1rem; align-items: start; }
-.figures img { width: 100%; } .score { font-size: 1.3rem; } details { margin: .6rem 0; }
-@media (max-width: 560px) { .figures { grid-template-columns: 1fr; } }
-</style></head><body>
-<h1>{{ run }}</h1>
-<p>{{ made_by }}; {{ done }} of {{ n_folds }} folds{{ refit }}</p>
-{% for sentence in missing %}<p class="missing">{{ sentence }}</p>{% endfor %}
-{% if headline %}<p class="score">{{ headline }}</p>{% endif %}
-{% for title, table in tables %}<h2>{{ title }}</h2><div class="wide">{{ table }}</div>{% endfor %}
-{% for title, images in figures %}<h2>{{ title }}</h2><div class="figures">
+TEMPLATE = """{% extends "base" %}{% block body %}
+<h1>{{ title }}</h1>
+{% if verdict %}<p class="score">{{ verdict }}</p>
+{% endif %}{% if headline %}<p class="score">{{ headline }}</p>
+{% endif %}
+<p class="quiet">{{ made_by }}; {{ done }} of {{ n_folds }} folds{{ refit }}</p>
+{% for sentence in missing %}<p class="missing">{{ sentence }}</p>
+{% endfor %}
+{% for heading, table in tables %}<h2>{{ heading }}</h2>{{ table }}
+{% endfor %}
+{% if accepted %}<h2>What needs no person's look</h2>
+<p>From which probability on predictions are right often enough, each fold under the thresholds of the other folds.</p>
+{{ accepted }}
+{% for name, data in curve %}<div class="figures one">
+<img alt="{{ name }}" src="data:image/png;base64,{{ data }}"></div>
+{% endfor %}{% endif %}
+{% for heading, images in figures %}<h2>{{ heading }}</h2><div class="figures">
 {% for name, data in images %}<img alt="{{ name }}" src="data:image/png;base64,{{ data }}">
-{% endfor %}</div>{% endfor %}
+{% endfor %}</div>
+{% endfor %}
 {% if undrawn %}<p class="undrawn">Figures not drawn yet: {{ undrawn|join("; ") }}.</p>{% endif %}
-{% if issues %}<h2>Labels to look at again</h2><div class="wide words">{{ issues }}</div>{% endif %}
+{% if issues %}<h2>Labels to look at again</h2>
+<p>{{ issues|length }} of {{ all_issues }}, the most doubtful first; all of them:
+<a href="{{ issues_file }}">{{ issues_file }}</a>. The margin is how much surer of the suggestion it is than of the
+label that was given.</p>
+<div class="cards">
+{% for row in issues %}<div class="card" id="label-{{ loop.index }}"><div>
+{% if row.link %}<a href="{{ row.link }}">{{ row.photo }}</a>{% else %}{{ row.photo }}{% endif %}</div><div>
+<a class="id" href="#label-{{ loop.index }}">{{ row.id }}</a> {{ row.title }}<br>
+<span class="worse">given {{ row.given }}</span><br>
+<span class="better">suggested {{ row.suggested }}</span>{% if row.margin %}, margin {{ row.margin }}{% endif %}
+</div></div>
+{% endfor %}</div>{% endif %}
 <h2>How it was made</h2>
-<details open class="words"><summary>Parameters that differ from the defaults</summary>{{ changed }}</details>
-<details class="words"><summary>All parameters</summary>{{ parameters }}</details>
-<details class="words"><summary>Environment</summary>{{ environment }}</details>
+{{ took }}
+<details open><summary>Parameters that differ from the defaults</summary>{{ changed }}</details>
+<details><summary>All parameters</summary>{{ parameters }}</details>
+<details><summary>Versions</summary>{{ versions }}</details>
 {% if notebooks %}<p>Executed notebooks, beside this page:
 {% for name in notebooks %}<a href="notebooks/{{ name|urlencode }}">{{ name }}</a> {% endfor %}</p>{% endif %}
-</body></html>
-"""
+{% endblock %}"""
+MACHINE = {"platform": "system", "processor": "processor", "cpus": "cores", "memory_gib": "memory of the machine, GiB"}
 
 
 def write_report(p: Params) -> Path:
@@ -81,10 +99,13 @@ def write_report(p: Params) -> Path:
         raise GoodsError(f"there is no run in {run.folder}; name one with --set run=...")
     record = run.record()
     metrics, params = read_json_if_whole(run.metrics), run.parameters()
-    settings = settings_table(params)
     figures, left_out = _embedded(saved_figures(run))
-    page = Environment(autoescape=True).from_string(PAGE).render(
-        run=run.name,
+    issues, count = _issues(run)
+    environment = record.get("environment", {})
+    page = render(
+        TEMPLATE,
+        title=run.name,
+        verdict=verdict(metrics, params["metric"]),
         made_by=_made_by(p),
         done=len(run.trained()) or (p.n_folds - len(metrics.get("missing_folds", [])) if metrics else 0),
         n_folds=p.n_folds,
@@ -92,12 +113,17 @@ def write_report(p: Params) -> Path:
         missing=_missing(p, metrics) + left_out,
         headline=_headline(run, params["metric"]),
         tables=_tables(metrics),
-        figures=figures,
+        accepted=_accepted(run),
+        curve=[image for _, images in figures for image in images if image[0] == ACCEPTANCE],
+        figures=[(title, kept) for title, images in figures if (kept := [i for i in images if i[0] != ACCEPTANCE])],
         undrawn=_undrawn(run, metrics),
-        issues=_issues(run.label_issues),
-        changed=_html(settings[settings["value"] != settings["default"]]),
-        parameters=_html(settings),
-        environment=_html(_texts(value=record.get("environment", {}))),
+        issues=issues,
+        all_issues=f"{count:,}",
+        issues_file=run.label_issues.relative_to(run.folder).as_posix(),
+        took=_took(run, environment),
+        changed=_settings(params, all_of_them=False),
+        parameters=_settings(params, all_of_them=True),
+        versions=list_html({name: value for name, value in environment.items() if name not in (*MACHINE, "commit")}),
         notebooks=run.executed_notebooks(),
     )  # fmt: skip
     return write_text(run.report, page)
@@ -171,32 +197,107 @@ def _headline(run: Run, metric: str) -> str:
     scores = read_json_if_whole(run.metrics).get(outputs_of(oof)[0], {})
     scores |= {"calibration_error": calibration_error(labels, logits)}
     names = SHOWN_AS | {"calibration_error": "calibration error"}
+    _, *ends = interval(labels, logits, metric)
+    between = f" ({' to '.join(map(digits, ends))})"
     order = metric_first(metric, "accuracy", "macro_f1", "log_loss", "calibration_error")
-    shown = ", ".join(f"{names[name]} {scores[name]:.3f}" for name in order if name in scores)
-    return f"Out of fold: {shown}, on {len(oof):,} products"
+    each = [names[name] + f" {digits(scores[name])}" + between * (name == metric) for name in order if name in scores]
+    return f"Out of fold: {', '.join(each)}, on {len(oof):,} products"
 
 
 def _tables(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:
+    """The scores, each with its heading."""
     found = []
     if "folds" in metrics:
-        found.append(("Scores by fold", _html(pd.DataFrame.from_dict(metrics["folds"], orient="index"))))
+        found.append(("Scores by fold", _rows(metrics["folds"], "fold")))
     outputs = {name: metrics[name] for name in OUTPUTS if isinstance(metrics.get(name), dict)}
     if len(outputs) > 1:
-        found.append(("Scores by what is looked at", _html(pd.DataFrame.from_dict(outputs, orient="index"))))
+        found.append(("Scores by what is looked at", _rows(outputs, "output")))
+    if metrics.get("picked"):
+        picked = {f"fold {fold}": name for fold, name in metrics["picked"].items()}
+        picked["further products"] = metrics.get("method", "")
+        found.append(("Ways taken, each fold's chosen on the others", _rows({"method": picked}, "for")))
     for name, title in TABLES.items():
         if metrics.get(name):
-            found.append((title, _html(pd.DataFrame.from_dict(metrics[name], orient="index"))))
+            found.append((title, _rows(metrics[name], ROWS[name])))
     return found
 
 
-def _issues(path: Path) -> Markup | None:
-    if not path.is_file():
-        return None
+def _rows(rows: dict[str, dict[str, Any]], index: str) -> Markup:
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(index)
+    return table_html(table.rename(columns=_shown), gains=("gain", "from", "to"))
+
+
+def _shown(column: str) -> str:
+    """A column of metrics.json as people read it."""
+    without = column.endswith("_without")
+    name = column.removesuffix("_without")
+    return COLUMNS.get(name, SHOWN_AS.get(name, name.replace("_", " "))) + " without it" * without
+
+
+def _accepted(run: Run) -> Markup | None:
+    """From which probability on what share is accepted, at several wanted precisions."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False).head(SHOWN_ISSUES)
-        return _html(table[["id", "title", "given", "suggested"]], index=False) if len(table) else None
-    except (ValueError, KeyError):  # a damaged file leaves the rest of the page
+        table = acceptance_table(read_frame(run.oof, ["label", "fold"]))
+    except DamagedFileError:
         return None
+    table.index = [f"{100 * wanted:.0f} %" for wanted in table.index]
+    names = {"threshold": "accepted from", "share": "share accepted", "precision": "share of them right"}
+    return table_html(table.rename(columns=names).rename_axis("wanted precision"))
+
+
+def _issues(run: Run) -> tuple[list[dict[str, Any]], int]:
+    """The labels to look at again that are shown, and how many there are."""
+    try:
+        table = pd.read_csv(run.label_issues, dtype=str, keep_default_na=False)
+        shown = table.head(SHOWN_ISSUES)
+        rows = shown[["id", "title", "given", "suggested"]].to_dict("records")
+    except (OSError, ValueError, KeyError):  # a damaged file leaves the rest of the page
+        return [], 0
+    for number, row in enumerate(rows):
+        margin, photo = (shown[name].iloc[number] if name in shown else "" for name in ("margin", "image"))
+        row |= {"margin": _margin(margin), "photo": photo_html(photo), "link": _link(run, photo)}
+    return rows, len(table)
+
+
+def _margin(text: str) -> str:
+    try:
+        return digits(abs(float(text)))
+    except ValueError:
+        return ""
+
+
+def _link(run: Run, photo: str) -> str:
+    """The way from the report to a photo inside the project; "" to one elsewhere, which no page is to tell of."""
+    path = Path(photo)
+    here = photo and path.is_relative_to(ROOT) and run.folder.is_relative_to(ROOT) and path.is_file()
+    return Path(os.path.relpath(path, run.folder)).as_posix() if here else ""
+
+
+def _took(run: Run, environment: dict[str, Any]) -> Markup:
+    """What the run took, and on what machine."""
+    entry = read_entry(run)
+    devices = {of.get("device") for fold in run.folds() if isinstance(of := fold.scores().get("resources"), dict)}
+    values = {
+        "trained in": duration(entry.seconds), "all steps in": duration(entry.step_seconds),
+        "most memory of a fold's process": gib(entry.peak_ram), "most memory on the GPU": gib(entry.peak_gpu),
+        "on disk": size(entry.size), "last change": when_shown(entry.when),
+        "trained on": ", ".join(sorted(filter(None, devices))),
+    }  # fmt: skip
+    values |= {shown: environment.get(name) for name, shown in MACHINE.items()}
+    values |= {"commit of this project": environment.get("commit")}
+    return list_html({name: value for name, value in values.items() if value})
+
+
+def _settings(params: dict[str, Any], all_of_them: bool) -> Markup:
+    """Parameters as a list, those that aren't the defaults with what these are."""
+    defaults, rows = Params().model_dump(mode="json"), {}
+    for name, value in params.items():
+        shown, default = without_machine(value) or "none", without_machine(defaults.get(name)) or "none"
+        if value == defaults.get(name):
+            rows |= {name: shown} if all_of_them else {}
+        else:
+            rows[name] = f"{shown} (default {default})" if name in defaults else shown
+    return list_html(rows)
 
 
 def _texts(**columns: dict[str, Any]) -> pd.DataFrame:
@@ -204,10 +305,6 @@ def _texts(**columns: dict[str, Any]) -> pd.DataFrame:
     names = list(next(iter(columns.values())))
     texts = {column: [str(values.get(name, "")) for name in names] for column, values in columns.items()}
     return pd.DataFrame(texts, index=names, dtype=object)
-
-
-def _html(table: pd.DataFrame, index: bool = True) -> Markup:
-    return Markup(table.to_html(border=0, index=index, escape=True, na_rep="", float_format="{:.4f}".format))
 
 
 def _embedded(figures: dict[str, list[Path]]) -> tuple[list[tuple[str, list[tuple[str, str]]]], list[str]]:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +27,7 @@ from goods.files import (
     write_json,
 )
 from goods.label_fixes import fixes_stamp
+from goods.machine import environment
 from goods.params import OUTPUTS, REFIT, RUNTIME_FIELDS, Params
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 VERSION = 1  # of run.json
 MARKERS = frozenset(("run.json", "labels.json"))  # files by which a run is known wherever it lies
 FOLDS_FROM = ("n_folds", "seed")  # the parameters that folds are drawn by
-PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
 
 class Fold:
@@ -415,9 +412,14 @@ class Run:
             )
 
 
+def runs_in(outputs: Path) -> list[Run]:
+    """The runs of an outputs_dir, by name."""
+    return [Run(path.parent) for path in sorted(outputs.glob("*/run.json"))]
+
+
 def check_named_runs(p: Params) -> None:
     """Raises ParameterError when `runs` or `pseudo_from` names a run that isn't there."""
-    there = sorted(path.parent.name for path in resolve(p.outputs_dir).glob("*/run.json"))
+    there = [run.name for run in runs_in(resolve(p.outputs_dir))]
     for parameter, name in [*(("runs", name) for name in p.runs), ("pseudo_from", p.pseudo_from)]:
         if name and name not in there:
             near = difflib.get_close_matches(name, there, n=1)
@@ -428,17 +430,6 @@ def check_named_runs(p: Params) -> None:
 def deadline(p: Params) -> float | None:
     """The moment (seconds since 1970) at which to stop: max_hours after the pipeline's start, or after now."""
     return float(os.environ.get("GOODS_STARTED") or time.time()) + p.max_hours * 3600 if p.max_hours else None
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, so that a run can be made again."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {"python": sys.version.split()[0], "platform": platform.platform(), "cpus": os.cpu_count(), **versions}
 
 
 def saved_files(p: Params, *patterns: str) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import get_args
 
 import numpy as np
@@ -12,7 +13,16 @@ from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from goods.metric_names import SHOWN_AS, MetricName
-from goods.metrics import METRICS, calibration_error, fit_temperature, interval, paired_gain, score
+from goods.metrics import (
+    METRICS,
+    RESAMPLES,
+    calibration_error,
+    fit_temperature,
+    interval,
+    paired_gain,
+    resampled,
+    score,
+)
 
 
 def test_a_temperature_lessens_the_log_loss_and_keeps_the_order():
@@ -97,3 +107,38 @@ def test_the_interval_of_a_score_holds_it_and_narrows_with_the_rows():
     spread = np.sqrt(many[0] * (1 - many[0]) / 4000)  # of a share
     assert many[2] - many[1] == pytest.approx(2 * 1.96 * spread, rel=0.15)
     assert few[2] - few[1] > 4 * (many[2] - many[1])
+
+
+@pytest.mark.parametrize("n", [300, 6000])  # few rows a group, and many
+def test_resamples_draw_each_row_as_often_and_two_predictions_together(n: int):
+    labels, members = problem(n=n)
+    ours, theirs = members[0].argmax(1), members[1].argmax(1)
+    (right, given, said), (_, same, other) = resampled(labels, ours, theirs)
+    assert right.shape == given.shape == (RESAMPLES, 5) and same is given
+    assert (given.sum(1) == n).all() and (said.sum(1) == n).all() and (other.sum(1) == n).all()
+    hits = np.bincount(labels[ours == labels], minlength=5)
+    assert right.mean(0) == pytest.approx(hits, rel=0.03)
+    np.testing.assert_allclose(right.std(0), np.sqrt(hits * (1 - hits / n)), rtol=0.2)  # binomial
+    assert paired_gain(labels, members[0], members[0]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "weighted_f1", "accuracy"])
+def test_a_gain_has_the_interval_that_rows_drawn_one_by_one_give(metric: str):
+    labels, members = problem(n=2000)
+    by, ours, theirs = METRICS[metric], members[0].argmax(1), members[2].argmax(1)
+    rng = np.random.default_rng(1)
+    drawn = [rng.integers(2000, size=2000) for _ in range(600)]
+    gains = [by.over(labels[rows], ours[rows]) - by.over(labels[rows], theirs[rows]) for rows in drawn]
+    low, high = np.percentile(gains, [2.5, 97.5])
+    found = paired_gain(labels, members[0], members[2], metric)
+    assert found == pytest.approx((by.over(labels, ours) - by.over(labels, theirs), low, high), abs=0.006)
+
+
+def test_the_interval_of_fifty_thousand_rows_is_quick():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(21, size=50_000)
+    near = rng.normal(size=(21, 21)) + 4 * np.eye(21)  # some classes are alike
+    ours, theirs = (near[labels] + rng.normal(size=(50_000, 21)) for _ in range(2))
+    began = time.process_time()
+    paired_gain(labels, ours, theirs)
+    assert time.process_time() - began < 0.3  # 0.6 s where each resample counts all rows anew

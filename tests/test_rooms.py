@@ -19,26 +19,26 @@ from goods.files import ROOT
 # From the ground up. A module may import from lower floors, and from its own room; the rooms of one floor don't know
 # each other. goods.members is above goods.ensemble: a kind hands its folds to it.
 FLOORS = [
-    {"errors", "metric_names"},
+    {"errors", "metric_names", "words"},
     {"metrics"},
     {"files"},
-    {"processes", "progress", "field_types", "sheets"},
+    {"processes", "progress", "field_types", "machine", "sheets"},
     {"step", "places", "label_fixes"},
     {"params"},
     {"code_version", "run"},
     {"data"},
     {"predictions"},
-    {"models", "eda", "accept"},
+    {"models", "eda", "accept", "page"},
     {"cost", "compress"},
     {"training"},
     {"ensemble"},
-    {"members"},
-    {"explain", "report", "predictor", "model_card", "review"},
+    {"members", "entries"},
+    {"explain", "report", "predictor", "model_card", "compare", "review"},
     {"classify", "export", "review_widget"},
-    {"catalogue"},
+    {"catalogue", "compare_page"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics")
+FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics", "goods.words")
 MOST_LINES, MOST_OF_FUNCTION = 450, 60
 # Whatever has a name of its own below a run; labels.json is a competition's file, too.
 RUN_FILES = r"[\w.]+\.(?:json|jsonl|parquet|csv|html|safetensors)"

@@ -13,18 +13,19 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import ExifTags, Image, ImageEnhance, ImageFile, ImageFilter, ImageOps, UnidentifiedImageError, features
 from PIL import __version__ as pillow_version
-from torch.nn import functional as F
 
 from goods.data.salvage import salvage
 from goods.errors import DamagedFileError
 from goods.files import file_stamp, read_frame, write_frame
+
+if TYPE_CHECKING:  # to show photos takes no torch, and importing it takes seconds
+    import torch
 
 FACTS = ["sha", "status", "width", "height", "mode"]  # what is known of a photo
 AVIF = "avif" in features.modules and features.check("avif")  # Pillow has it from 11.3 on
@@ -168,6 +169,9 @@ def squash(image: Image.Image, size: int) -> torch.Tensor:
 
     torch's antialiased bicubic does what Pillow's does, vectorised.
     """
+    import torch
+    from torch.nn import functional as F
+
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last
     if pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
@@ -180,6 +184,8 @@ def load_photo(path: str, size: int, augment: Augment | None = None, seed: Seque
     With `augment` a random part is taken and changed, the same for the same seed.
     """
     if not path:
+        import torch
+
         return torch.full((3, size, size), 255, dtype=torch.uint8)
     rng = random.Random(repr(tuple(seed)))
     crop = augment.crop if augment else 0.0
@@ -236,6 +242,8 @@ def _change(pixels: torch.Tensor, rng: random.Random, augment: Augment) -> torch
     if rng.random() < augment.jpeg:
         image.save(packed := io.BytesIO(), "JPEG", quality=rng.randint(30, 90))
         image = Image.open(packed)
+    import torch
+
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 

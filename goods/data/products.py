@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from goods.data.photo_files import (
     photos_inside,
 )
 from goods.data.table_files import CHECKED_ROWS, check_cells, stretches
+from goods.data.texts import clean_text
 from goods.errors import GoodsError, listing
 from goods.files import file_hash
 from goods.places import table_pieces
@@ -151,3 +152,27 @@ def _none_found(table: ProductTable, id_column: str, finder: PhotoFinder) -> str
     elif (inner := sorted(f for f in finder.folder.iterdir() if f.is_dir())) and not find_photos(finder.folder):
         hint = f"; did you mean {inner[0]}?"
     return f"no product of {table.path} has {where}{hint}"
+
+
+def some_products(
+    path: Path, ids: Collection[str], id_column: str, title_column: str, folder: Path, image_column: str | None
+) -> pd.DataFrame:
+    """title and photo (a path, bytes, "" for none), by id, of those of the products that the table holds.
+
+    Nothing is checked and nothing written: to show a few of a table that a run has read. Raises GoodsError where it
+    can't be read any more.
+    """
+    header, inside = check_cells(path, id_column), bool(image_column) and photos_inside(path, image_column)
+    title = "title" if "title" in header else title_column
+    asked = [id_column, title, *(columns_of(image_column) if image_column else [])]
+    columns = [name for name in dict.fromkeys(asked) if name in header]
+    finder, found, left = PhotoFinder(PhotoFolder(folder), image_column, inside), [], set(ids)
+    for stretch in stretches(path, UNPACKED_AT_ONCE if inside else CHECKED_ROWS, id_column, columns, photos=True):
+        own = stretch[stretch[id_column].isin(left)]
+        photos = [each[0] if isinstance(each, tuple) else each for each in finder.of(own, id_column)]
+        titles = [clean_text(str(each)) for each in own[title]] if title in own else [""] * len(own)
+        found.append(pd.DataFrame({"title": titles, "photo": pd.Series(photos, dtype=object)}).set_axis(own[id_column]))
+        left -= set(own[id_column])
+        if not left:
+            break
+    return pd.concat(found) if found else pd.DataFrame({"title": [], "photo": []})

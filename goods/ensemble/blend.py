@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from goods.ensemble.combine import AVERAGE, Combiner, average_of, mean_at, side_by_side
+from goods.ensemble.combine import AVERAGE, BEST, Combiner, average_of, mean_at, side_by_side
 from goods.metric_names import metric_first
 from goods.metrics import METRICS, Metric, calibration_error, fit_temperature, paired_gain, score
 from goods.processes import in_parallel, on_one_thread
@@ -32,6 +32,12 @@ DEFAULT = METRICS["macro_f1"]
 def mean_of_probabilities(members: np.ndarray, *_: Any) -> Combiner:
     """Each counts alike."""
     return Combiner("mean", np.full(len(members), 1 / len(members)))
+
+
+def best_alone(members: np.ndarray, labels: np.ndarray, metric: Metric = DEFAULT) -> Combiner:
+    """The one that the metric scores best, the others left out: the blend abstains."""
+    worth = [metric.worth_calibrated(labels, member) for member in members]
+    return Combiner(BEST, np.eye(len(members))[int(np.argmax(worth))])
 
 
 def mean_of_logits(members: np.ndarray, *_: Any) -> Combiner:
@@ -112,6 +118,7 @@ def class_bias(members: np.ndarray, labels: np.ndarray, metric: Metric = DEFAULT
 # From the simplest on: of two that score alike, the first is taken.
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray, Metric], Combiner]] = {
     "mean": mean_of_probabilities,
+    BEST: best_alone,
     "logits": mean_of_logits,
     "temperatures": mean_at_temperature,
     "weights": weights_by_log_loss,
@@ -172,6 +179,11 @@ class Blend:
     uncalibrated: np.ndarray  # oof before its temperature
     picked: dict[int, str]  # where the method is chosen: the one of each fold, chosen on the others
 
+    @property
+    def taken(self) -> str:
+        """What scores the blend: the method, or "chosen" where some fold chose another."""
+        return "chosen" if set(self.picked.values()) - {self.method} else self.method
+
 
 @on_one_thread
 def blend_members(
@@ -184,15 +196,20 @@ def blend_members(
     """Nested cross-validation of the methods over the folds that the members were trained on.
 
     members: (members, n, num_classes) out-of-fold log-probabilities. Each fold is predicted by fits on all of the
-    others, at a temperature fitted on predictions of the others by fits that saw neither. If "average" is among the
-    methods, it is taken: the mean of the probabilities of all FITTED, each calibrated like that. Else, of several, the
-    one that those predictions score best by the metric is. With fewer than three folds there are no such predictions:
-    no fold is calibrated, the average is of probabilities as they are, and of several methods the first is taken.
+    others, at a temperature fitted on predictions of the others by fits that saw neither. "average" is the mean of the
+    probabilities of all FITTED, each calibrated like that.
+
+    Of several methods each fold takes the one that those predictions score best by the metric, of equals the first, and
+    new rows the one that all folds' predictions score best. With "average" among them it is but that or "best", to put
+    the members together or to abstain: what the metric can't tell beyond noise, log-loss does. With fewer than three
+    folds there are no such predictions: no fold is calibrated, the average is of probabilities as they are, and the
+    first method is taken, or the average.
     """
     parts, averaged = np.unique(folds).tolist(), AVERAGE in methods
     needed = tuple(dict.fromkeys((*methods, *(FITTED if averaged else ()))))
     fits = _fits(members, labels, folds, needed, metric)
-    worth, picked = METRICS[metric].worth_calibrated, {}
+    picked: dict[int, str] = {}
+    nested, choose = len(parts) > 2, [name for name in (AVERAGE, BEST) if name in methods] if averaged else methods
     raw, scaled = ({name: np.zeros_like(members[0]) for name in names} for names in (needed, methods))
     for k in parts:
         fold, rows = _left_out(k, fits, members, labels, folds, averaged), folds == k
@@ -200,11 +217,10 @@ def blend_members(
             raw[name][rows] = fold.logits[name]
         for name in methods:
             scaled[name][rows] = fold.logits[name] / fold.temperatures[name]
-        if len(methods) > 1 and not averaged:
-            picked[k] = _best({name: worth(fold.labels, fold.others[name]) if fold.others else 0.0 for name in methods})
-    nested = len(parts) > 2
-    method = AVERAGE if averaged else _best({m: worth(labels, raw[m]) if nested else 0.0 for m in methods})
-    if averaged:
+        if len(choose) > 1:
+            picked[k] = _pick(choose, fold.labels, fold.others, metric)
+    method = _pick(choose, labels, raw if nested else {}, metric)
+    if method == AVERAGE:
         temperatures = {name: fit_temperature(raw[name], labels) if nested else 1.0 for name in FITTED}
         combiner = average_of({name: fits[name, ()] for name in FITTED}, temperatures)
     else:
@@ -276,7 +292,14 @@ def _fitted(name: str, members: np.ndarray, labels: np.ndarray, metric: str) -> 
     return METHODS[name](members, labels, METRICS[metric])
 
 
-def _best(worth: dict[str, float]) -> str:
+def _pick(names: Sequence[str], labels: np.ndarray, logits: Mapping[str, np.ndarray], metric: str) -> str:
+    """The method to take of these, by their (n, num_classes) logits, see blend_members; without any the first."""
+    if len(names) == 1 or not logits:
+        return names[0]
+    if AVERAGE in names:
+        _, low, high = paired_gain(labels, logits[AVERAGE], logits[BEST], metric)
+        metric = "log_loss" if low <= 0 <= high else metric
+    worth = {name: METRICS[metric].worth_calibrated(labels, logits[name]) for name in names}
     return max(worth, key=lambda name: worth[name])  # the first of equals
 
 
@@ -286,10 +309,11 @@ def method_table(
 ) -> pd.DataFrame:
     """All metrics, the first one's spread over the folds, and calibration_error of each method; the last is taken.
 
-    Where a method was chosen, the last is "chosen": each fold by the choice of the others. gain: what the metric is
-    better than that of the best member, (n, num_classes) logits, with its 95 % interval; `noise` where that holds 0.
+    Where folds chose another method than all rows do, the last is "chosen": each fold by the choice of the others.
+    gain: what the metric is better than that of the best member, (n, num_classes) logits, with its 95 % interval;
+    `noise` where that holds 0.
     """
-    each = made.methods | ({"chosen": made.oof} if made.picked else {})
+    each = {name: logits for name, logits in made.methods.items() if name != made.taken} | {made.taken: made.oof}
     rows = {name: row_of(labels, folds, logits, best_member, metric) for name, logits in each.items()}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 

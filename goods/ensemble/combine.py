@@ -17,6 +17,7 @@ from goods.errors import DamagedFileError
 from goods.files import atomic_path
 
 AVERAGE = "average"  # of other methods
+BEST = "best"  # one member alone
 NEVER_SEEN = -21.0  # the log-probability, at most, of a class that a stacked regression never saw
 
 
@@ -107,6 +108,7 @@ def side_by_side(members: np.ndarray) -> np.ndarray:
 
 RULES: dict[str, Callable[..., np.ndarray]] = {
     "mean": mix,
+    BEST: summed,
     "logits": summed,
     "temperatures": mean_cooled,
     "weights": summed,

@@ -12,8 +12,8 @@ from scipy.special import log_softmax
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
-from goods.ensemble.blend import METHODS, added_by, blend_members, method_table
-from goods.ensemble.combine import AVERAGE
+from goods.ensemble.blend import METHODS, Blend, added_by, blend_members, method_table
+from goods.ensemble.combine import AVERAGE, BEST, Combiner
 from goods.ensemble.folds import Ensemble, fold_scores, write_ensemble
 from goods.ensemble.learned import RunBlend
 from goods.errors import DamagedFileError, GoodsError, ParameterError
@@ -31,8 +31,8 @@ NO_RUNS = "a blend needs runs, such as runs=linear,head: the runs to put togethe
 def blend_runs(p: Params, goods: Goods) -> Ensemble:
     """All members of p.runs as one prediction (goods.ensemble.blend); writes ensemble/ as ensemble_folds does.
 
-    A member is one output of a run. Out of fold, each fold is predicted by a method that was fitted and calibrated, and
-    with blend_method=choose chosen, without it; the test set by the method on all rows.
+    A member is one output of a run. Out of fold, each fold is predicted by a method that was fitted, calibrated and, of
+    several, chosen without it; the test set by the method on all rows.
 
     Raises GoodsError when a run is missing or unfinished, or has other products, folds or labels.
     """
@@ -84,9 +84,8 @@ def _blend(p: Params, members: dict[str, np.ndarray], folds: pd.DataFrame) -> tu
     methods = several.get(p.blend_method, (p.blend_method,))
     made = blend_members(stacked, labels, fold, methods, p.metric)
     oof = pd.concat([folds, logits_frame({"fused": log_softmax(made.oof, axis=1)})], axis=1)
-    learned = RunBlend(tuple(members), made.combiner, made.temperature, made.picked)
-    best = max(stacked, key=lambda values: METRICS[p.metric].worth(labels, values))
     named = dict(zip(members, stacked, strict=True))
+    best = max(named, key=lambda name: METRICS[p.metric].worth(labels, named[name]))
     result = Ensemble(
         oof=oof,
         test=pd.DataFrame(),
@@ -95,11 +94,20 @@ def _blend(p: Params, members: dict[str, np.ndarray], folds: pd.DataFrame) -> tu
         uncalibrated=made.uncalibrated,
         tables={
             "members": member_table(named, made.combiner.weights, made.oof, labels, p.metric),
-            "methods": method_table(made, labels, fold, best, p.metric),
+            "methods": method_table(made, labels, fold, named[best], p.metric),
             "added": added_by(named, labels, fold, p.metric),
         },
     )
-    return result, learned, {"method": made.method, **learned.choices}
+    learned = _learned(tuple(members), made)
+    return result, learned, {"method": made.method, "best_member": best, **learned.choices}
+
+
+def _learned(members: tuple[str, ...], made: Blend) -> RunBlend:
+    """What predicts further products: of the best member alone nothing but it, so that no other run is asked."""
+    combiner = made.combiner
+    if made.method == BEST:
+        members, combiner = (members[int(combiner.weights.argmax())],), Combiner(BEST, np.ones(1))
+    return RunBlend(members, combiner, made.temperature, made.picked)
 
 
 def _read_oofs(p: Params, folds: pd.DataFrame, labels: list[int | str]) -> dict[str, np.ndarray]:

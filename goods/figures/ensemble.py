@@ -206,12 +206,15 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     ax.plot(settled["share"], settled["precision"], color=BLUE, label="precision")
     ax.fill_between(settled["share"], settled["low"], settled["precision"], color=BLUE, alpha=0.15, linewidth=0)
     taken = chosen[chosen["share"] > 0]
-    for wanted, row in taken.iterrows():
-        ax.plot(row["share"], row["precision"], "o", color=VERMILION)
-        at = (row["share"], row["precision"])
-        ax.annotate(percent(wanted), at, (4, 5), textcoords="offset points", fontsize=7.5, color=VERMILION)
+    ax.plot(taken["share"], taken["precision"], "o", color=VERMILION)
+    for near in _near_ones(taken["share"]):
+        at = taken.loc[near, ["share", "precision"]]
+        said = ", ".join(percent(wanted).removesuffix(" %") for wanted in sorted(near)) + " %"
+        ax.annotate(said, (at["share"].mean(), at["precision"].max()), (0, 6), textcoords="offset points",
+                    ha="center", fontsize=7.5, color=VERMILION)  # fmt: skip
     ax.plot([], [], "o", color=VERMILION, label="accepted at a wanted precision of")
-    ax.set(xlabel="share of the products accepted", ylabel="share of them that is right", xlim=(0, 1.03))
+    ax.set(xlabel="share of the products accepted", ylabel="share of them that is right", xlim=(0, 1.08))
+    ax.margins(y=0.1)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     ax.grid(True, axis="y")
@@ -224,6 +227,17 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     share, precision = (percent(taken.loc[wanted, name]) for name in ("share", "precision"))
     found = f"{share} need no look, and {precision} of them are right out of fold"
     return titled(ax.figure, f"At a wanted precision of {percent(wanted)}, {found}")
+
+
+def _near_ones(shares: pd.Series, least: float = 0.08) -> list[list[float]]:
+    """The index of `shares`, those in one list that lie too close for labels of their own."""
+    groups: list[list[float]] = []
+    for name, share in shares.sort_values().items():
+        if groups and share - shares[groups[-1][-1]] < least:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return groups
 
 
 @styled

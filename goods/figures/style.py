@@ -22,6 +22,7 @@ from PIL import Image
 
 from goods.data.photos import open_upright
 from goods.files import atomic_path
+from goods.words import digits as digits
 
 # Okabe and Ito (2008), https://jfly.uni-koeln.de/color/: told apart with every common colour blindness.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
@@ -133,11 +134,6 @@ def percent(share: float) -> str:
     if 0 < points < 0.1 or 99.9 < points < 100:
         return "<0.1 %" if points < 1 else ">99.9 %"
     return (f"{points:.0f}" if 10 <= points <= 90 else f"{points:.1f}".removesuffix(".0")) + " %"
-
-
-def digits(value: float) -> str:
-    """A score with three decimals and no zero before the point: ".742"."""
-    return f"{value:.3f}".removeprefix("0")
 
 
 def span(values: Sequence[float], form: Callable[[float], str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 
 from goods.data.folds import read_folds
 from goods.data.tables import Goods, all_products
+from goods.machine import used
 from goods.members import kind_of, predict
 from goods.params import Params
 from goods.processes import in_parallel
@@ -71,10 +73,10 @@ def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Pa
         fold = Run.of(p).fold(number)
         with fold.held():
             if due_folds(p, goods, [number], kind.code()):
-                part = part_of(p, goods, number)
+                began, part = time.perf_counter(), part_of(p, goods, number)
                 kind.load().save(learn(part), fold)
                 logits = {} if fold.is_refit else predict(p, [fold], part.held_back)[number]
-                finish(p, goods, fold, kind.code(), logits)
+                finish(p, goods, fold, kind.code(), logits, resources=used(time.perf_counter() - began))
 
 
 def side_by_side(fit_one: Callable[..., None], numbers: list[int], p: Params, goods: Goods, *arguments: Any) -> None:

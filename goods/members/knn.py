@@ -20,6 +20,7 @@ from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import DamagedFileError, ParameterError
 from goods.files import atomic_path
+from goods.machine import used
 from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish
 from goods.metrics import METRICS
@@ -82,7 +83,7 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
         logits = {output: model.logits(output, tuple(part[valid] for part in near[output])) for output in near}
         facts = {"rows": int((model.labels >= 0).sum())}
         facts |= {"neighbours": {output: list(chosen) for output, chosen in how.items()}}
-        facts |= {"resources": {"seconds": round((time.perf_counter() - began) / len(due), 1)}}
+        facts |= {"resources": used((time.perf_counter() - began) / len(due))}
         test = {output: model.logits(output, near_test[output]) for output in near_test}
         with fold.held():
             fold.begin_writing()

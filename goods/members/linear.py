@@ -12,6 +12,7 @@ from goods.data.folds import make_folds, product_groups
 from goods.data.tables import Goods, all_products
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.files import write_frame
+from goods.machine import used
 from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish, part_of, side_by_side
 from goods.models.tfidf import (
@@ -86,6 +87,6 @@ def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: s
         save(LinearModel(vectorizers, svm.coef_, svm.intercept_, svm.classes_, temperature, p.num_classes), fold)
         write_frame(fold.words, word_weights(svm, vectorizers["words"].get_feature_names_out()))
         facts = {"rows": len(part.rows), "cost": cost, "temperature": round(temperature, 4)}
-        facts |= {"resources": {"seconds": round(time.perf_counter() - began, 1)}}
+        facts |= {"resources": used(time.perf_counter() - began)}
         finish(p, goods, fold, code, held_back, **facts)
         write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)

@@ -21,6 +21,7 @@ from goods.cost.plan import plan_run
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
 from goods.files import atomic_path
+from goods.machine import used
 from goods.metrics import METRICS, score
 from goods.models.tuning import load_trained, save_trained
 from goods.params import Params
@@ -117,7 +118,7 @@ def _fit(
     logits = predict(task.model, task.valid, p, accelerator) if training.held_back else {}
     facts = training_facts(training)
     facts |= {"choices": {n: METRICS[p.metric].of(task.labels["valid"], main_of(made)) for n, made in choices.items()}}
-    facts |= {"resources": resources(p, training) | {"seconds": round(time.perf_counter() - began, 1)}}
+    facts |= {"resources": resources(p, training) | used(time.perf_counter() - began)}
     if accelerator.is_main_process:
         with atomic_path(fold.weights) as temporary:
             shutil.copyfile(weights, temporary)
@@ -212,6 +213,7 @@ def mixed(training: Training, alpha: float) -> Path:
 def resources(p: Params, training: Training) -> dict[str, Any]:
     """What the training took; on a GPU, the measured peak of its memory beside the planned one, GiB."""
     found: dict[str, Any] = {"micro_batch_size": min(training.at.micro_batch_size, p.batch_size)}
+    found["device"] = torch.cuda.get_device_name() if training.accelerator.device.type == "cuda" else "cpu"
     if torch.cuda.is_available() and training.task.planned:
         measured = torch.cuda.max_memory_allocated() / 2**30
         planned = plan_run(p.model_copy(update={"micro_batch_size": found["micro_batch_size"]})).allocated_gib
