@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import time
 from typing import Any
 
@@ -12,13 +10,15 @@ import ipywidgets as widgets
 import numpy as np
 
 from goods.data.datasets import photos_in
-from goods.data.photos import open_upright
 from goods.data.tables import Goods
 from goods.errors import GoodsError
+from goods.page import photo_html
 from goods.review import Review, like
 
 SIDE, SMALL_SIDE = 300, 104  # pixels of the product's photos, and of its neighbours'
 SHOWN_TEXT = 1200  # letters of a text
+STYLE = f"""<style>.review-product {{display: flex; flex-wrap: wrap; gap: 1em; line-height: 1.35}}
+.review-photos img {{min-width: {SIDE * 2 // 3}px}}</style>"""
 PAUSE = 0.25  # seconds between two keys that both count: a key that is held down decides once
 ACTIONS = {"keep": ("k", "keep the label"), "change": ("c", "change it to"), "drop": ("d", "drop the product"),
            "skip": ("s", "skip for now"), "back": ("b", "take back")}  # fmt: skip
@@ -105,38 +105,23 @@ class ReviewBox(widgets.VBox):
         issue, product = self.review.issue(name), self.goods.train.iloc[self.place[name]]
         photos = photos_in(self.goods.train.iloc[[self.place[name]]])[0]
         photos = photos if isinstance(photos, tuple) else (photos,)
-        pictures = "".join(photo_tag(path, SIDE) for path in photos[:3]) or photo_tag("", SIDE)
+        pictures = "".join(photo_html(path, SIDE) for path in photos[:3]) or photo_html("", SIDE)
         text = product["text"]
         text = text[:SHOWN_TEXT] + (" ..." if len(text) > SHOWN_TEXT else "")
         facts = [f"<h3>{html.escape(product['title'])}</h3>", f"<p>{html.escape(text)}</p>",
                  f"<p>given: <b>{html.escape(issue['given'])}</b>, suggested: <b>{html.escape(issue['suggested'])}</b>"
                  f" (margin {issue['margin']:.2f}), id {html.escape(name)}</p>"]  # fmt: skip
-        style = "display:flex;gap:1em;flex-wrap:wrap;line-height:1.4"
-        head = f"<div style='{style}'><div>{pictures}</div><div style='flex:1 1 20em'>{''.join(facts)}</div></div>"
-        return head + self._neighbours(name)
+        head = f"<div class='review-photos'>{pictures}</div><div style='flex:1 1 20em'>{''.join(facts)}</div>"
+        return f"{STYLE}<div class='review-product'>{head}</div>{self._neighbours(name)}"
 
     def _neighbours(self, name: str) -> str:
         if self.vectors is None:
             return f"<p><small>{NO_NEIGHBOURS}</small></p>"
         near = "".join(map(_neighbour, like(self.vectors, self.goods, name).itertuples()))
-        return f"<h4>The products most like it</h4><div style='display:flex;gap:.8em;flex-wrap:wrap'>{near}</div>"
+        return f"<h4>The products most like it</h4><div class='review-product'>{near}</div>"
 
 
 def _neighbour(row: Any) -> str:
     words = [f"<b>{html.escape(row.of_class)}</b>", html.escape(row.title[:60]), f"{row.cosine:.2f}"]
-    return (f"<div style='width:{SMALL_SIDE + 16}px;line-height:1.25'>{photo_tag(row.image, SMALL_SIDE)}<br>"
+    return (f"<div style='width:{SMALL_SIDE + 16}px'>{photo_html(row.image, SMALL_SIDE)}<br>"
             f"<small>{'<br>'.join(words)}</small></div>")  # fmt: skip
-
-
-def photo_tag(path: str, side: int) -> str:
-    """An <img> that holds the photo, its longer side no more than `side` pixels; words where there is none."""
-    if not path:
-        return "<i>no photo</i>"
-    try:
-        photo = open_upright(path, side)
-    except Exception:  # Pillow raises anything on a file that isn't a photo
-        return "<i>the photo can't be read</i>"
-    photo.thumbnail((side, side))
-    data = io.BytesIO()
-    photo.save(data, "JPEG", quality=85)
-    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}'>"

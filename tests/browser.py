@@ -66,7 +66,7 @@ class Page:
         self.wait(f"({found} ?? '').includes({json.dumps(words)})")
 
     def click(self, selector: str, words: str = "") -> None:
-        """A click with the mouse on the middle of the first visible element of that kind that says exactly these words."""
+        """A click with the mouse on the first visible element of that kind that says exactly these words."""
         place = f"""(() => {{
           const fits = (e) => !{json.dumps(words)} || e.innerText.trim() === {json.dumps(words)};
           const found = [...document.querySelectorAll({json.dumps(selector)})].find((e) => e.offsetParent && fits(e));
@@ -104,7 +104,8 @@ class Page:
 def chromium(profile: Path, width: int = 1400, height: int = 2600) -> Iterator[Page]:
     """A browser without a window of its own, with a fresh profile and one tab."""
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-               "--remote-debugging-port=0", f"--user-data-dir={profile}", f"--window-size={width},{height}"]  # fmt: skip
+               "--remote-debugging-port=0", f"--user-data-dir={profile}",
+               f"--window-size={width},{height}"]  # fmt: skip
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     process = subprocess.Popen([CHROMIUM, *options, "about:blank"], **quiet)
     try:

@@ -12,17 +12,19 @@ import pandas as pd
 import pytest
 from conftest import Trained, put_together
 
+from goods.compare import compare, untouched_finding
 from goods.data.folds import read_folds
 from goods.data.mended import class_words, learned_labels, read_fixes, touched_ids
 from goods.data.tables import Goods, read_goods
 from goods.ensemble.label_issues import write_label_issues
+from goods.entries import Entry, read_entry
 from goods.errors import GoodsError, OtherRunError, ParameterError
 from goods.files import write_json
 from goods.label_fixes import COLUMNS, fixes_stamp, read_fix_table, write_fix_table
 from goods.members import fit, open_run, step_inputs
 from goods.params import Params, load_params
 from goods.review import Review, like, open_review, training_vectors, write_review_list
-from goods.review_widget import PAUSE, ReviewBox, photo_tag
+from goods.review_widget import PAUSE, ReviewBox
 from goods.run import Run
 from goods.training.rows import rows_hash, training_rows
 
@@ -449,15 +451,7 @@ def test_neighbours_are_shown_with_photos_or_it_is_said_why_not(box, doubtful):
     assert "no embeddings; notebooks/embed.ipynb makes them" in box.card.value
     box.vectors = np.random.default_rng(0).normal(size=(len(doubtful.goods.train), 4))
     box.show()
-    assert box.card.value.count("<img") + box.card.value.count("<i>no photo</i>") >= 7
-
-
-def test_a_photo_that_is_none_is_words(tmp_path):
-    (tmp_path / "a.jpg").write_text("no photo")
-    assert (
-        photo_tag("", 9) == "<i>no photo</i>"
-        and photo_tag(str(tmp_path / "a.jpg"), 9) == "<i>the photo can't be read</i>"
-    )
+    assert box.card.value.count("<img") + box.card.value.count("no photo") == 7
 
 
 def test_what_is_decided_is_not_listed_again(doubtful, mended):
@@ -470,3 +464,41 @@ def test_what_is_decided_is_not_listed_again(doubtful, mended):
         ensemble.oof.loc[row, f"fused_{(ensemble.oof['label'][row] + 1) % 21}"] = 0.0
     assert set(ids) <= set(write_label_issues(p, ensemble, trained.goods)["id"])
     assert not set(ids) & set(write_label_issues(p, ensemble, goods)["id"])
+
+
+# What was gained ------------------------------------------------------------------------------------------------------
+
+
+def scored_run(folder: Path, labels: np.ndarray, right: np.ndarray, **record: object) -> Entry:
+    """A run whose files are a score: it is surest of the table's label where it is right."""
+    said = np.where(right, labels, (labels + 1) % 3)
+    logits = np.where(np.arange(3) == said[:, None], 3.0, 0.0)
+    run = Run(folder)
+    write_json(run.record_file, {"parameters": {"run": folder.name}} | record)
+    write_json(run.labels, {"classes": CLASSES, "labels": LABELS})
+    run.ensemble.mkdir()
+    head = pd.DataFrame({"id": [str(k) for k in range(len(labels))], "label": labels, "fold": 0})
+    head.assign(**{f"fused_{k}": logits[:, k] for k in range(3)}).to_parquet(run.oof)
+    return read_entry(run)
+
+
+def test_the_gain_is_told_on_the_labels_that_nobody_touched(tmp_path):
+    labels = np.arange(60) % 3
+    before = scored_run(tmp_path / "before", labels, np.arange(60) >= 10)
+    after = scored_run(tmp_path / "after", labels, (np.arange(60) >= 10) | (np.arange(60) < 4), label_fixes="hash")
+    fixes_file(tmp_path / "after" / "label_fixes.csv", ("0", "Books", "change", "Toys"), ("1", "Toys", "drop"),
+               ("2", "=Tea", "keep"))  # fmt: skip
+    pair = compare(after, before)
+    assert pair.touched == 2
+    assert pair.gains["accuracy"].value == pytest.approx(4 / 60)
+    assert pair.untouched["accuracy"].value == pytest.approx(2 / 58)
+    sentence = untouched_finding(pair, "accuracy")
+    assert sentence.startswith("On the 58 labels that nobody touched after gains +.034 (")
+    assert "of accuracy over before, which is noise; the 2 that were changed" in sentence
+    assert untouched_finding(compare(before, before), "accuracy") == ""
+
+
+def test_a_run_whose_fixes_are_gone_is_compared_all_the_same(tmp_path):
+    labels = np.arange(60) % 3
+    entries = [scored_run(tmp_path / name, labels, labels >= 0, label_fixes="hash") for name in "ab"]
+    assert compare(*entries).untouched == {}

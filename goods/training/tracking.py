@@ -28,7 +28,9 @@ WAIT_SECONDS = 4.0  # at the end of a fold, for wandb to write what is left
 PROBE_SECONDS = 1.0  # for the answer to: is there a network?
 LINGER_SECONDS = 600  # an upload may go on so long after the training
 MAX_POINTS = 10_000  # of the curves that wandb draws
-PLACES = frozenset("outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir resume_from".split())
+PLACES = frozenset(
+    "outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir label_fixes resume_from".split()
+)
 
 
 class NoTracker:
