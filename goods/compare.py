@@ -113,8 +113,8 @@ class Pair:
     def counted(self) -> str:
         """How many products each gets right, in a sentence."""
         counts, ours, theirs = self.counts, self.ours.name, self.theirs.name
-        return (f"Of {self.products:,} products both get {counts['both']:,} right, {ours} alone {counts['only ours']:,}, "
-                f"{theirs} alone {counts['only theirs']:,}, neither {counts['neither']:,} "
+        return (f"Of {self.products:,} products both get {counts['both']:,} right, {ours} alone "
+                f"{counts['only ours']:,}, {theirs} alone {counts['only theirs']:,}, neither {counts['neither']:,} "
                 f"({counts['neither, differently']:,} of them with different classes).")  # fmt: skip
 
 
@@ -300,8 +300,8 @@ def untouched_finding(pair: Pair, metric: str) -> str:
     gain = pair.untouched[metric]
     noise = ", which is noise" if gain.noise else ""
     return (f"On the {pair.products - pair.touched:,} labels that nobody touched {pair.ours.name} gains "
-            f"{with_interval(gain)} of {SHOWN_AS[metric]} over {pair.theirs.name}{noise}; the {pair.touched:,} that were "
-            "changed, or whose products were dropped, count above by the table's label")  # fmt: skip
+            f"{with_interval(gain)} of {SHOWN_AS[metric]} over {pair.theirs.name}{noise}; the {pair.touched:,} that "
+            "were changed, or whose products were dropped, count above by the table's label")  # fmt: skip
 
 
 def turned(gain: Gain) -> Gain:
