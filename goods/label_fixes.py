@@ -25,7 +25,7 @@ MADE_BY = "notebooks/review.ipynb makes it, and a run that has learned from one 
 
 
 def read_fix_table(path: Path) -> pd.DataFrame:
-    """COLUMNS as text without spaces around it, decisions in lower case; rows without a decision are left out.
+    """COLUMNS as text, without spaces around all but ids, decisions in lower case; without rows that say nothing.
 
     Raises GoodsError where there is no such file or it isn't such a table.
     """
@@ -40,7 +40,8 @@ def read_fix_table(path: Path) -> pd.DataFrame:
         raise GoodsError(f"{path} can't be read as a table ({error}); {MADE_BY}") from None
     if lacking := [name for name in NEEDED if name not in table]:
         raise GoodsError(f"{path} lacks {listing(lacking)}; it has {listing(list(table.columns))}. {MADE_BY}")
-    table = table.reindex(columns=COLUMNS, fill_value="").fillna("").apply(lambda cells: cells.str.strip())
+    table = table.reindex(columns=COLUMNS, fill_value="").fillna("")
+    table[COLUMNS[1:]] = table[COLUMNS[1:]].apply(lambda cells: cells.str.strip())  # an id is as it is
     table["decision"] = table["decision"].str.lower()
     blank = (table["decision"] == "") & (table["label"] == "")
     return table[~blank].reset_index(drop=True)

@@ -69,8 +69,8 @@ def test_a_spreadsheet_runs_nothing_of_it_and_may_save_it_its_own_way(tmp_path):
 
 @pytest.mark.parametrize(("row", "sentence"), [
     (("x", "Books", "keep"), "1 ids are not in the training table; a spreadsheet may have rewritten them (x)"),
-    (("a", "Books", "change", "Tea"), "1 new labels are no class (Tea) (Tea)"),
-    (("a", "Books", "change"), "1 new labels are no class (empty)"),
+    (("a", "Books", "change", "Tea"), "1 new labels are no class (Tea of a)"),
+    (("a", "Books", "change"), "1 new labels are no class (none of a)"),
     (("b", "Toys", "keep"), "1 ids stand there more than once (b)"),
     (("a", "Toys", "keep"), "1 given labels are no longer the training table's; look at these again (a is Books, not "),
     (("a", "Books", "delete"), "1 rows have no decision of keep, change, drop, skip (a)"),

@@ -53,13 +53,13 @@ def read_fixes(path: Path, train: pd.DataFrame, labels: Sequence[int | str], cla
     word_of = dict(enumerate(class_words(labels, classes)))
     is_now = [f"{row.id} is {word_of[own[row.id]]}, not {row.given or 'empty'}"
               for row in table[there & (given != table["id"].map(own))].itertuples()]  # fmt: skip
-    unknown = sorted(set(table["label"][changed & label.isna()]))
+    unknown = [f"{row.label or 'none'} of {row.id}" for row in table[changed & label.isna()].itertuples()]
     findings = [
         ("ids stand there more than once", table["id"][table["id"].duplicated()]),
         ("ids are not in the training table; a spreadsheet may have rewritten them", table["id"][~there]),
         (f"rows have no decision of {', '.join(DECISIONS)}", table["id"][~decided]),
         ("rows have a label, which only a change has", table["id"][decided & ~changed & (table["label"] != "")]),
-        (f"new labels are no class ({listing([word or 'empty' for word in unknown])})", unknown),
+        ("new labels are no class", unknown),
         ("given labels are no longer the training table's; look at these again", is_now),
     ]
     if problems := [f"{len(found)} {what} ({listing(list(found))})" for what, found in findings if len(found)]:
