@@ -270,7 +270,8 @@ def finding(all_runs: Comparison) -> str:
     """Which run is best, and which it doesn't beat beyond noise."""
     best, shown = all_runs.best, all_runs.shown_as
     if best is None:
-        return f"{len(all_runs.entries)} runs, none of them with an honest score yet"
+        runs = len(all_runs.entries)
+        return f"{runs} run{'s' * (runs > 1)}, none with an honest score yet"
     score = best.score(all_runs.metric)
     said = f"{best.name} is best: {shown} {digits(score.value)}"
     if not all_runs.behind:

@@ -50,12 +50,12 @@ TEMPLATE = """{% extends "base" %}{% block body %}
 {% if alike %}<details><summary>Parameters that all of them share, and not the defaults</summary>{{ alike }}</details>
 {% endif %}
 {% if pairs %}
-<h2>Side by side</h2>
+{% if runs %}<h2>Side by side</h2>{% endif %}
 {% if pairs|length > 1 %}<p><select class="picker" hidden aria-label="two runs">
 {% for pair in pairs %}<option value="{{ loop.index }}">{{ pair.name }}</option>
 {% endfor %}</select></p>{% endif %}
 {% for pair in pairs %}<section data-part="{{ loop.index }}">
-<h3>{{ pair.finding }}</h3>
+{% if runs %}<h3>{{ pair.finding }}</h3>{% endif %}
 {% for line in pair.lines %}<p class="quiet">{{ line }}</p>
 {% endfor %}
 {{ pair.gains }}
@@ -284,7 +284,10 @@ def _alike(entries: Sequence[Entry]) -> Markup | None:
 
 
 def _parameters_table(ours: Entry, theirs: Entry) -> Markup:
-    rows = {name: {entry.name: _value(entry, name) for entry in (ours, theirs)}
+    def told(entry: Entry, name: str) -> str:
+        return _value(entry, name) + " (default)" * (entry.parameters.get(name) == DEFAULTS[name])
+
+    rows = {name: {entry.name: told(entry, name) for entry in (ours, theirs)}
             for name in differing_parameters([ours, theirs])}  # fmt: skip
     if not rows:
         return Markup("<p>Nothing but their names.</p>")

@@ -245,8 +245,8 @@ class BlendParams(_Group):
         "bias", "stacking",
     ] = Field(
         "auto",
-        description="kind blend: method; auto: average, the mean of the fitted ones, or best, the best member "
-        "alone, where that scores better; choose: the best one by nested out-of-fold score",
+        description="kind blend: method; auto: average, or best, the best member alone; choose: the best one by nested "
+        "out-of-fold score",
     )  # fmt: skip
     allow_missing_folds: bool = Field(False, description="kind blend: leave out products that a run hasn't predicted")
 

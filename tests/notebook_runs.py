@@ -26,6 +26,7 @@ PICTURES = {
     "submission": 1,
     "pseudo_label": 2,
     "predict": 4,
+    "compare": 4,
     "review": 0,
 }
 

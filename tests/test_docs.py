@@ -195,7 +195,7 @@ def executed(copy, call) -> dict[str, Done]:
         call(command)
     outputs = copy / "outputs"
     runs = {"eda": "demo", "refit": "demo", "predict": "demo", "ensemble": "two-folds", "submission": "two-folds"}
-    runs |= {"baseline": "linear", "pseudo_label": "linear", "review": "linear"}
+    runs |= {"baseline": "linear", "pseudo_label": "linear", "review": "linear", "compare": "blend"}
     files = {name: outputs / run / "notebooks" / f"{name}.ipynb" for name, run in runs.items()}
     files["train"] = outputs / "demo" / "notebooks" / "train_fold1.ipynb"
     done = {name: Done(0, "", nbformat.read(file, as_version=4)) for name, file in files.items()}

@@ -62,5 +62,5 @@ def _otherwise(picked: Mapping[str, str], method: str) -> str:
     for fold, name in picked.items():
         if name != method:
             chose.setdefault(name, []).append(fold)
-    each = [f"fold{'s' * (len(folds) > 1)} {', '.join(folds)} chose {name}" for name, folds in chose.items()]
-    return "".join(f"; {one}" for one in each)
+    word = {name: "folds" if len(folds) > 1 else "fold" for name, folds in chose.items()}
+    return "".join(f"; {word[name]} {', '.join(folds)} chose {name}" for name, folds in chose.items())

@@ -229,7 +229,7 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     return titled(ax.figure, f"At a wanted precision of {percent(wanted)}, {found}")
 
 
-def _near_ones(shares: pd.Series, least: float = 0.08) -> list[list[float]]:
+def _near_ones(shares: pd.Series, least: float = 0.07) -> list[list[float]]:
     """The index of `shares`, those in one list that lie too close for labels of their own."""
     groups: list[list[float]] = []
     for name, share in shares.sort_values().items():

@@ -18,15 +18,17 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from goods.data.folds import read_folds
 from goods.data.tables import read_goods
-from goods.ensemble.blend import FITTED, METHODS, added_by, blend_members, fit_weights, method_table
+from goods.ensemble.blend import FITTED, METHODS, _pick, added_by, blend_members, fit_weights, method_table
 from goods.ensemble.combine import load_combiner, save_combiner
 from goods.ensemble.runs import member_table
 from goods.ensemble.submission import write_submission
+from goods.ensemble.verdict import verdict
 from goods.errors import GoodsError
 from goods.members import open_run
 from goods.metrics import METRICS, macro_f1, score
 from goods.params import Params, load_params
 from goods.predictions import frame_logits
+from goods.predictor import load_predictor
 from goods_utils import fit_all
 
 
@@ -53,7 +55,8 @@ def test_members_of_all_runs_become_one_prediction(blend):
     assert set(result.table.index) == {"mini/fused", "mini/image", "mini/text", "words/text", "blend"}
     facts = json.loads((blend.run_dir / "ensemble" / "method.json").read_text())
     weights = facts["weights"]
-    assert facts["method"] == result.tables["methods"].index[-1] == "average" and "picked" not in facts
+    assert facts["method"] == "average" and set(facts["picked"]) == {"0", "1", "2"}
+    assert set(facts["picked"].values()) <= {"average", "best"}
     assert set(weights) == set(result.table.index) - {"blend"} and min(weights.values()) >= 0
     metrics = json.loads((blend.run_dir / "ensemble" / "metrics.json").read_text())
     assert set(metrics["members"]) == set(result.table.index) and metrics["folds"].keys() == {"0", "1", "2"}
@@ -130,7 +133,8 @@ def test_the_choice_among_methods_is_kept_where_there_was_one(blend):
         json.loads((blend.run_dir / "ensemble" / f"{name}.json").read_text()) for name in ("method", "metrics")
     )
     assert set(facts["picked"]) == {"0", "1", "2"} and facts["picked"] == metrics["picked"]
-    assert result.tables["methods"].index.tolist() == [*METHODS, "chosen"]
+    taken = "chosen" if set(facts["picked"].values()) - {facts["method"]} else facts["method"]
+    assert result.tables["methods"].index.tolist() == [*(name for name in METHODS if name != taken), taken]
 
 
 @pytest.mark.slow
@@ -162,7 +166,7 @@ def test_each_way_to_combine_beats_the_best_member(method):
     logits = combiner.predict(members[:, ~half])
     best = max(score(labels[~half], member[~half])["macro_f1"] for member in members)
     ours = score(labels[~half], logits)["macro_f1"]
-    assert np.isfinite(logits).all() and ours > best + (0.02 if method not in ("mean", "logits") else -0.1)
+    assert np.isfinite(logits).all() and ours > best + (0.02 if method not in ("mean", "best", "logits") else -0.1)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -238,14 +242,14 @@ def test_each_method_the_average_and_the_choice_never_saw_the_fold_they_score():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("methods", "taken"), [((*METHODS, "average"), "average"), (tuple(METHODS), "chosen")])
-def test_noise_gains_nothing_and_the_table_says_so(methods, taken):
+@pytest.mark.parametrize("methods", [(*METHODS, "average"), tuple(METHODS)])
+def test_noise_gains_nothing_and_the_table_says_so(methods):
     rng = np.random.default_rng(0)
     labels, folds = rng.integers(5, size=1000), np.arange(1000) % 5
     members = log_softmax(rng.normal(size=(4, 1000, 5)), axis=2)  # know nothing: any gain would be a leak
     made = blend_members(members, labels, folds, methods)
     best = max(members, key=lambda member: macro_f1(labels, member.argmax(1)))
-    table = method_table(made, labels, folds, best)
+    table, taken = method_table(made, labels, folds, best), made.taken
     assert table.index[-1] == taken
     assert table.loc[taken, "macro_f1"] < 0.26 and table.loc[taken, "gain_high"] < 0.08
     assert table["noise"].sum() >= 5 and table.loc[taken, "calibration_error"] < 0.05
@@ -255,7 +259,8 @@ def test_the_average_is_of_probabilities_each_calibrated_without_the_fold():
     labels, members = problem()
     folds = np.arange(len(labels)) % 3
     made = blend_members(members, labels, folds)
-    assert made.method == "average" and made.picked == {} and list(made.methods) == [*METHODS, "average"]
+    assert made.method == "average" and set(made.picked.values()) == {"average"}
+    assert list(made.methods) == [*METHODS, "average"]
     mean = np.mean([softmax(made.methods[name], axis=1) for name in FITTED], axis=0)
     np.testing.assert_allclose(np.exp(made.uncalibrated), mean, atol=1e-12)
     np.testing.assert_array_equal(made.oof, made.methods["average"])
@@ -294,10 +299,73 @@ def test_the_average_makes_do_with_the_fits_of_its_methods(monkeypatch):
     labels, members = problem(n=200)
     folds = np.repeat([0, 1, 2], [50, 70, 80])  # each set that is left out has a size of its own
     blend_members(members, labels, folds)
-    assert len(fits) == 8 * (1 + 3 + 3) and set(fits.values()) == {1}
+    assert len(fits) == 9 * (1 + 3 + 3) and set(fits.values()) == {1}
     fits.clear()
     blend_members(members, labels, folds, ("average",))
     assert {name for name, *_ in fits} == set(FITTED) and len(fits) == 5 * 7 and set(fits.values()) == {1}
+
+
+def one_that_knows(n: int = 150, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (n,) and log-probabilities (9, n, 4) of which only the last knows anything: too few rows to tell so."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(4, size=n)
+    noise = rng.normal(size=(8, n, 4)) * 2
+    return labels, log_softmax(
+        np.concatenate([noise, 3 * np.eye(4)[labels][None] + rng.normal(size=(1, n, 4))]), axis=2
+    )
+
+
+def test_the_best_member_alone_is_one_of_the_ways():
+    labels, members = problem()
+    combiner = METHODS["best"](members, labels)
+    assert combiner.weights.tolist() == np.eye(3)[best_of(members, labels)].tolist()
+    np.testing.assert_array_equal(combiner.predict(members), members[best_of(members, labels)])
+    folds = np.arange(len(labels)) % 3
+    alone = blend_members(members, labels, folds, ("best",))
+    assert alone.method == alone.taken == "best" and alone.picked == {}
+    for k in range(3):  # each fold by the member that the others score best, at one temperature
+        others = best_of(members[:, folds != k], labels[folds != k])
+        assert np.ptp(members[others][folds == k] / alone.oof[folds == k]) < 1e-9
+
+
+def best_of(members: np.ndarray, labels: np.ndarray) -> int:
+    return int(np.argmax([macro_f1(labels, member.argmax(1)) for member in members]))
+
+
+def test_a_blend_abstains_where_the_best_member_scores_better_and_says_so():
+    labels, members = one_that_knows()
+    made = blend_members(members, labels, np.arange(len(labels)) % 3, ("average", "best"))
+    assert made.method == "best" and made.combiner.weights.tolist() == [0.0] * 8 + [1.0]
+    assert "best" in made.picked.values()
+    table = method_table(made, labels, np.arange(len(labels)) % 3, members[8])
+    assert table.index[-1] == made.taken and table.loc["average", "log_loss"] > table.loc["best", "log_loss"]
+
+
+def test_what_the_metric_can_not_tell_log_loss_does():
+    labels, members = problem(n=300)
+    alike = {"average": members[0], "best": members[0] + 0.5 * members[2]}
+    assert _pick(("average", "best"), labels, alike, "macro_f1") == "average"
+    assert _pick(("average", "best"), labels, {"average": alike["best"], "best": members[0]}, "macro_f1") == "best"
+    better = {"average": members[0] + members[1], "best": members[0]}
+    assert _pick(("average", "best"), labels, better, "macro_f1") == "average"
+    assert _pick(("average", "best"), labels, {}, "macro_f1") == "average"  # two folds leave nothing to tell by
+
+
+@pytest.mark.slow
+def test_a_blend_that_abstains_predicts_by_that_run_alone(blend):
+    result = put_together(blend.model_copy(update={"blend_method": "best"}), read_goods(blend))
+    facts, metrics = (
+        json.loads((blend.run_dir / "ensemble" / f"{name}.json").read_text()) for name in ("method", "metrics")
+    )
+    (member,) = facts["weights"]
+    assert facts["method"] == "best" and member == metrics["best_member"] and facts["weights"][member] == 1
+    said = verdict(metrics, "macro_f1")
+    assert said.startswith(f"best member alone, {member}, of ") and "mini (fused" in said and "words" in said
+    other = "words" if member.startswith("mini") else "mini"
+    shutil.rmtree(blend.run_dir.parent / other)
+    goods = read_goods(blend)
+    predictor = load_predictor(blend.run_dir)
+    np.testing.assert_allclose(predictor.predict(goods.test), np.exp(frame_logits(result.test)), atol=1e-5)
 
 
 def test_what_each_member_adds():
