@@ -153,11 +153,21 @@ def jupyterlab(folder: Path) -> Iterator[str]:
 
 
 def open_notebook(page: Page, address: str, path: str) -> None:
-    """Opens a notebook in JupyterLab, and waits until its kernel is idle."""
+    """Opens a notebook in JupyterLab, and waits until its kernel is idle and the page holds it."""
     page.open(f"{address}/lab/tree/{path}?token=t&reset")
     page.wait("document.querySelectorAll('.jp-Notebook .jp-Cell').length")
-    # Earlier it would ask which kernel to take.
+    end = time.monotonic() + PATIENCE
+    while not _is_held(address, path):  # earlier, JupyterLab would ask which kernel to take
+        assert time.monotonic() < end, f"{path} has got no kernel"
+        time.sleep(0.5)
     page.wait("document.querySelector('.jp-Notebook-ExecutionIndicator-tooltip')?.textContent.includes('Idle')")
+    time.sleep(2)
+
+
+def _is_held(address: str, path: str) -> bool:
+    with urllib.request.urlopen(f"{address}/api/sessions?token=t", timeout=PATIENCE) as answer:
+        kernels = [each["kernel"] for each in json.load(answer) if each["path"] == path]
+    return any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels)
 
 
 def run_all(page: Page) -> None:
