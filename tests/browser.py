@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -152,14 +152,19 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         lab.wait(30)
 
 
+def wait_until(true: Callable[[], bool]) -> None:
+    """Waits until it is so."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, "it didn't come to pass in time"
+        time.sleep(0.5)
+
+
 def open_notebook(page: Page, address: str, path: str) -> None:
     """Opens a notebook in JupyterLab, and waits until its kernel is idle and the page holds it."""
     page.open(f"{address}/lab/tree/{path}?token=t&reset")
     page.wait("document.querySelectorAll('.jp-Notebook .jp-Cell').length")
-    end = time.monotonic() + PATIENCE
-    while not _is_held(address, path):  # earlier, JupyterLab would ask which kernel to take
-        assert time.monotonic() < end, f"{path} has got no kernel"
-        time.sleep(0.5)
+    wait_until(lambda: _is_held(address, path))  # earlier, JupyterLab would ask which kernel to take
     page.wait("document.querySelector('.jp-Notebook-ExecutionIndicator-tooltip')?.textContent.includes('Idle')")
     time.sleep(2)
 
