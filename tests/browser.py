@@ -30,13 +30,16 @@ class Page:
     def __init__(self, address: str) -> None:
         self.socket = websocket.create_connection(address, timeout=PATIENCE, suppress_origin=True)
         self.numbers = itertools.count(1)
+        self.call("Page.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """A command of the protocol, and its result."""
         number = next(self.numbers)
         self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while (answer := json.loads(self.socket.recv())).get("id") != number:
-            pass  # an event
+            if answer.get("method") == "Page.javascriptDialogOpening":  # a notebook that isn't saved asks back
+                accept = {"method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                self.socket.send(json.dumps({"id": next(self.numbers)} | accept))
         assert "error" not in answer, answer
         return answer["result"]
 
