@@ -3,6 +3,7 @@ labels mended, trained again, compared, new goods classified."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -85,8 +86,9 @@ def mend_three(root: Path, page: Page) -> tuple[str, int]:
         total = int(page.wait("document.body.innerText.match(/0 of (\\d+) decided/)?.[1]"))
         page.wait_for_text("The products most like it")
         assert page.ask("[...document.querySelectorAll('.review-card img')].filter((i) => i.naturalWidth).length") >= 7
-        suggested = page.ask("document.querySelector('.review-classes select').selectedOptions[0].text")
-        assert f"suggested: {suggested}" in page.text(".review-card")
+        suggested = re.search(r"suggested: (.*?) \(margin", page.text(".review-card"))[1]
+        chosen = "document.querySelector('.review-classes select')?.value"
+        page.wait(f"{chosen} === {json.dumps(suggested)}")
         page.click(".review-change")
         page.wait_for_text(f"1 of {total} decided")
         assert decided(root) == [["change", suggested]]
