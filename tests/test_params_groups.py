@@ -51,7 +51,8 @@ def test_the_language_models_parameters_come_after_all_others():
 
 def test_what_may_differ_between_two_calls_of_a_run():
     assert {
-        "fold", "folds", "skip_folds", "refit", "retrain", "label_fixes", "outputs_dir", "data_dir", "train_csv", "test_csv",
+        "fold", "folds", "skip_folds", "refit", "retrain", "label_fixes", "outputs_dir", "data_dir", "train_csv",
+        "test_csv",
         "train_images_dir", "test_images_dir", "micro_batch_size", "eval_batch_size", "gradient_checkpointing",
         "num_workers", "max_hours", "checkpoint_minutes", "resume_from", "wandb_mode", "wandb_project",
         "pseudo_precision", "pseudo_cap", "max_bad_images",

@@ -108,7 +108,6 @@ def mend_three(root: Path, page: Page) -> tuple[str, int]:
         page.click(".review-typing input")
         page.press("d")
         page.wait_for_text(f"4 of {total} decided")
-        page.wait("document.querySelector('.review-back button, button.review-back')")
         page.click(".review-back")
         page.wait_for_text(f"3 of {total} decided")
         page.click(".review-drop")
