@@ -27,7 +27,7 @@ from goods.ensemble.pseudo_labels import make_pseudo_labels
 from goods.ensemble.submission import named_classes, write_submission
 from goods.errors import GoodsError
 from goods.explain import explain
-from goods.files import read_frame, resolve, sentence
+from goods.files import ROOT, read_frame, resolve, sentence
 from goods.findings.shown import so, tell
 from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
@@ -41,6 +41,7 @@ from goods.predictions import frame_logits, prediction_table
 from goods.predictor import load_predictor
 from goods.processes import speak_plainly
 from goods.report import settings_table, write_report
+from goods.review import Review, open_review, training_vectors, write_review_list
 from goods.run import Run, saved_files
 from goods.settings import parse_settings
 
@@ -71,8 +72,10 @@ __all__ = [
     "load_predictor",
     "make_pseudo_labels",
     "map_points",
+    "mended_run",
     "named_classes",
     "neighbours",
+    "open_review",
     "open_run",
     "predict_test",
     "prediction_table",
@@ -85,6 +88,7 @@ __all__ = [
     "read_pseudo",
     "refit",
     "report_table",
+    "review_box",
     "save_embeddings",
     "saved_files",
     "score",
@@ -188,6 +192,23 @@ def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     if not kind.planned:
         return f"There is no plan for kind {kind.name}: {kind.what}."
     return plan_run(p, gpu, sides=kind.planned)
+
+
+def review_box(p: Params, goods: Goods, review: Review, config: str) -> Any:
+    """The application to decide labels with, or where ipywidgets is missing, the command that does without."""
+    try:
+        from goods.review_widget import ReviewBox
+    except ImportError:
+        return f"ipywidgets isn't installed; goods_utils.py review --run {p.run} writes a list to fill in by hand"
+    box = ReviewBox(review, goods, training_vectors(p, goods), f"Now train again: {mended_run(p, config)}")
+    box.show()
+    return box
+
+
+def mended_run(p: Params, config: str) -> str:
+    """The command that trains a further run by the labels that were decided."""
+    fixes = os.path.relpath(Run.of(p).labels_fixed, ROOT)
+    return f"python pipeline.py --config {config} --run {p.run}-mended --set label_fixes={fixes}"
 
 
 def export(run: str, to: str, merge: bool) -> str:
@@ -320,6 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handed.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
     handed.add_argument("--to", required=True, help="the folder to make")
     handed.add_argument("--merge", action="store_true", help="add LoRA adapters into the weights that they change")
+    review = commands.add_parser("review", help="the labels in doubt as a table to decide by hand: labels_fixed.csv")
+    review.add_argument("--run", required=True, help="name of a run in outputs/, or the folder of one")
     add_predict(commands)
     add_compare(commands)
     for each in (fit, cost, report):
@@ -333,6 +356,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.command == "export":
             print(export(options.run, options.to, options.merge))
+            return
+        if options.command == "review":
+            print(write_review_list(Run(run_folder(options.run))))
             return
         if options.command == "compare":
             print(compare(options))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from goods.data.mended import touched_ids
 from goods.entries import Entry, Predictions, read_entry
 from goods.errors import GoodsError, listing
 from goods.files import resolve
@@ -20,7 +21,7 @@ from goods.run import runs_in
 from goods.words import digits, duration, gib, signed, size
 
 LEAST_ALIKE = 0.9  # the share of the products that both predict, and of their labels, for two runs to be comparable
-PLACES = RUNTIME_FIELDS - {"refit"}  # parameters that say where and how fast, not what
+PLACES = RUNTIME_FIELDS - {"refit", "label_fixes"}  # parameters that say where and how fast, not what
 
 
 class Gain(NamedTuple):
@@ -88,7 +89,8 @@ class Pair:
     gain with gain_low and gain_high. counts: how many products only ours, only theirs, both, neither gets right, and of
     the last how many with different predictions. differ: the products that only one of them gets right, the surest
     differences first: id, label, ours, theirs (class indices), ours_sure, theirs_sure (probabilities of their own
-    prediction), right ("ours" or "theirs").
+    prediction), right ("ours" or "theirs"). touched: how many of the labels a person has changed, or whose product was
+    dropped, in what either has learned; untouched: the gains on the others, empty where none was touched.
     """
 
     ours: Entry
@@ -99,14 +101,20 @@ class Pair:
     counts: dict[str, int]
     differ: pd.DataFrame
     left_out: str
+    touched: int
+    untouched: dict[str, Gain]
+
+    @property
+    def products(self) -> int:
+        """How many products both predict."""
+        return sum(self.counts[name] for name in ("both", "neither", "only ours", "only theirs"))
 
     @property
     def counted(self) -> str:
         """How many products each gets right, in a sentence."""
         counts, ours, theirs = self.counts, self.ours.name, self.theirs.name
-        products = sum(counts[name] for name in ("both", "neither", "only ours", "only theirs"))
-        return (f"Of {products:,} products both get {counts['both']:,} right, {ours} alone {counts['only ours']:,}, "
-                f"{theirs} alone {counts['only theirs']:,}, neither {counts['neither']:,} "
+        return (f"Of {self.products:,} products both get {counts['both']:,} right, {ours} alone "
+                f"{counts['only ours']:,}, {theirs} alone {counts['only theirs']:,}, neither {counts['neither']:,} "
                 f"({counts['neither, differently']:,} of them with different classes).")  # fmt: skip
 
 
@@ -127,7 +135,20 @@ def compare(ours: Entry, theirs: Entry) -> Pair | str:
     }  # fmt: skip
     classes = list(ours.classes) or [str(k) for k in range(one.shape[1])]
     table = by_class(labels, *said, classes)
-    return Pair(ours, theirs, scores, gains, table, counts, differing(both), both.left_out)
+    touched = both.ours.ids.isin(list(_touched(ours) | _touched(theirs)))
+    untouched = {name: Gain(*paired_gain(labels[~touched], one[~touched], other[~touched], name))
+                 for name in METRICS} if touched.any() and not touched.all() else {}  # fmt: skip
+    return Pair(
+        ours, theirs, scores, gains, table, counts, differing(both), both.left_out, int(touched.sum()), untouched
+    )
+
+
+def _touched(entry: Entry) -> set[str]:
+    """The products whose label a run has learned otherwise; none where its files don't tell any more."""
+    try:
+        return touched_ids(entry.run)
+    except GoodsError:
+        return set()
 
 
 def by_class(labels: np.ndarray, ours: np.ndarray, theirs: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
@@ -270,6 +291,17 @@ def pair_finding(pair: Pair, metric: str) -> str:
     how = "not better than" if gain.noise else "better than"
     beyond = " beyond noise" if gain.noise else ""
     return f"{ahead.name} is {how} {other.name}{beyond}: {shown} {with_interval(gain)}"
+
+
+def untouched_finding(pair: Pair, metric: str) -> str:
+    """What the first run gains on the labels that nobody has touched; "" where none was."""
+    if not pair.untouched:
+        return ""
+    gain = pair.untouched[metric]
+    noise = ", which is noise" if gain.noise else ""
+    return (f"On the {pair.products - pair.touched:,} labels that nobody touched {pair.ours.name} gains "
+            f"{with_interval(gain)} of {SHOWN_AS[metric]} over {pair.theirs.name}{noise}; the {pair.touched:,} that "
+            "were changed, or whose products were dropped, count above by the table's label")  # fmt: skip
 
 
 def turned(gain: Gain) -> Gain:

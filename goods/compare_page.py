@@ -20,6 +20,7 @@ from goods.compare import (
     pair_table,
     read_comparison,
     turned,
+    untouched_finding,
     with_interval,
 )
 from goods.data.products import some_products
@@ -84,7 +85,8 @@ def write_index(outputs: str | Path, metric: str | None = None) -> tuple[Path, C
 
 
 def write_pair(outputs: str | Path, ours: str, theirs: str, metric: str | None = None) -> tuple[Path, Pair, str]:
-    """Writes the page of two runs, compared/OURS,THEIRS.html; also the pair, and its finding as a sentence.
+    """Writes the page of two runs, compared/OURS,THEIRS.html; also the pair, and its finding as a sentence, with a
+    second line of what is gained on the labels that nobody touched, where some were.
 
     Raises GoodsError where one of them isn't there, or where they can't be compared.
     """
@@ -96,7 +98,8 @@ def write_pair(outputs: str | Path, ours: str, theirs: str, metric: str | None =
         raise GoodsError(f"no comparison: {pair}")
     said = pair_finding(pair, all_runs.metric)
     page = _page(all_runs, said, [pair], "", with_table=False)
-    return write_text(all_runs.folder / PAIRS / f"{ours},{theirs}.html", page), pair, said
+    path = write_text(all_runs.folder / PAIRS / f"{ours},{theirs}.html", page)
+    return path, pair, "\n".join(filter(None, (said, untouched_finding(pair, all_runs.metric))))
 
 
 # The page ------------------------------------------------------------------------------------------------------------
@@ -173,7 +176,8 @@ def _sortable(value: float | None, form: Callable[[float], str]) -> tuple[float,
 def _pair_facts(pair: Pair, metric: str, known: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
     """What the template shows of two runs."""
     ours, theirs = pair.ours.name, pair.theirs.name
-    lines = [pair.counted]
+    untouched = untouched_finding(pair, metric)
+    lines = [f"{untouched}.", pair.counted] if untouched else [pair.counted]
     lines += [pair.left_out.capitalize() + "."] if pair.left_out else []
     lines += [f"{entry.name}: {entry.verdict}." for entry in (pair.ours, pair.theirs) if entry.verdict]
     sure = int(beyond_noise(pair.classes).sum())

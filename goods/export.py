@@ -23,7 +23,8 @@ from goods.predictor import parameters_of, whole_runs
 from goods.run import VERSION, Run
 
 Parts = Sequence[tuple[Run, FoldMean | RunBlend]]
-LOCAL = ("data_dir", "train_csv", "test_csv", "train_images_dir", "test_images_dir", "outputs_dir", "resume_from")
+LOCAL = ("data_dir", "train_csv", "test_csv", "train_images_dir", "test_images_dir", "label_fixes", "outputs_dir",
+         "resume_from")  # fmt: skip
 
 
 def export_run(run: Run, to: Path, merge: bool = False) -> str:

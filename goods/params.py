@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from goods.contradictions import refuse_contradictions
 from goods.errors import ParameterError, plain
 from goods.field_types import Float, Int, Names, NoneOrNames, Numbers
 from goods.files import resolve
@@ -24,7 +25,6 @@ from goods.step import tell_ends
 
 OUTPUTS = ("fused", "image", "text")  # what a prediction is made from; a model's first one is its main one
 DEFAULT_CONFIG = "params/demo.yaml"
-OWN_COLUMNS = ("text", "image", "sha", "images", "shas")  # of the project's, in the tables that it reads
 REFIT = -1  # in place of a fold's number: the model that learns from all rows
 
 
@@ -113,6 +113,9 @@ class DataParams(_Group):
     )
     max_bad_images: Float = RuntimeField(
         0.2, ge=0, le=1, description="share of missing or unreadable photos in a table above which the run stops"
+    )
+    label_fixes: str | None = RuntimeField(
+        None, min_length=1, description="labels_fixed.csv of review.ipynb: labels to learn otherwise, rows to leave out"
     )
     outputs_dir: str = RuntimeField("outputs", description="where runs and caches are written")
 
@@ -351,50 +354,8 @@ def _load(schema: type[P], config: str | None, given: dict[str, Any]) -> P:
         p = schema(**values)
     except ValidationError as error:
         raise ParameterError(_sentence(error, schema)) from None
-    if p.fold >= p.n_folds:
-        raise ParameterError(
-            f"fold {p.fold} is out of range: with n_folds {p.n_folds} it goes from 0 to {p.n_folds - 1}"
-        )
-    if outside := [k for k in p.folds or () if not 0 <= k < p.n_folds]:
-        raise ParameterError(
-            f"there is no fold {outside[0]} in folds: with n_folds {p.n_folds} they go from 0 to {p.n_folds - 1}"
-        )
-    if p.skip_folds >= p.n_folds:
-        raise ParameterError(f"skip_folds {p.skip_folds} leaves nothing: n_folds is {p.n_folds}")
-    _check_choices(p)
-    _check_columns(p)
-    _check_folder(p)
+    refuse_contradictions(p)
     return p.model_copy(update=find_data(p.data_dir, set(values))) if p.data_dir else p
-
-
-def _check_choices(p: Params) -> None:
-    """Raises ParameterError where something would be chosen that nothing can score."""
-    if p.early_stopping and p.keep == "last":
-        raise ParameterError("early_stopping ends at an epoch that validation rows choose: set keep=best with it")
-    if p.keep == "best" and (p.soup or p.wise_ft):
-        name = "soup" if p.soup else "wise_ft"
-        raise ParameterError(f"{name} begins where all epochs are done: with keep=best leave it out")
-
-
-def _check_columns(p: Params) -> None:
-    """Raises ParameterError where a column would be taken for what it isn't; reads the parameters that name columns."""
-    for name in ("label_column", "fold_column", "group_column"):
-        if (column := getattr(p, name)) in OWN_COLUMNS:
-            raise ParameterError(f"{name} is '{column}', a name that the project gives a column of its own: call the "
-                                 "table's otherwise")  # fmt: skip
-    if p.label_column == p.id_column:
-        raise ParameterError(f"label_column and id_column are both '{p.id_column}'; an id is no class")
-    if p.label_column in p.text_columns:
-        raise ParameterError(f"label_column '{p.label_column}' is one of text_columns, too: the text would hold the "
-                             "answer, but not the test set's; leave it out there")  # fmt: skip
-
-
-def _check_folder(p: Params) -> None:
-    """Raises ParameterError where outputs_dir can't be a folder."""
-    folder = resolve(p.outputs_dir)
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    if not there.is_dir():
-        raise ParameterError(f"outputs_dir {folder} can't be made: {there} is a file; name a folder")
 
 
 def read_params(namespace: Mapping[str, Any], schema: type[P] = Params) -> P:

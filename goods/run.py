@@ -26,6 +26,7 @@ from goods.files import (
     resolve,
     write_json,
 )
+from goods.label_fixes import fixes_stamp
 from goods.machine import environment
 from goods.model_paths import count_paths, parameter_of, path_of
 from goods.params import OUTPUTS, REFIT, RUNTIME_FIELDS, Params
@@ -155,6 +156,8 @@ class Run:
         self.metrics, self.method = self.ensemble / "metrics.json", self.ensemble / "method.json"
         self.blend_weights = self.ensemble / "weights.safetensors"  # what a blend has learned beside method.json
         self.figures, self.label_issues = self.ensemble / "figures", self.ensemble / "label_issues.csv"
+        # What a person has decided of its labels, and the decisions of that kind that it has itself learned from.
+        self.labels_fixed, self.label_fixes = folder / "labels_fixed.csv", folder / "label_fixes.csv"
         self.submission, self.submission_probs = folder / "submission.csv", folder / "submission_probs.csv"
         self.predictions = folder / "predictions.parquet"  # of the table that predict.ipynb was given
         self.report, self.goods_figures = folder / "report.html", folder / "figures"
@@ -307,8 +310,9 @@ class Run:
             self._compare(p, models)
             return
         check_named_runs(p)
-        parameters = p.model_dump(mode="json")
+        parameters, fixes = p.model_dump(mode="json"), fixes_stamp(p.label_fixes)
         facts = {"version": VERSION, "parameters": parameters, "environment": environment()}
+        facts |= {"label_fixes": fixes} if fixes else {}
         with held(self.locks / "record.lock", f"run.json of run '{self.name}'"):
             if self.taken:  # by a process beside this one, just now
                 return
@@ -338,20 +342,22 @@ class Run:
 
     def _changes(self, p: Params, names: Sequence[str]) -> str:
         before, now = self.parameters(), p.model_dump(mode="json")
+        before["label_fixes"] = str(self.label_fixes) if "label_fixes" in self.record() else None
         return ", ".join(f"{name} was {before[name]!r} and is now {now[name]!r}" for name in names)
 
     def differing(self, p: Params) -> list[str]:
-        """The parameters that count and differ from those the run was made with; models count by their contents."""
+        """The parameters that count and differ from those the run was made with; models and fixes count by contents."""
         before, now = self.parameters(), p.model_dump(mode="json")
-        by_contents = {parameter_of(name) for name in self.record().get("models", {})}
         runtime = RUNTIME_FIELDS | {"run"}
+        by_contents = {parameter_of(name) for name in self.record().get("models", {})}
 
         def differs(name: str) -> bool:
             if name in by_contents:
                 return count_paths(before[name]) != count_paths(now[name])
             return name not in runtime and before[name] != now[name]
 
-        return [name for name in Params.model_fields if differs(name)]
+        other_fixes = self.record().get("label_fixes") != fixes_stamp(p.label_fixes)
+        return [*filter(differs, Params.model_fields), *(["label_fixes"] if other_fixes else [])]
 
     def check_tables(self, contents: Mapping[str, str]) -> list[str]:
         """The tables ("train", "test") that changed since something was trained; before that they are recorded."""

@@ -49,11 +49,15 @@ STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods
 LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "on_ray", "export", "model_card")}
 # What draws, counts beforehand, or reads files of every kind: in one cell with the notebooks and configs, so that those
 # that one looks for, of models, training and ensemble, are found.
-ASIDE = ("goods/figures/", "goods/findings/", "goods/cost/", "goods/report.py", "goods/page.py", "goods/entries.py",
-         "goods/eda.py", "goods/trust.py", "goods/explain.py", "goods/settings.py", "goods/kernels.py", "goods/sheets.py",
-         "goods/words.py", "goods/advice.py", "goods/machine.py", "goods/models/neighbours.py", "goods/models/text_encoding.py",
-         "goods/training/tracking.py", "goods/data/advice.py", "goods/data/lost_rows.py", "goods/data/salvage.py",
-         "goods/data/table_files.py", "goods/data/photo_files.py", "goods/data/fetch.py", "goods/data/matrices.py")  # fmt: skip
+ASIDE = tuple(
+    f"goods/{name}"
+    for name in (
+        "figures/ findings/ cost/ report.py page.py entries.py eda.py trust.py explain.py settings.py kernels.py "
+        "sheets.py words.py advice.py machine.py label_fixes.py review.py contradictions.py models/neighbours.py "
+        "models/text_encoding.py training/tracking.py data/advice.py data/lost_rows.py data/salvage.py "
+        "data/table_files.py data/photo_files.py data/fetch.py data/matrices.py data/mended.py data/further.py"
+    ).split()
+)
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
 CONFIGS = ("params/*.yaml",)
 

@@ -28,6 +28,7 @@ PICTURES = {
     "pseudo_label": 2,
     "predict": 4,
     "compare": 4,
+    "review": 0,
 }
 
 

@@ -195,15 +195,9 @@ def executed(copy, call) -> dict[str, Done]:
     for command in commands_to_run():
         call(command)
     outputs = copy / "outputs"
-    runs = {
-        "eda": "demo",
-        "trust": "demo",
-        "refit": "demo",
-        "predict": "demo",
-        "ensemble": "two-folds",
-        "submission": "two-folds",
-    }
-    runs |= {"baseline": "linear", "pseudo_label": "linear", "compare": "blend"}
+    runs = {"eda": "demo", "trust": "demo", "refit": "demo", "predict": "demo", "ensemble": "two-folds"}
+    runs |= {"submission": "two-folds", "baseline": "linear", "pseudo_label": "linear", "review": "linear"}
+    runs |= {"compare": "blend"}
     files = {name: outputs / run / "notebooks" / f"{name}.ipynb" for name, run in runs.items()}
     files["train"] = outputs / "demo" / "notebooks" / "train_fold1.ipynb"
     done = {name: Done(0, "", nbformat.read(file, as_version=4)) for name, file in files.items()}

@@ -13,7 +13,7 @@ ORDER = {
     "micro_batch_size eval_batch_size num_epochs learning_rate head_learning_rate gradient_checkpointing "
     "mixed_precision n_folds seed num_workers debug",
     "DataParams": "train_csv test_csv train_images_dir test_images_dir id_column label_column text_columns "
-    "image_column category_columns number_columns bad_images max_bad_images outputs_dir",
+    "image_column category_columns number_columns bad_images max_bad_images label_fixes outputs_dir",
     "FoldParams": "fold_column group_by group_column folds skip_folds refit retrain",
     "ModelParams": "hidden_dim dropout text_model_name extra_embeddings embeddings_files save_embeddings text_windows",
     "TuningParams": "last_blocks lora_rank lora_alpha lora_dropout lora_targets frozen warm_start_epochs "
@@ -51,7 +51,8 @@ def test_the_language_models_parameters_come_after_all_others():
 
 def test_what_may_differ_between_two_calls_of_a_run():
     assert {
-        "fold", "folds", "skip_folds", "refit", "retrain", "outputs_dir", "data_dir", "train_csv", "test_csv",
+        "fold", "folds", "skip_folds", "refit", "retrain", "label_fixes", "outputs_dir", "data_dir", "train_csv",
+        "test_csv",
         "train_images_dir", "test_images_dir", "micro_batch_size", "eval_batch_size", "gradient_checkpointing",
         "num_workers", "max_hours", "checkpoint_minutes", "resume_from", "wandb_mode", "wandb_project",
         "pseudo_precision", "pseudo_cap", "max_bad_images", "max_cell_hours", "make_pseudo_labels", "save_embeddings",

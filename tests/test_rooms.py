@@ -23,7 +23,7 @@ FLOORS = [
     {"metrics"},
     {"files"},
     {"processes", "progress", "field_types", "machine", "sheets"},
-    {"kernels", "places", "settings", "model_paths"},
+    {"kernels", "places", "settings", "model_paths", "label_fixes", "contradictions"},
     {"step"},
     {"params"},
     {"advice"},
@@ -35,8 +35,8 @@ FLOORS = [
     {"training"},
     {"ensemble", "trust"},
     {"members", "entries"},
-    {"explain", "report", "predictor", "model_card", "compare"},
-    {"classify", "export"},
+    {"explain", "report", "predictor", "model_card", "compare", "review"},
+    {"classify", "export", "review_widget"},
     {"catalogue", "on_ray", "compare_page"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -17,6 +17,7 @@ from goods.data.advice import fitting_columns, likely_cause
 from goods.data.datasets import photos_in
 from goods.data.further import further_columns, further_problems, further_warnings
 from goods.data.labels import read_class_names
+from goods.data.mended import STANDING, fix_counts, keep_fixes, read_fixes
 from goods.data.photo_files import (
     NONE_NAMED,
     Cell,
@@ -60,6 +61,7 @@ class Goods:
     classes: list[str]
     photos: pd.DataFrame  # table, id, image, sha, status, width, height, mode: one row per photo, or per lack of one
     report: dict[str, Any] = field(default_factory=dict)
+    fixes: pd.DataFrame | None = None  # what p.label_fixes says of the training products, as read_fixes gives it
 
 
 def read_goods(p: Params, photos_needed: bool = True) -> Goods:
@@ -73,6 +75,8 @@ def read_goods(p: Params, photos_needed: bool = True) -> Goods:
     folders = {"train": resolve(p.train_images_dir), "test": resolve(p.test_images_dir)}
     problems += _photo_problems(tables, cells, folders, photos_needed)
     problems += further_problems(tables["train"], p) if "train" in tables else []
+    classes = [named.get(label, str(label)) for label in labels]
+    fixes = None if problems else _label_fixes(p, tables["train"], labels, classes, problems)
     if problems:
         raise GoodsError("the goods can't be used:\n" + "\n".join(f"- {problem}" for problem in problems))
 
@@ -84,9 +88,8 @@ def read_goods(p: Params, photos_needed: bool = True) -> Goods:
     found = [photos_of(name, table, folders[name], cells[name]) for name, table in tables.items()]
     photos = inspect_photos(pd.concat(found, ignore_index=True), cache=photo_cache(p))
     _give_photos(tables, photos)
-    classes = [named.get(label, str(label)) for label in labels]
     goods = Goods(**tables, labels=labels, classes=classes, photos=photos,
-                  report=_report(tables, photos, labels, classes, p))  # fmt: skip
+                  report=_report(tables, photos, labels, classes, p, fixes), fixes=fixes)  # fmt: skip
     _refuse_bad_photos(goods, p, folders, photos_needed)
     _write_findings(goods, p)
     return goods
@@ -221,6 +224,23 @@ def _known_labels(used: list[int | str], named: dict[int | str, str], num_classe
     return used
 
 
+def _label_fixes(
+    p: Params, train: pd.DataFrame, labels: list[int | str], classes: list[str], problems: list[str]
+) -> pd.DataFrame | None:
+    """What p.label_fixes says of the training table; what doesn't fit is added to `problems`."""
+    if not p.label_fixes:
+        return None
+    try:
+        fixes = read_fixes(resolve(p.label_fixes), train, labels, classes)
+    except GoodsError as error:
+        problems.append(str(error))
+        return None
+    if not any(fix_counts(fixes).values()):
+        problems.append(f"label_fixes {p.label_fixes} neither changes a label nor drops a row; decide some, or leave "
+                        "label_fixes out")  # fmt: skip
+    return fixes[fixes["decision"].isin(STANDING)]
+
+
 def _photo_problems(
     tables: dict[str, pd.DataFrame], cells: dict[str, list[Cell] | None], folders: dict[str, Path], needed: bool
 ) -> list[str]:
@@ -250,7 +270,12 @@ def _folder_problem(folder: Path, named: bool) -> str | None:
 
 
 def _report(
-    tables: dict[str, pd.DataFrame], photos: pd.DataFrame, labels: list, classes: list[str], p: Params
+    tables: dict[str, pd.DataFrame],
+    photos: pd.DataFrame,
+    labels: list,
+    classes: list[str],
+    p: Params,
+    fixes: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     bad, cut = photos[~usable(photos)], photos[usable(photos) & (photos["status"] != "ok")]
     counts = np.bincount(tables["train"]["label"], minlength=len(labels))
@@ -268,6 +293,10 @@ def _report(
     }
     report["class_counts"] = dict(zip(classes, counts.tolist(), strict=True))
     report["warnings"] = []
+    if fixes is not None:
+        report["label_fixes"] = fix_counts(fixes)
+        report["warnings"].append("{changed} labels are learned as label_fixes says, {dropped} rows not at all; scores "
+                                  "go by the table's labels".format(**fix_counts(fixes)))  # fmt: skip
     if absent := [name for name, count in zip(classes, counts, strict=True) if not count]:
         report["warnings"].append(f"{len(absent)} classes have no training row: {listing(absent)}")
     if both := sorted(set(tables["train"]["id"]) & set(tables["test"]["id"])):
@@ -332,6 +361,7 @@ def _write_findings(goods: Goods, p: Params) -> None:
         raise OtherRunError(f"run '{p.run}' was made with other goods: {listing(differ)} changed since. Name the "
                             f"tables and photos that it was made with, or {other_name(run.folder)}")  # fmt: skip
     write_json(run.labels, {"labels": goods.labels, "classes": goods.classes})
+    keep_fixes(run, p.label_fixes)
     write_sheet(run.bad_images, bad[["table", "id", "image", "status"]])
     write_json(run.data_report, goods.report)
 

@@ -305,8 +305,9 @@ def step_inputs(step: str, p: Params) -> StepInputs:
     data = tuple(path for name in DATA for path in _files_of(resolve(getattr(p, name))))
     models = tuple(sorted(kind.model_hashes(p).items()))
     teacher = Run.named(p, p.pseudo_from) if p.pseudo_from else None
+    fixes = (resolve(p.label_fixes),) if p.label_fixes else ()
     if step in LOOKS:
-        return StepInputs(data, (), models if step == "eda" else (), code_version(LOOKS[step]))
+        return StepInputs(data, fixes, models if step == "eda" else (), code_version(LOOKS[step]))
     if step == "embed":
         return StepInputs(data, (), models, code_version(EMBED_CODE))
     folds = [path for k in run.trained() for path in (run.fold(k).oof, run.fold(k).metrics)]
@@ -314,9 +315,9 @@ def step_inputs(step: str, p: Params) -> StepInputs:
         return StepInputs(data, tuple(folds), models, code_version((kind.module, *PSEUDO_CODE)))
     if step in TRAINING:
         learned = tuple(teacher.pseudo(k) for k in range(p.n_folds)) if teacher else ()
-        return StepInputs(data, (*learned, *(folds if step == "refit" else ())), models, kind.code())
+        return StepInputs(data, (*learned, *fixes, *(folds if step == "refit" else ())), models, kind.code())
     if step == "ensemble":
-        read = [*folds, *([run.refit.metrics] if p.refit else [])]
+        read = [*folds, *fixes, *([run.refit.metrics] if p.refit else [])]
         others = [*(Run.named(p, name) for name in p.runs), *([teacher] if teacher else [])]
         read += [path for other in others for path in (other.oof, other.test)]
         return StepInputs(data, tuple(read), models, code_version((kind.module, *ENSEMBLE_CODE)))

@@ -45,6 +45,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Params], bool], str], ...] = (
     (("make_pseudo_labels",), lambda p: len(p.chosen_folds) < p.n_folds,
      "labels come from all folds; leave folds and skip_folds out: those that are trained stay"),
     (("save_embeddings",), lambda p: p.kind not in ("dual", "knn"), "this kind has no image and text encoder"),
+    (("label_fixes",), lambda p: p.kind == "blend",
+     "a blend learns from its runs' predictions, and scores go by the table's labels; set it where the runs are made"),
     (("n_folds",), lambda p: p.kind == "knn" and p.n_folds < 3,
      "kind knn chooses for each fold how neighbours vote on the other folds, each by neighbours in neither, of which "
      "two folds leave none; take 3 or more"),

@@ -17,6 +17,7 @@ from torch import Tensor
 from goods.advice import train_again
 from goods.data.folds import read_folds
 from goods.data.matrices import PARTS
+from goods.data.mended import DROPPED, learned_labels
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.errors import DamagedFileError, ParameterError
@@ -71,7 +72,7 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     due = due_folds(p, goods, list(numbers), code)
     if not due:
         return
-    folds, train = read_folds(goods, p), embed_products(p, goods.train)
+    folds, learned, train = read_folds(goods, p), learned_labels(goods), embed_products(p, goods.train)
     save_neighbours(Run.of(p), train)
     own = {output: joined(parts) for output, parts in by_output(train).items()}
     near = {output: nearest(vectors, vectors, MOST + 1) for output, vectors in own.items()}
@@ -79,10 +80,11 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     near_test = {output: nearest(own[output], vectors, MOST) for output, vectors in other.items()}
     for number in due:
         fold, valid = Run.of(p).fold(number), (folds["fold"] == number).to_numpy()
-        how = {output: choose_vote(near[output], folds, number, p.num_classes) for output in near}
-        model = Voters(np.where(valid, -1, folds["label"]), how, p.num_classes)
+        how = {output: choose_vote(near[output], folds, learned, number, p.num_classes) for output in near}
+        model = Voters(np.where(valid, -1, learned), how, p.num_classes)
         logits = {output: model.logits(output, tuple(part[valid] for part in near[output])) for output in near}
-        facts = {"rows": int((~valid).sum()), "neighbours": {output: list(chosen) for output, chosen in how.items()}}
+        facts = {"rows": int((model.labels >= 0).sum())}
+        facts |= {"neighbours": {output: list(chosen) for output, chosen in how.items()}}
         facts |= {"resources": used((time.perf_counter() - began) / len(due))}
         test = {output: model.logits(output, near_test[output]) for output in near_test}
         with fold.held():
@@ -99,19 +101,21 @@ def by_output(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 
 def choose_vote(
-    near: tuple[np.ndarray, np.ndarray], folds: pd.DataFrame, number: int, num_classes: int
+    near: tuple[np.ndarray, np.ndarray], folds: pd.DataFrame, learned: np.ndarray, number: int, num_classes: int
 ) -> tuple[int, float]:
     """How many neighbours vote and how sharply: the least log-loss on the other folds, each without its own fold.
 
-    Log-loss whatever p.metric is: votes are to be probabilities, and many of the ways predict nearly the same classes.
+    learned: (n,) class index that each product votes for. Log-loss whatever p.metric is: votes are to be probabilities,
+    and many of the ways predict nearly the same classes.
     """
     labels, fold = folds["label"].to_numpy(), folds["fold"].to_numpy()
     known = fold != number
-    prior = np.bincount(labels[known], minlength=num_classes) / known.sum()
+    votes = learned[known & (learned != DROPPED)]
+    prior = np.bincount(votes, minlength=num_classes) / len(votes)
     cosine, rows = (part[known] for part in near)
     # Nor the row's own fold, where its duplicates and itself are.
-    seen = (fold[rows] != number) & (fold[rows] != fold[known][:, None])
-    tried = {how: METRICS["log_loss"].of(labels[known], vote(cosine, labels[rows], seen, prior, *how))
+    seen = (fold[rows] != number) & (fold[rows] != fold[known][:, None]) & (learned[rows] != DROPPED)
+    tried = {how: METRICS["log_loss"].of(labels[known], vote(cosine, learned[rows], seen, prior, *how))
              for how in [(count, sharp) for count in COUNTS for sharp in SHARPNESS]}  # fmt: skip
     return min(tried, key=lambda how: tried[how])
 

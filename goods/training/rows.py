@@ -1,4 +1,5 @@
-"""What a fold learns from: its training labels, less the doubtful ones, and test rows that another run has labelled.
+"""What a fold learns from: its training labels as they were mended, less the doubtful ones, and test rows that another
+run has labelled.
 
 Nothing here sees the labels of the rows that the fold is scored on.
 """
@@ -12,6 +13,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from goods.data.folds import make_folds, product_groups
+from goods.data.mended import DROPPED, learned_labels
 from goods.data.tables import Goods
 from goods.errors import GoodsError
 from goods.files import read_frame
@@ -26,8 +28,9 @@ KEPT_OF_CLASS = 0.5  # at least so much of a class stays, however doubtful its l
 
 def training_rows(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows that a fold learns from, in all_products(goods), and their class indices."""
-    rows = np.flatnonzero(folds["fold"] != fold)
-    labels = folds["label"].to_numpy()[rows]
+    learned = learned_labels(goods)
+    rows = np.flatnonzero((folds["fold"] != fold) & (learned != DROPPED))
+    labels = learned[rows]
     if p.drop_noisy:
         kept = ~doubtful_rows(goods.train.iloc[rows], labels, p)
         rows, labels = rows[kept], labels[kept]
@@ -41,7 +44,8 @@ def training_rows(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> tu
 
 def rows_hash(p: Params, goods: Goods, folds: pd.DataFrame, fold: int) -> str:
     """A hash of what training_rows is made from: ids and labels of the training part and of the pseudo-labels."""
-    rows = folds[folds["fold"] != fold][["id", "label"]]
+    learned = folds.assign(label=learned_labels(goods))
+    rows = learned[(learned["fold"] != fold) & (learned["label"] != DROPPED)][["id", "label"]]
     if p.pseudo_from:
         rows = pd.concat([rows, read_pseudo_labels(p, goods, folds, fold)])
     return hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()[:16]

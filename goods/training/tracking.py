@@ -33,7 +33,9 @@ MAX_POINTS = 10_000  # of the curves that wandb draws
 SETTINGS = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY")  # of the environment
 HOW_TO_TRACK = "wandb is off; `wandb login` or wandb_mode=offline turns it on"
 LOST = "lost.txt"  # in the folder of the tracking: what failed after the training had stopped waiting
-PLACES = frozenset("outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir resume_from".split())
+PLACES = frozenset(
+    "outputs_dir data_dir train_csv test_csv train_images_dir test_images_dir label_fixes resume_from".split()
+)
 
 
 class NoTracker:
