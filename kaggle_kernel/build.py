@@ -46,18 +46,10 @@ SOURCES = {  # fields of kernel-metadata.json, and what their items look like
 # What the kernel starts, and what is looked up by name: with all that these and the notebooks import, a cell each.
 STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
 # Commands of goods_utils.py that no kernel gives, and what they alone import.
-LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "on_ray", "export", "model_card")}
-# What draws, counts beforehand, or reads files of every kind: in one cell with the notebooks and configs, so that those
-# that one looks for, of models, training and ensemble, are found.
-ASIDE = tuple(
-    f"goods/{name}"
-    for name in (
-        "figures/ findings/ cost/ report.py page.py entries.py eda.py trust.py explain.py settings.py kernels.py "
-        "sheets.py words.py advice.py machine.py label_fixes.py review.py contradictions.py models/neighbours.py "
-        "models/text_encoding.py training/tracking.py data/advice.py data/lost_rows.py data/salvage.py "
-        "data/table_files.py data/photo_files.py data/fetch.py data/matrices.py data/mended.py data/further.py"
-    ).split()
-)
+LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "on_ray", "export", "model_card", "review_widget")}
+# What one looks for: a cell each. All else (tables, photos, figures, pages, plans) is in one cell with the notebooks.
+READABLE = ("goods_utils.py", "goods/params.py", "goods/run.py", "goods/members/", "goods/models/",
+            "goods/training/", "goods/ensemble/")  # fmt: skip
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
 CONFIGS = ("params/*.yaml",)
 
@@ -76,8 +68,8 @@ TITLE = """# Goods classification: photo, title and description
 
 The whole road in one notebook: look at the data, train the folds side by side on the GPUs there are, put them together,
 write `submission.csv`. Built by `kaggle_kernel/build.py` from the project's files; change those, not the cells below.
-Docstrings are left out, and what draws, counts beforehand or reads files of every kind is packed into one cell with
-the notebooks.
+What one looks for, models, training and ensemble, has a cell each, without docstrings; all else is packed into one cell
+with the notebooks.
 
 Sources: `{digest}`{commit}
 """
@@ -141,7 +133,7 @@ def read_packed() -> tuple[dict[str, str], dict[str, str]]:
         found = {name for text in waiting.values() for name in imported(text)}
         waiting = read_sources(sorted(found - set(modules) - LEFT_OUT))
     bare = {name: without_docstrings(text) for name, text in sorted(modules.items())}
-    packed |= {name: text for name, text in bare.items() if name.startswith(ASIDE)}
+    packed |= {name: text for name, text in bare.items() if not name.startswith(READABLE)}
     return {name: text for name, text in bare.items() if name not in packed}, packed
 
 
