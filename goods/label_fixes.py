@@ -7,6 +7,7 @@ passed over. Light on purpose (pandas only where a table is read), since a run i
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,5 +58,5 @@ def fixes_stamp(label_fixes: str | None) -> str | None:
     if not label_fixes:
         return None
     table = read_fix_table(resolve(label_fixes))
-    rows = table.loc[table["decision"].isin(TOUCHING), ["id", "decision", "label"]]
-    return hashlib.sha256(rows.sort_values("id").to_csv(index=False).encode()).hexdigest()[:16]
+    rows = table.loc[table["decision"].isin(TOUCHING), ["id", "decision", "label"]].sort_values("id")
+    return hashlib.sha256(json.dumps(rows.to_numpy().tolist()).encode()).hexdigest()[:16]

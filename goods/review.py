@@ -20,7 +20,9 @@ from goods.data.tables import Goods
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import resolve
 from goods.label_fixes import COLUMNS, DECISIONS, read_fix_table, write_fix_table
-from goods.models.embeddings import Embedder, embed_products
+from goods.members import kind_of
+from goods.models.embeddings import embed_products, embedders_of
+from goods.models.encoders import SIDES
 from goods.models.neighbours import joined, neighbours
 from goods.params import Params
 from goods.run import Run
@@ -162,17 +164,6 @@ def _decisions(run: Run, label_fixes: str | None) -> pd.DataFrame:
 # Products like the one in doubt --------------------------------------------------------------------------------------
 
 
-class _KeptEmbedder(Embedder):
-    """Gives what the cache has, and computes nothing."""
-
-    def _computed(self, *_: object) -> None:
-        raise _NotKeptError
-
-
-class _NotKeptError(GoodsError):
-    """Something would have to be embedded first."""
-
-
 def training_vectors(p: Params, goods: Goods) -> np.ndarray | None:
     """(n, dims) of the training products, by embeddings that are there: embed.ipynb's, kind knn's, or the cache's.
 
@@ -186,8 +177,11 @@ def training_vectors(p: Params, goods: Goods) -> np.ndarray | None:
                     return joined({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         if run.neighbours.is_file() and len(found := joined(load_file(run.neighbours))) == len(ids):
             return found
-        frozen = p.model_copy(update={"extra_embeddings": None})
-        return joined(embed_products(frozen, goods.train, _KeptEmbedder(frozen)))
+        frozen, sides = p.model_copy(update={"extra_embeddings": ()}), kind_of(p).planned or SIDES
+        embedders = embedders_of(frozen, sides)
+        for embedder in embedders.values():
+            embedder.only_kept = True
+        return joined(embed_products(frozen, goods.train, sides, embedders))
     except (GoodsError, SafetensorError, OSError, ValueError, KeyError, TypeError):  # no such model, a damaged file
         return None
 
@@ -197,4 +191,4 @@ def like(vectors: np.ndarray, goods: Goods, name: str) -> pd.DataFrame:
     row = goods.train["id"].tolist().index(name)
     table = neighbours(vectors, row, goods.train, goods.classes, NEIGHBOURS + 1)
     table = table[table["id"] != name].head(NEIGHBOURS)
-    return table.rename(columns={"class": "of_class"}).merge(goods.train[["id", "image"]], on="id")
+    return table.rename(columns={"class": "of_class"})

@@ -15,9 +15,9 @@ from goods.data.datasets import photos_in
 from goods.data.photos import open_upright
 from goods.data.tables import Goods
 from goods.data.texts import canonical, clean_text
-from goods.files import atomic_path
 from goods.params import Params
 from goods.predictions import frame_logits
+from goods.sheets import write_sheet
 from goods.training.rows import find_label_issues, logits_by_words
 
 HASH_SIDE = 16  # a hash is so many cosine coefficients per side: 256 bits
@@ -105,8 +105,7 @@ def write_pairs(pairs: pd.DataFrame, classes: Sequence[str], path: Path) -> pd.D
     sides = [f"{column}_{end}" for end in "ab" for column in ("table", "id", "class", "title", "image")]
     table = pairs.assign(**named).sort_values(["conflict", "across"], ascending=False, kind="stable")
     table = table[["kind", "conflict", "across", "bits", *sides]]
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_sheet(path, table)
     return table
 
 

@@ -263,7 +263,7 @@ def test_other_bad_input_is_refused_in_a_sentence(refused, sample: Sample, tmp_p
     for given, said in (
         ({"table": str(tmp_path / "new.parquet")}, "can't be read as Parquet"),
         ({"table": str(tmp_path / "nowhere.csv")}, "there is no "),
-        ({"table": str(sample.data)}, "there is no "),
+        ({"table": str(sample.data)}, "is a folder; name the table in it"),
         ({"out": str(tmp_path / "out.xlsx")}, "must end in .parquet or .csv"),
         ({"run": str(tmp_path / "empty")}, "there is no run in"),
         ({"precision": "95"}, "precision 95.0 must lie between 0 and 1"),

@@ -233,8 +233,9 @@ def test_what_the_notebooks_leave_in_the_run(executed, copy):
     assert not [path for path in promised if not path.is_file()]
     assert run.trained() == [0, 2] and fold.predicted and not fold.checkpoint.exists()
     assert len(list(run.figures.glob("*.png"))) == PICTURES["ensemble"] + 1  # and that of submission.ipynb
-    figures = [path for folder in (run.goods_figures, fold.figures, run.figures) for path in folder.glob("*.png")]
-    assert {path.parent for path in figures} == {run.goods_figures, fold.figures, run.figures}
+    folders = (Run(copy / "outputs" / "demo").goods_figures, fold.figures, run.figures)
+    figures = [path for folder in folders for path in folder.glob("*.png")]
+    assert {path.parent for path in figures} == {*folders}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
     assert not list(run.folder.rglob("*.tmp")) and not run.fold(1).folder.exists()
     rows, test = (pd.read_csv(path, dtype=str) for path in (run.submission, copy / "data" / "sample" / "test.csv"))

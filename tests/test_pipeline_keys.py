@@ -229,7 +229,7 @@ def test_the_metric_of_the_run_is_shown_first(make, capsys):
     show_epochs(Running(step, "", 0, None), run, p.metric)
     assert capsys.readouterr().out == "  fold 0  epoch 1/2  loss 0.500  log-loss 0.250  1.0 s\n"
     assert fold_score(step, run, p.metric) == ", fused log-loss 0.250"
-    print_summary(Pipeline(p, {}, [], 1, False))
+    print_summary(Pipeline(p, {}, [], 1, False), None)
     assert capsys.readouterr().out.startswith(
         "\nout of fold       log-loss     accuracy     macro-F1\nfused                0.250        0.900        0.875\n"
     )

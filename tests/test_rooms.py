@@ -96,10 +96,8 @@ def docstrings(tree: ast.Module) -> set[int]:
 
 
 def loaded_by(*modules: str) -> set[str]:
-    """The packages that a Python that imports these modules has loaded."""
-    code = (
-        f"import sys, json, {', '.join(modules)}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    )
+    """The modules that a Python that imports these has loaded."""
+    code = f"import sys, json, {', '.join(modules)}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout))
 
@@ -142,6 +140,10 @@ def test_nothing_goes_in_a_circle():
 def test_pipeline_is_light():
     loaded = loaded_by("goods.members", "goods.run", "goods.params", "pipeline")
     assert not loaded & {"torch", "pandas", "numpy", "matplotlib", "sklearn", "transformers"}
+
+
+def test_notebooks_start_without_the_models_of_transformers():
+    assert "transformers.modeling_utils" not in loaded_by("goods_utils")  # a second of every step
 
 
 def test_predictions_can_be_worked_on_without_torch():

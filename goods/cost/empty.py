@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from goods.errors import GoodsError
 from goods.files import resolve
@@ -17,6 +18,9 @@ from goods.models.image_encoder import ImageEncoder, PhotoSettings, check_takes_
 from goods.models.text_encoder import TextEncoder, check_reads_texts
 from goods.models.text_encoding import read_encoding
 from goods.params import Params
+
+if TYPE_CHECKING:  # a second and a half that only those who load a model pay
+    from transformers import PreTrainedModel
 
 NO_TOKENIZER = SimpleNamespace(pad_token_id=0)
 

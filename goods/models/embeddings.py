@@ -48,6 +48,7 @@ class Embedder:
     """
 
     kind_of_photos = "image"  # in the cache
+    only_kept = False  # whether what the cache lacks is refused in place of computed
 
     def __init__(self, p: Params) -> None:
         self.p, self.model_name = p, p.model_name
@@ -139,6 +140,8 @@ class Embedder:
         folder, name_of = self.folder / kind, dict(zip(keys, names, strict=True))
         row_of, table = _read_cache(folder)
         if any(_hash(key) not in row_of for key in name_of):
+            if self.only_kept:
+                raise GoodsError(f"{folder} doesn't have all embeddings yet; notebooks/embed.ipynb makes them")
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / "lock"):  # folds side by side: one computes, the others wait
                 clear_temporaries(folder)

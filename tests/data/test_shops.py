@@ -80,7 +80,7 @@ def test_a_backbone_is_tuned_on_three_photos_a_product(shop, monkeypatch):
         seen[path] += 1
         return load_or_white(path, size)
 
-    monkeypatch.setattr("goods.data.datasets.load_or_white", counted)
+    monkeypatch.setattr("goods.data.ahead.load_or_white", counted)
     assert_predicted_as_submitted(p)
     assert len(seen) == 3 * 42 and set(seen.values()) == {1}
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +12,7 @@ from backbones import say_how
 from kaggle_server import Kaggle
 
 from goods.errors import GoodsError
-from goods.files import ROOT, write_json
+from goods.files import write_json
 from goods.params import load_params
 from kaggle_kernel import build, push
 from kaggle_kernel.machines import MACHINES
@@ -60,14 +58,12 @@ def test_the_backbone_becomes_a_dataset(kaggle: Kaggle, kernel: Path, sample: An
         ("hang up", "no connection to Kaggle"),
     ],
 )
-def test_a_refused_push_ends_in_a_sentence(
-    kaggle: Kaggle, kernel: Path, tmp_path: Path, answer: Any, sentence: str
-) -> None:
+def test_a_refused_push_ends_in_a_sentence(kaggle: Kaggle, kernel: Path, answer: Any, sentence: str) -> None:
     kaggle.answers["SaveKernel"] = answer
-    command = [sys.executable, "-m", "kaggle_kernel.push", "push", "--folder", kernel]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stderr.startswith("push.py: "), done.stderr
-    assert sentence in done.stderr and done.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as ended:
+        push.main(["push", "--folder", str(kernel)])
+    said = str(ended.value)
+    assert said.startswith("push.py: ") and sentence in said and "\n" not in said
     assert [name for name, _ in kaggle.calls] == ["SaveKernel"]
 
 

@@ -19,7 +19,7 @@ from goods.run import Run
 from goods_utils import fit_all
 
 SMALL = {"n_folds": 3, "num_workers": 0, "image_size": 64, "hidden_dim": 32, "batch_size": 32, "eval_batch_size": 64,
-         "num_epochs": 6, "head_learning_rate": 3e-3, "tune": "head", "folds": [0]}  # fmt: skip
+         "num_epochs": 20, "head_learning_rate": 3e-3, "tune": "head", "folds": [0]}  # fmt: skip
 COLUMNS = {"category_columns": "brand", "number_columns": "price"}
 
 
