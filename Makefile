@@ -8,7 +8,7 @@ PIP := -m pip install -qq --disable-pip-version-check --no-compile
 # pip would do it on one core, and the packages' tests, too.
 COMPILE := -m compileall -q -j 0 -x '/tests?/|/testing/'
 # nbmake, which is for other folders' notebooks, costs each of the three processes two seconds of import.
-SPREAD := -n 2 --dist loadfile --no-loadscope-reorder -p no:nbmake
+SPREAD := -n 3 --dist loadfile --no-loadscope-reorder -p no:nbmake
 # Threads that wait give the core to others, which matters where cores are few.
 export OMP_WAIT_POLICY ?= PASSIVE
 UV := 0.13.9

@@ -81,6 +81,11 @@ def test_what_a_run_has_come_to() -> None:
     )
 
 
+def test_folds_that_are_not_trained_yet_are_named() -> None:
+    said = of_runs.honest({"macro_f1": 0.5}, 60, [1, 3])
+    assert said == "Out of fold, on 60 products: macro-F1 .500. Not trained yet: fold 1 and 3."
+
+
 def test_what_is_said_of_products() -> None:
     tables = [pd.DataFrame({"class": ["Books", "Books", "Toys"], "cosine": [1, 0.9, 0.8]})]
     assert (

@@ -372,6 +372,7 @@ def test_a_run_without_a_list_or_with_a_damaged_one_is_said(doubtful):
 
 def test_neighbours_come_from_embeddings_that_are_there(doubtful, trained, tmp_path):
     p, goods = doubtful
+    Run.of(p).embeddings("train").unlink(missing_ok=True)  # which another test may have saved
     assert training_vectors(p, goods) is None  # another outputs_dir has an empty cache, and nothing is computed
     assert training_vectors(p.model_copy(update={"model_name": str(tmp_path / "none")}), goods) is None
     vectors = training_vectors(trained.p, goods)  # tune head: its folds were trained on them

@@ -8,11 +8,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from goods.errors import GoodsError
 from goods.files import resolve
-from goods.models.backbone import DualEncoder, Processor, check_is_dual
+from goods.models.backbone import DualEncoder, Processor, check_is_dual, quiet_transformers
 from goods.models.encoders import Encoder, EncoderPair
 from goods.models.image_encoder import ImageEncoder, PhotoSettings, check_takes_photos, image_config
 from goods.models.text_encoder import TextEncoder, check_reads_texts
@@ -20,7 +19,7 @@ from goods.models.text_encoding import read_encoding
 from goods.params import Params
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 NO_TOKENIZER = SimpleNamespace(pad_token_id=0)
 
@@ -31,7 +30,7 @@ def read_config(model_name: str) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise GoodsError(f"there is no {folder / 'config.json'}; a plan needs at least this file of the model")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return quiet_transformers().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers, json and huggingface_hub each have their own
         raise _unusable(folder, error) from error
 
@@ -67,6 +66,6 @@ def empty_model(config: PretrainedConfig, model_name: str) -> PreTrainedModel:
     """The model that a config describes, on torch's meta device; raises GoodsError where it describes none."""
     try:
         with torch.device("meta"):
-            return AutoModel.from_config(config, dtype=torch.float32)
+            return quiet_transformers().AutoModel.from_config(config, dtype=torch.float32)
     except Exception as error:  # a config.json can be wrong in any way
         raise _unusable(resolve(model_name), error) from error

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
-from transformers import PretrainedConfig
 
 from goods.cost.empty import empty_encoder, empty_text_encoder, read_config
 from goods.files import resolve
@@ -33,6 +32,9 @@ from goods.models.text_encoder import PLAIN_LENGTH, TextEncoder
 from goods.models.text_encoding import read_encoding
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 ADAFACTOR_BUFFERS = 5  # tensors of a parameter's size that Adafactor holds while it updates the parameter
 PARTS = ("weights", "gradients", "optimizer state", "further weights", "16-bit copies", "activations, buffers")

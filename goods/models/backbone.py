@@ -7,12 +7,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
-from transformers.utils import logging as transformers_logging
 
 from goods.errors import GoodsError
 from goods.files import resolve
@@ -21,8 +20,16 @@ from goods.params import Params
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PreTrainedModel
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns after every fork of a DataLoader
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+
+
+@functools.cache
+def quiet_transformers() -> ModuleType:
+    """transformers without its bars and hints. Imported where a model is loaded: other steps start .7 s sooner."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,11 @@ def _lower(texts: Sequence[str]) -> list[str]:
 
 def load_processor(model_name: str) -> Processor:
     """The processor of a local directory; raises GoodsError when the directory is missing, incomplete or damaged."""
-    from transformers import AutoProcessor  # with all of transformers behind it, as a model, too
-
     folder = resolve(model_name)
     check_model_dir(folder)
     try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        auto = quiet_transformers().AutoProcessor
+        processor = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         photo = processor.image_processor
         return Processor(processor.tokenizer, tuple(photo.image_mean), tuple(photo.image_std))
     except Exception as error:  # each tokenizer library has its own
@@ -101,7 +107,7 @@ def load_backbone(model_name: str) -> PreTrainedModel:
     folder = resolve(model_name)
     check_model_dir(folder)
     try:
-        backbone, loading = AutoModel.from_pretrained(
+        backbone, loading = quiet_transformers().AutoModel.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import AutoConfig, AutoModel
 
 from goods.errors import GoodsError
 from goods.files import read_json, resolve
-from goods.models.backbone import PhotoEncoder, check_model_dir, first_line, say_once
+from goods.models.backbone import PhotoEncoder, check_model_dir, first_line, quiet_transformers, say_once
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PretrainedConfig, PreTrainedModel
@@ -136,8 +135,8 @@ def load_image_backbone(model_name: str) -> PreTrainedModel:
     folder = resolve(model_name)
     check_model_dir(folder, texts=False)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        backbone, loading = AutoModel.from_pretrained(
+        config = quiet_transformers().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        backbone, loading = quiet_transformers().AutoModel.from_pretrained(
             folder, config=image_config(config), dtype=torch.float32, use_safetensors=True,
             ignore_mismatched_sizes=True, output_loading_info=True, local_files_only=True, trust_remote_code=False,
         )  # fmt: skip

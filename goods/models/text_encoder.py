@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
 
 from goods.data.datasets import NO_TOKEN
 from goods.errors import GoodsError
 from goods.files import resolve
-from goods.models.backbone import check_model_dir, first_line, say_once
+from goods.models.backbone import check_model_dir, first_line, quiet_transformers, say_once
 from goods.models.text_encoding import POOLINGS, Dense, Encoding, Normalize, read_encoding
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
@@ -186,7 +185,7 @@ def load_text_backbone(model_name: str) -> PreTrainedModel:
     folder = resolve(model_name)
     check_model_dir(folder, photos=False)
     try:
-        backbone, loading = AutoModel.from_pretrained(
+        backbone, loading = quiet_transformers().AutoModel.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True,
             trust_remote_code=False,
         )  # fmt: skip
@@ -220,6 +219,7 @@ def load_tokenizer(model_name: str) -> Any:
     folder = resolve(model_name)
     check_model_dir(folder, photos=False)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        auto = quiet_transformers().AutoTokenizer
+        return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise GoodsError(f"the tokenizer in {folder} can't be loaded: {first_line(error)}") from error
