@@ -161,7 +161,7 @@ def copy(tmp_path_factory, sample) -> Path:
     shutil.copytree(sample.model, root / "models" / "siglip-tiny")
     for name in ("demo", "linear", "blend"):  # which is of the other two, so all have the same folds
         config = root / "params" / f"{name}.yaml"
-        config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3") + "\nn_folds: 4\n")
+        config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3") + "\nn_folds: 3\n")
     (root / ".venv").symlink_to(sys.prefix)
     (root / "outputs" / "demo" / "notebooks").mkdir(parents=True)
     return root
@@ -231,7 +231,7 @@ def test_what_the_notebooks_leave_in_the_run(executed, copy):
     promised = [run.record_file, run.data_report, run.bad_images, run.labels, run.folds_table, run.oof, run.test]
     promised += [run.metrics, run.submission, run.submission_probs, run.report, fold.weights, fold.log]
     assert not [path for path in promised if not path.is_file()]
-    assert run.trained() == [0, 1, 2, 3] and fold.predicted and not fold.checkpoint.exists()
+    assert run.trained() == [0, 1, 2] and fold.predicted and not fold.checkpoint.exists()
     assert len(list(run.figures.glob("*.png"))) == PICTURES["ensemble"] + 1  # and that of submission.ipynb
     folders = (run.goods_figures, fold.figures, run.figures)
     figures = [path for folder in folders for path in folder.glob("*.png")]
@@ -245,7 +245,7 @@ def test_what_the_notebooks_leave_in_the_run(executed, copy):
 @pytest.mark.slow
 def test_what_the_notebooks_say(executed):
     found = re.search(r"fold 1: (\d+) products to learn from, (\d+) held back", executed["train"].printed())
-    assert sum(map(int, found.groups())) == 126 and 25 <= int(found[2]) <= 40
+    assert sum(map(int, found.groups())) == 126 and 35 <= int(found[2]) <= 50
     assert "42 rows for 42 test products." in executed["submission"].said()
     assert re.search(r"Together they have macro-F1 \.\d{3}, which (gains|loses) \.\d{3}", executed["train"].said())
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import Stopped, fit, fit_in_stretches, stopped_after
+from kaggle_server import on_demand
 from safetensors.torch import load_file
 
 from goods.data.tables import read_goods
@@ -235,6 +236,7 @@ def test_a_process_without_a_product_of_its_own_adds_nothing():
     assert loop.backward(training, batch, count=2) > 0 and layer.weight.grad.any()
 
 
+@on_demand  # what it does in one process, and what two do from the start, is tested always
 @pytest.mark.slow
 def test_two_processes_go_on_from_another_run(make, command, monkeypatch):
     recipe = {"tune": "full", "dropout": 0.0}
