@@ -179,7 +179,7 @@ def refuse_large(p: Params) -> None:
     if large and kind_of(p).photos and (resolve(p.model_name) / "config.json").is_file():
         from goods.cost.limits import refuse_too_large
 
-        refuse_too_large(p, large)
+        refuse_too_large(p, large, kind_of(p).planned)
 
 
 def read_goods(p: Params) -> Goods:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from backbones import image_encoder_dir
 
 from goods.errors import GoodsError
 from goods.members import open_run
@@ -17,6 +18,15 @@ def test_a_run_that_no_memory_holds_is_refused(sample, tmp_path, name, value):
     with pytest.raises(GoodsError, match=rf"{name} {value:,}: with up to 16 .* takes [\d,]+ GB of memory, and"):
         open_run(load_params(**given, tune="lora", **{"hidden_dim": 32, "image_size": 32} | {name: value}))
     assert not (tmp_path / "outputs").exists()
+
+
+def test_an_image_encoder_is_counted_by_itself(sample, tmp_path):
+    model = str(image_encoder_dir(tmp_path / "vit", "vit"))
+    given = {"data_dir": str(sample.data), "model_name": model, "outputs_dir": str(tmp_path / "outputs")}
+    small = {"kind": "image", "tune": "head", "image_size": None}
+    assert open_run(load_params(**given, **small, eval_batch_size=5000)).is_dir()
+    with pytest.raises(GoodsError, match=r"eval_batch_size 1,000,000,000: .* takes [\d,]+ GB of memory, and"):
+        open_run(load_params(**given, **small, run="other", eval_batch_size=10**9))
 
 
 def test_what_is_large_and_fits_is_not(sample, tmp_path, monkeypatch):
