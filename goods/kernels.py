@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from goods.processes import memory_of_children, memory_of_machine
+from goods.machine import memory_of_machine, peak_memory
 
 SIGKILL = 9  # as signal has it, but on Windows
 
@@ -58,7 +58,8 @@ def watched_kernel() -> Any:
 
 def death_sentence(status: int | None) -> str:
     """How a kernel ended that no cell has ended, and the memory that it had."""
-    had = f"it had {memory_of_children() / 1e9:.1f} GB of memory, of this machine's {memory_of_machine() / 1e9:.1f} GB"
+    most, there = peak_memory(of_children=True) / 1e9, memory_of_machine() / 1e9
+    had = f"it had {most:.1f} GB of memory, of this machine's {there:.1f} GB"
     if status == -SIGKILL:
         return (f"the kernel was killed (SIGKILL), as the system does when memory runs out; {had}. If that is near: a "
                 "smaller batch_size or eval_batch_size, fewer num_workers, or --jobs 1")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, processor, memory, the commit of this project. Light, no torch."""
+"""This machine: versions, processor, the memory that it has and that is used, the project's commit. Light, no torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from goods.files import ROOT
 
+CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 PACKAGES = "torch transformers accelerate safetensors numpy pandas scikit-learn pillow papermill".split()
 
 
@@ -24,7 +25,12 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
-    machine = {"processor": processor(), "cpus": os.cpu_count(), "memory_gib": memory_gib(), "commit": commit()}
+    machine = {
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "memory_gib": in_gib(memory_of_machine()),
+        "commit": commit(),
+    }
     return {"python": sys.version.split()[0], "platform": platform.platform()} | machine | versions
 
 
@@ -51,25 +57,36 @@ def processor() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-def memory_gib() -> float | None:
-    """The machine's memory, GiB."""
+def memory_of_machine() -> int:
+    """Bytes of memory that this machine has, or that its container may take; 0 where nobody tells."""
     try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):  # not POSIX
-        return None
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has none
+        return 0
+    for path in map(Path, CGROUPS):
+        try:
+            found = min(found, int(path.read_text()))
+        except (OSError, ValueError):  # "max"
+            continue
+    return found
 
 
-def peak_ram_gib() -> float | None:
-    """The most memory that this process has held so far, GiB; None where the system doesn't count it."""
+def peak_memory(of_children: bool = False) -> int:
+    """The most bytes of memory that this process, or the largest of its ended children, has held; 0 where nobody tells."""
     try:
         import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, and on macOS bytes
-    return round(peak / 2 ** (30 if sys.platform == "darwin" else 20), 2)
+    except ImportError:  # Windows has none
+        return 0
+    most = resource.getrusage(resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def in_gib(count: int) -> float | None:
+    """Bytes as GiB; None for those that nobody tells."""
+    return round(count / 2**30, 2) if count else None
 
 
 def used(seconds: float) -> dict[str, Any]:
     """What a training took, for a fold's metrics.json: its seconds, and the peak of its process's memory."""
-    peak = peak_ram_gib()
+    peak = in_gib(peak_memory())
     return {"seconds": round(seconds, 1)} | ({} if peak is None else {"peak_ram_gib": peak})

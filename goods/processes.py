@@ -8,12 +8,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 POLL_SECONDS = 0.5
 R = TypeVar("R")
-CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
 @functools.cache  # once per process
@@ -28,30 +26,6 @@ def end_with_parent() -> None:
 
     if os.name == "posix":  # elsewhere a process keeps the number of a parent that is gone
         threading.Thread(target=watch, daemon=True).start()
-
-
-def memory_of_machine() -> int:
-    """Bytes of memory that this machine has, or that its container may take; 0 where nobody tells."""
-    try:
-        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has none
-        return 0
-    for path in map(Path, CGROUPS):
-        try:
-            found = min(found, int(path.read_text()))
-        except (OSError, ValueError):  # "max"
-            continue
-    return found
-
-
-def memory_of_children() -> int:
-    """Bytes of memory that the largest of the ended children had at most; 0 where nobody tells."""
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return 0
-    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def speak_plainly() -> None:

@@ -20,7 +20,8 @@ import yaml
 from goods.errors import DiskFullError, GoodsError, StoppedInTime, TimeOverError, UnwritableError
 from goods.files import read_json_if_whole, sentence, unwritable, write_json
 from goods.kernels import death_sentence, shell, watched_kernel
-from goods.processes import end_with_parent, memory_of_machine, speak_plainly
+from goods.machine import memory_of_machine
+from goods.processes import end_with_parent, speak_plainly
 
 STATUS = "GOODS_STATUS"  # environment variable: the file that says how the notebook ended
 CANT_WRITE = 100  # an exit status of as much more than the system's number of the error, since no file can say it

@@ -13,16 +13,15 @@ import pytest
 
 from goods.files import ROOT, is_alive
 from goods.kernels import death_sentence
-from goods.processes import in_parallel, memory_of_machine, speak_plainly
+from goods.machine import memory_of_machine
+from goods.processes import in_parallel, speak_plainly
 from goods.step import ends_as
 
 SLEEP = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from worker import work
-from goods.kernels import death_sentence
-from goods.processes import in_parallel, memory_of_machine, speak_plainly
-from goods.step import ends_as
+from goods.processes import in_parallel
 in_parallel(work, [(0,), (60,)], 2)
 """
 WORK = """

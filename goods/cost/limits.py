@@ -6,10 +6,10 @@ import torch
 
 from goods.cost.footprint import measure_footprint, micro_batch_size, read_config
 from goods.errors import GoodsError
+from goods.machine import memory_of_machine
 from goods.models.device import pick_device, pick_precision
 from goods.models.encoders import SIDES
 from goods.params import Params
-from goods.processes import memory_of_machine
 
 GB = 10**9
 TRAINED_BYTES = 16  # per trained parameter in fp32: its weight, its gradient, AdamW's two moments

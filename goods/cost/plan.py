@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from goods.cost.footprint import (
 from goods.data.table_files import rows_of
 from goods.errors import GoodsError
 from goods.files import resolve
+from goods.machine import memory_of_machine
 from goods.models.encoders import SIDES
 from goods.models.text_encoder import PLAIN_LENGTH
 from goods.params import Params
@@ -109,7 +109,7 @@ def find_gpu(name: str | None = None) -> Gpu:
 
 def this_processor() -> Gpu:
     """This machine's processor as a device: its memory, and what it multiplies matrices at, tried for a moment."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * GIB
+    memory = memory_of_machine() or 8 * GIB
     side, seconds = 768, []
     matrix = torch.ones(side, side)
     for _ in range(8):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import secrets
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from goods.data.datasets import PhotoDataset, TokensDataset
 from goods.errors import GoodsError, OtherRunError, StoppedInTime, TimeOverError, listing
 from goods.files import write_text
+from goods.machine import peak_memory
 from goods.metrics import METRICS, score
 from goods.models.tuning import save_trained, trained_state
 from goods.params import Params
@@ -47,12 +47,6 @@ from goods.training.optim import (
 )
 from goods.training.task import Task
 from goods.training.tracking import NoTracker
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 
 # A line of log.jsonl, which each epoch adds; the metric follows where it isn't among them.
 LOGGED = "epoch epochs train_loss valid_loss macro_f1 accuracy learning_rate gradient_norm seconds".split()
@@ -336,10 +330,8 @@ def memory_used() -> str:
     """What this process holds at most so far: of the GPU's memory where there is one, else of the machine's."""
     if torch.cuda.is_available():
         return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU"
-    if resource is None:  # Windows
-        return "unknown"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GiB"
+    peak = peak_memory()
+    return f"{peak / 2**30:.1f} GiB" if peak else "unknown"
 
 
 def training_facts(training: Training) -> dict[str, Any]:
