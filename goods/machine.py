@@ -72,7 +72,7 @@ def memory_of_machine() -> int:
 
 
 def peak_memory(of_children: bool = False) -> int:
-    """The most bytes of memory that this process, or the largest of its ended children, has held; 0 where nobody tells."""
+    """The most bytes that this process, or the largest of its ended children, has held; 0 where nobody tells."""
     try:
         import resource
     except ImportError:  # Windows has none

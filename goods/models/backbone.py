@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ from goods.files import resolve
 from goods.params import Params
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns after every fork of a DataLoader
 
 
@@ -46,16 +47,13 @@ class Processor:
         The first window is the text as far as it fits. Each further one is the title again and the next stretch of the
         text; a text that has no more of it leaves the window all padding.
         """
-        texts, titles = _lower(texts), _lower(titles)
-        rows = [[t] for t in texts] if windows == 1 else windows_of(self.tokenizer, texts, titles, max_length, windows)
+        rows = [[text] for text in texts]
+        if windows > 1:
+            rows = windows_of(self.tokenizer, _lower(texts), _lower(titles), max_length, windows)
         flat = [window for row in rows for window in row]
         ids = self.tokenizer(_lower(flat), padding="max_length", truncation=True, max_length=max_length)["input_ids"]
-        full = torch.full((len(rows), windows, max_length), self.tokenizer.pad_token_id)
-        place = [(i, j) for i, row in enumerate(rows) for j in range(len(row))]
-        if place:
-            row, window = torch.tensor(place).T
-            full[row, window] = torch.tensor(ids)
-        return full
+        found = torch.tensor(ids, dtype=torch.int64).reshape(-1, max_length)
+        return in_windows(found, list(map(len, rows)), windows, self.tokenizer.pad_token_id)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, the end token included, nothing cut."""
@@ -78,6 +76,23 @@ def windows_of(
         stretches = [rest[at : at + step] for at in range(0, len(rest), step)][: windows - 1]
         rows.append([text, *(tokenizer.decode([*title, *stretch]) for stretch in stretches)])
     return rows
+
+
+def in_windows(ids: Tensor, counts: Sequence[int], windows: int, empty: int) -> Tensor:
+    """(n, windows, length) from the token ids of all windows, (all, length), of which each product has so many.
+
+    The windows that a product doesn't have are `empty` throughout.
+    """
+    full = torch.full((len(counts), windows, ids.shape[1]), empty)
+    full[torch.arange(windows) < torch.tensor(counts, dtype=torch.int64)[:, None]] = ids
+    return full
+
+
+def mean_of_windows(encode: Callable[[Tensor], Tensor], input_ids: Tensor, empty: int) -> Tensor:
+    """(batch, dim) from (batch, windows, length) ids: the mean over the windows that hold text, encoded together."""
+    used = input_ids[..., 0] != empty  # (batch, windows)
+    used[:, 0] = True  # an empty text is encoded all the same
+    return mean_by_product(encode(input_ids[used]), used.nonzero()[:, 0], used.sum(1))
 
 
 def _lower(texts: Sequence[str]) -> list[str]:
@@ -106,23 +121,39 @@ def load_backbone(model_name: str) -> PreTrainedModel:
     """
     folder = resolve(model_name)
     check_model_dir(folder)
+    backbone, lacking = load_pretrained(folder)
+    refuse_lacking(folder, lacking)
+    return check_is_dual(backbone, model_name)
+
+
+def load_pretrained(folder: Path, **how: Any) -> tuple[PreTrainedModel, set[str]]:
+    """The model of a directory, in fp32, and which of its tensors the files lack or have in another shape.
+
+    safetensors only, and no code from the directory; `how` is handed to transformers. Raises GoodsError where it can't
+    be loaded.
+    """
     try:
-        backbone, loading = quiet_transformers().AutoModel.from_pretrained(
+        model, loading = quiet_transformers().AutoModel.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # counted below: the error it gives names no tensor
+            ignore_mismatched_sizes=True,  # counted: the error it gives names no tensor
             output_loading_info=True,
             local_files_only=True,
             trust_remote_code=False,
+            **how,
         )
     except Exception as error:  # config, safetensors and torch each have their own
         why = f"the model in {folder} can't be loaded: {first_line(error)}"
         raise GoodsError(f"{why}; {_model_advice(folder)}") from error
-    if bad := sorted({*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}):
-        raise GoodsError(f"the weights in {folder} don't fit its config.json: {len(bad)} are missing or of another "
-                         f"shape, such as {bad[0]}; {_model_advice(folder)}")  # fmt: skip
-    return check_is_dual(backbone, model_name)
+    return model, {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
+
+
+def refuse_lacking(folder: Path, names: Collection[str]) -> None:
+    """Raises GoodsError where the files of a model lack tensors of these names, or have them in another shape."""
+    if names:
+        raise GoodsError(f"the weights in {folder} don't fit its config.json: {len(names)} are missing or of another "
+                         f"shape, such as {min(names)}; {_model_advice(folder)}")  # fmt: skip
 
 
 def check_is_dual(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel:
@@ -177,7 +208,7 @@ def say_once(sentence: str) -> None:
     print(sentence, flush=True)
 
 
-class PhotoEncoder(nn.Module):
+class PhotoEncoder(nn.Module, ABC):
     """What encoders of photos share: photos squashed to a square and normalised; of several photos the mean."""
 
     image_size: int
@@ -187,9 +218,9 @@ class PhotoEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    @abstractmethod
     def features(self, pixels: Tensor) -> Tensor:
         """(batch, 3, size, size), normalised, to (batch, image_dim); each kind of encoder has its own."""
-        raise NotImplementedError
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """(batch, 3, size, size) uint8 to (batch, image_dim)."""
@@ -208,7 +239,7 @@ class DualEncoder(PhotoEncoder):
     def __init__(self, backbone: PreTrainedModel, processor: Processor, p: Params) -> None:
         super().__init__(processor.mean, processor.std)
         self.backbone = backbone
-        self.image_size = check_image_size(backbone, p.image_size)
+        self.image_size = check_image_size(backbone.config.vision_config, p.image_size)
         self.interpolate = self.image_size != backbone.config.vision_config.image_size
         self.max_text_length = check_text_length(backbone, p.max_text_length)
         self.processor = processor
@@ -223,11 +254,11 @@ class DualEncoder(PhotoEncoder):
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """(batch, windows, max_text_length) ids to (batch, text_dim), the mean over the windows that hold text."""
-        used = input_ids[..., 0] != self.processor.tokenizer.pad_token_id  # (batch, windows)
-        used[:, 0] = True  # an empty text is padding, too, and is encoded all the same
+        return mean_of_windows(self._of_windows, input_ids, self.processor.tokenizer.pad_token_id)
+
+    def _of_windows(self, input_ids: Tensor) -> Tensor:
         # SigLIP never saw an attention mask, and CLIP's text tower is causal: none is given.
-        embeddings = _pooled(self.backbone.get_text_features(input_ids=input_ids[used]))  # (used windows, text_dim)
-        return mean_by_product(embeddings, used.nonzero()[:, 0], used.sum(1))
+        return _pooled(self.backbone.get_text_features(input_ids=input_ids))  # (windows, text_dim)
 
 
 def mean_by_product(embeddings: Tensor, product: Tensor, parts: Tensor) -> Tensor:
@@ -241,15 +272,27 @@ def _pooled(features: Any) -> Tensor:
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
-def check_image_size(backbone: PreTrainedModel, image_size: int | None) -> int:
-    """The side of the square photo: image_size, or the checkpoint's own; it must be a multiple of the patch."""
-    vision = backbone.config.vision_config
-    size = image_size or vision.image_size
+def check_image_size(config: PretrainedConfig, image_size: int | None, usual: int | None = None) -> int:
+    """The side of the square photo: image_size, or else what is `usual`, or what the encoder of this config was trained
+    with; raises GoodsError where it isn't a multiple of the patch."""
+    trained = side_of(getattr(config, "image_size", None))
+    own = usual or trained
+    step = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)  # Hiera's patches overlap
+    size, patch = image_size or own, side_of(step) or 1
+    if not size:
+        raise GoodsError("the image encoder's files don't say how large its photos are; set image_size, such as 224")
     # 384 with patches of 14 is what so400m was trained with: the rest of 6 pixels is cut off.
-    if size != vision.image_size and size % vision.patch_size:
-        near = max(1, round(size / vision.patch_size)) * vision.patch_size
-        raise GoodsError(f"image_size {size} is not a multiple of the patch of {vision.patch_size}; take {near}")
+    if size not in (own, trained) and size % patch:
+        near = max(1, round(size / patch)) * patch
+        raise GoodsError(f"image_size {size} is not a multiple of the patch of {patch}; take {near}")
     return size
+
+
+def side_of(size: Any) -> int | None:
+    """One number of an image size, however a config writes it."""
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    return (size[0] if size else None) if isinstance(size, list | tuple) else size
 
 
 def check_text_length(backbone: PreTrainedModel, max_text_length: int) -> int:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from goods.data.datasets import NO_TOKEN, pad_tokens
 from goods.errors import GoodsError
-from goods.models.backbone import DualEncoder, load_backbone, load_processor, mean_by_product, windows_of
+from goods.models.backbone import (
+    DualEncoder,
+    in_windows,
+    load_backbone,
+    load_processor,
+    mean_of_windows,
+    windows_of,
+)
 from goods.models.image_encoder import ImageEncoder, load_image_encoder
 from goods.models.text_encoder import TextEncoder, load_text_encoder, load_tokenizer
 from goods.params import Params
@@ -45,13 +51,8 @@ class EncoderPair(nn.Module):
     def tokenize(self, texts: Sequence[str], titles: Sequence[str], windows: int = 1) -> Tensor:
         """(n, windows, longest) token ids, NO_TOKEN behind the end of each window and in those that aren't used."""
         tokens = window_tokens(self.text, texts, titles, windows)
-        flat = pad_tokens([ids for row in tokens for ids in row])
-        full = torch.full((len(tokens), windows, flat.shape[1] if len(flat) else 1), NO_TOKEN)
-        place = [(row, window) for row, own in enumerate(tokens) for window in range(len(own))]
-        if place:
-            row, window = torch.tensor(place).T
-            full[row, window] = flat
-        return full
+        flat = pad_tokens([ids for row in tokens for ids in row] or [[NO_TOKEN]])[: sum(map(len, tokens))]
+        return in_windows(flat, list(map(len, tokens)), windows, NO_TOKEN)
 
     def embed_images(self, pixels: Tensor) -> Tensor:
         """(batch, 3, size, size) uint8 to (batch, image_dim)."""
@@ -63,9 +64,7 @@ class EncoderPair(nn.Module):
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """(batch, windows, length) ids to (batch, text_dim), the mean over the windows that hold text."""
-        used = input_ids[..., 0] != NO_TOKEN  # (batch, windows)
-        used[:, 0] = True  # an empty text is encoded all the same
-        return mean_by_product(self.text(input_ids[used]), used.nonzero()[:, 0], used.sum(1))
+        return mean_of_windows(self.text, input_ids, NO_TOKEN)
 
 
 Encoder = DualEncoder | ImageEncoder | EncoderPair

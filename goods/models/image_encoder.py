@@ -12,7 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from goods.errors import GoodsError
 from goods.files import read_json, resolve
-from goods.models.backbone import PhotoEncoder, check_model_dir, first_line, quiet_transformers, say_once
+from goods.models.backbone import (
+    PhotoEncoder,
+    check_image_size,
+    check_model_dir,
+    first_line,
+    load_pretrained,
+    quiet_transformers,
+    refuse_lacking,
+    say_once,
+    side_of,
+)
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PretrainedConfig, PreTrainedModel
@@ -38,9 +48,9 @@ class ImageEncoder(PhotoEncoder):
     def __init__(self, backbone: nn.Module, settings: PhotoSettings, image_size: int | None) -> None:
         super().__init__(settings.mean, settings.std)
         self.backbone, self.settings = backbone, settings
-        self.image_size = _checked_size(self.tower.config, settings, image_size)
+        self.image_size = check_image_size(self.tower.config, image_size, settings.size)
         takes = inspect.signature(self.tower.forward).parameters
-        interpolate = self.image_size != _side(getattr(self.tower.config, "image_size", None))
+        interpolate = self.image_size != side_of(getattr(self.tower.config, "image_size", None))
         self._how = {"interpolate_pos_encoding": True} if interpolate and "interpolate_pos_encoding" in takes else {}
         self.pooling, self.dim = self._try_out("image_size null, its own" if image_size else "another encoder")
 
@@ -95,27 +105,6 @@ def _pooled(found: Any, pooling: str) -> Tensor:
     return states[:, 0] if pooling == "class token" else states.mean(1)
 
 
-def _checked_size(config: PretrainedConfig, settings: PhotoSettings, image_size: int | None) -> int:
-    """The side of the square photo: image_size, or the checkpoint's own; it must be a multiple of the patch."""
-    trained = _side(getattr(config, "image_size", None))
-    own = settings.size or trained
-    step = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)  # Hiera's patches overlap
-    size, patch = image_size or own, _side(step) or 1
-    if not size:
-        raise GoodsError("the image encoder's files don't say how large its photos are; set image_size, such as 224")
-    if size not in (own, trained) and size % patch:
-        near = max(1, round(size / patch)) * patch
-        raise GoodsError(f"image_size {size} is not a multiple of the patch of {patch}; take {near}")
-    return size
-
-
-def _side(size: Any) -> int | None:
-    """One number of an image size, however a config writes it."""
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
-    return (size[0] if size else None) if isinstance(size, list | tuple) else size
-
-
 # From files ----------------------------------------------------------------------------------------------------------
 
 
@@ -136,19 +125,13 @@ def load_image_backbone(model_name: str) -> PreTrainedModel:
     check_model_dir(folder, texts=False)
     try:
         config = quiet_transformers().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        backbone, loading = quiet_transformers().AutoModel.from_pretrained(
-            folder, config=image_config(config), dtype=torch.float32, use_safetensors=True,
-            ignore_mismatched_sizes=True, output_loading_info=True, local_files_only=True, trust_remote_code=False,
-        )  # fmt: skip
-    except Exception as error:  # config, safetensors and torch each have their own
+    except Exception as error:  # transformers, json and huggingface_hub each have their own
         raise GoodsError(f"the model in {folder} can't be loaded: {first_line(error)}") from error
+    backbone, lacking = load_pretrained(folder, config=image_config(config))
     check_takes_photos(backbone, model_name)
-    missing = {*loading["missing_keys"], *(name for name, *_ in loading["mismatched_keys"])}
-    if unpooled := {name for name in missing if name.startswith("pooler.")}:
+    if unpooled := {name for name in lacking if name.startswith("pooler.")}:
         backbone.pooler = None  # of random weights
-    if bad := sorted(missing - unpooled):
-        raise GoodsError(f"the weights in {folder} don't fit its config.json: {len(bad)} are missing or of another "
-                         f"shape, such as {bad[0]}; download it again")  # fmt: skip
+    refuse_lacking(folder, lacking - unpooled)
     return backbone
 
 
@@ -181,7 +164,7 @@ def read_photo_settings(model_name: str) -> PhotoSettings:
     said = said.get("image_processor", said)
     if said.get("do_flip_channel_order"):
         raise GoodsError(f"{path} asks for photos in blue, green, red, which nothing here gives; take another encoder")
-    size = _side(said.get("crop_size") if said.get("do_center_crop") else said.get("size"))
+    size = side_of(said.get("crop_size") if said.get("do_center_crop") else said.get("size"))
     if said.get("do_normalize") is False:
         return PhotoSettings((0.0,) * 3, (1.0,) * 3, size)
     try:

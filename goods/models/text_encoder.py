@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from goods.data.datasets import NO_TOKEN
 from goods.errors import GoodsError
 from goods.files import resolve
-from goods.models.backbone import check_model_dir, first_line, quiet_transformers, say_once
+from goods.models.backbone import (
+    check_model_dir,
+    first_line,
+    load_pretrained,
+    quiet_transformers,
+    refuse_lacking,
+    say_once,
+)
 from goods.models.text_encoding import POOLINGS, Dense, Encoding, Normalize, read_encoding
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
@@ -184,15 +191,8 @@ def load_text_backbone(model_name: str) -> PreTrainedModel:
     """The text encoder of a local directory, in fp32; safetensors only. Raises GoodsError when it isn't one."""
     folder = resolve(model_name)
     check_model_dir(folder, photos=False)
-    try:
-        backbone, loading = quiet_transformers().AutoModel.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, local_files_only=True,
-            trust_remote_code=False,
-        )  # fmt: skip
-    except Exception as error:
-        raise GoodsError(f"the model in {folder} can't be loaded: {first_line(error)}") from error
-    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("pooler.")):  # unused
-        raise GoodsError(f"the weights in {folder} lack {len(missing)} of its tensors, such as {missing[0]}")
+    backbone, lacking = load_pretrained(folder)
+    refuse_lacking(folder, {name for name in lacking if not name.startswith("pooler.")})  # which is unused
     backbone.config.use_cache = False  # a decoder's, of what it has read: nothing is written on
     return check_reads_texts(backbone, model_name)
 
