@@ -16,15 +16,14 @@ from markupsafe import Markup
 
 from goods.accept import acceptance_table
 from goods.ensemble.verdict import verdict
-from goods.entries import read_entry, when_shown
+from goods.entries import Entry, read_entry, when_shown
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import ROOT, read_frame, read_json_if_whole, write_text
 from goods.members import kind_of
 from goods.metric_names import SHOWN_AS, metric_first
-from goods.metrics import calibration_error, interval
+from goods.metrics import calibration_error
 from goods.page import list_html, photo_html, render, table_html, without_machine
 from goods.params import OUTPUTS, Params
-from goods.predictions import frame_logits, outputs_of
 from goods.run import Run
 from goods.sheets import read_sheet
 from goods.words import digits, duration, gib, size
@@ -103,7 +102,7 @@ def write_report(p: Params) -> Path:
     metrics, params = read_json_if_whole(run.metrics), run.parameters()
     figures, left_out = _embedded(saved_figures(run))
     issues, count = _issues(run)
-    environment = record.get("environment", {})
+    entry, environment = read_entry(run), record.get("environment", {})
     page = render(
         TEMPLATE,
         title=run.name,
@@ -113,7 +112,7 @@ def write_report(p: Params) -> Path:
         n_folds=p.n_folds,
         refit=REFITTED if metrics.get("refit") else "",
         missing=_missing(p, metrics) + left_out,
-        headline=_headline(run, params["metric"]),
+        headline=_headline(entry, metrics, params["metric"]),
         tables=_tables(metrics),
         accepted=_accepted(run),
         curve=[image for _, images in figures for image in images if image[0] == ACCEPTANCE],
@@ -122,7 +121,7 @@ def write_report(p: Params) -> Path:
         issues=issues,
         all_issues=f"{count:,}",
         issues_file=run.label_issues.relative_to(run.folder).as_posix(),
-        took=_took(run, environment),
+        took=_took(entry, environment),
         changed=_settings(params, all_of_them=False),
         parameters=_settings(params, all_of_them=True),
         versions=list_html({name: value for name, value in environment.items() if name not in (*MACHINE, "commit")}),
@@ -183,27 +182,17 @@ def _missing(p: Params, metrics: dict[str, Any]) -> list[str]:
     return found
 
 
-def _oof(run: Run) -> pd.DataFrame | None:
-    """The out-of-fold predictions of all folds together, where they are there and whole."""
-    try:
-        return read_frame(run.oof, ["id", "label"])
-    except DamagedFileError:
-        return None
-
-
-def _headline(run: Run, metric: str) -> str:
-    oof = _oof(run)
-    if oof is None:
+def _headline(entry: Entry, metrics: dict[str, Any], metric: str) -> str:
+    if entry.oof is None:
         return ""
-    labels, logits = oof["label"].to_numpy(), frame_logits(oof)
-    scores = read_json_if_whole(run.metrics).get(outputs_of(oof)[0], {})
+    labels, logits = entry.oof.labels, entry.oof.logits
+    scores = metrics.get(next((name for name in OUTPUTS if name in metrics), ""), {})
     scores |= {"calibration_error": calibration_error(labels, logits)}
     names = SHOWN_AS | {"calibration_error": "calibration error"}
-    _, *ends = interval(labels, logits, metric)
-    between = f" ({' to '.join(map(digits, ends))})"
+    between = f" ({' to '.join(map(digits, entry.score(metric)[1:]))})"
     order = metric_first(metric, "accuracy", "macro_f1", "log_loss", "calibration_error")
     each = [names[name] + f" {digits(scores[name])}" + between * (name == metric) for name in order if name in scores]
-    return f"Out of fold: {', '.join(each)}, on {len(oof):,} products"
+    return f"Out of fold: {', '.join(each)}, on {len(labels):,} products"
 
 
 def _tables(metrics: dict[str, Any]) -> list[tuple[str, Markup]]:
@@ -275,10 +264,9 @@ def _link(run: Run, photo: str) -> str:
     return Path(os.path.relpath(path, run.folder)).as_posix() if here else ""
 
 
-def _took(run: Run, environment: dict[str, Any]) -> Markup:
+def _took(entry: Entry, environment: dict[str, Any]) -> Markup:
     """What the run took, and on what machine."""
-    entry = read_entry(run)
-    devices = {of.get("device") for fold in run.folds() if isinstance(of := fold.scores().get("resources"), dict)}
+    devices = {of.get("device") for fold in entry.run.folds() if isinstance(of := fold.scores().get("resources"), dict)}
     values = {
         "trained in": duration(entry.seconds), "all steps in": duration(entry.step_seconds),
         "most memory of a fold's process": gib(entry.peak_ram), "most memory on the GPU": gib(entry.peak_gpu),

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from goods.contradictions import OWN_COLUMNS
 from goods.data.numbers import decimal_sign, read_numbers
 from goods.data.texts import clean_text
 from goods.errors import listing
 from goods.params import Params
 
-OURS = ("id", "text", "image", "images", "sha", "shas", "label")  # what checked tables call their own columns
+OURS = ("id", "label", *OWN_COLUMNS)  # what checked tables call their own columns
 
 
 def further_columns(p: Params) -> list[str]:

@@ -179,9 +179,14 @@ def doubts(issues: pd.DataFrame, rows: int) -> str:
     """How many labels the words contradict, and which way most often; issues: goods.trust.doubtful_labels."""
     if issues.empty:
         return f"The words contradict none of {rows:,} labels."
+    return f"The words contradict {doubted_share(issues, rows)}. A trained run judges better, in ensemble.ipynb."
+
+
+def doubted_share(issues: pd.DataFrame, rows: int) -> str:
+    """How many of the labels are in doubt, and which way most often; issues: given, suggested, one at least."""
     ways = (issues["given"] + " → " + issues["suggested"]).value_counts()
-    return (f"The words contradict {len(issues):,} of {rows:,} labels ({percent(len(issues) / rows)}), most often "
-            f"{ways.index[0]} ({ways.iloc[0]:,}). A trained run judges better, in ensemble.ipynb.")  # fmt: skip
+    share = percent(len(issues) / rows)
+    return f"{len(issues):,} of {rows:,} labels ({share}), most often {ways.index[0]} ({ways.iloc[0]:,})"
 
 
 def shift(auc: float, drivers: pd.DataFrame, other: str = "the test set") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from goods.findings.of_goods import doubted_share
 from goods.metrics import METRICS, calibration_error
 from goods.words import count, digits, duration, joined, percent, span
 
@@ -243,9 +244,7 @@ def doubts(issues: pd.DataFrame, rows: int) -> str:
     """How many labels the predictions contradict, and which way most often; issues: given, suggested."""
     if issues.empty:
         return f"The predictions contradict none of {rows:,} labels."
-    both = (issues["given"] + " → " + issues["suggested"]).value_counts()
-    return (f"{len(issues):,} of {rows:,} labels are doubtful ({percent(len(issues) / rows)}), most often "
-            f"{both.index[0]} ({both.iloc[0]:,}); ensemble/label_issues.csv lists them.")  # fmt: skip
+    return f"The predictions contradict {doubted_share(issues, rows)}; ensemble/label_issues.csv lists them."
 
 
 def doubted(issues: pd.DataFrame) -> str:

@@ -133,7 +133,7 @@ def fit_in_turn(p: Params, goods: Goods, numbers: list[int], learn: Callable[[Pa
                 finish(p, goods, fold, kind.code(), logits, resources=used(time.perf_counter() - began))
 
 
-def side_by_side(fit_one: Callable[..., None], numbers: list[int], p: Params, goods: Goods, *arguments: Any) -> None:
+def fit_in_parallel(fit_one: Callable[..., None], numbers: list[int], p: Params, goods: Goods, *arguments: Any) -> None:
     """fit_one(number, p, goods, *arguments) of each fold, in as many processes as there are processors."""
     jobs = max(1, min(len(numbers), os.cpu_count() or 1)) if len(goods.train) > FEW_PRODUCTS else 1
     in_parallel(fit_one, [(number, p, goods, *arguments) for number in numbers], jobs)

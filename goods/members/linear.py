@@ -16,7 +16,7 @@ from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.files import write_frame
 from goods.machine import used
 from goods.members import KINDS, Predict
-from goods.members.base import due_folds, finish, part_of, side_by_side
+from goods.members.base import due_folds, finish, fit_in_parallel, part_of
 from goods.models.tfidf import (
     INNER_FOLDS,
     LinearFolds,
@@ -45,7 +45,7 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     """
     code = KINDS["linear"].code()
     if due := due_folds(p, goods, list(numbers), code):
-        side_by_side(_fit_fold, due, p, goods, count_tokens(tfidf_columns(all_products(goods))), code)
+        fit_in_parallel(_fit_fold, due, p, goods, count_tokens(tfidf_columns(all_products(goods))), code)
 
 
 def save(model: LinearModel, fold: Fold) -> None:

@@ -326,7 +326,7 @@ def embed_products(
     `embedders`: those of p, where some are held whose encoders may be loaded already.
     """
     if p.embeddings_files:
-        return side_by_side(given_vectors(p, table), extra_embeddings(p, table))
+        return together(given_vectors(p, table), extra_embeddings(p, table))
     embedders, ids = embedders or embedders_of(p, sides), table["id"].tolist()
     embeddings = {"image": _photos_of(embedders["image"], table, ids)}
     if "text" in embedders:
@@ -346,7 +346,7 @@ def _photos_of(embedder: Embedder, table: pd.DataFrame, ids: list[str]) -> Tenso
     return mean_by_product(embeddings, torch.tensor(product), torch.tensor([max(1, len(paths)) for paths in images]))
 
 
-def side_by_side(embeddings: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
+def together(embeddings: dict[str, Tensor], more: dict[str, Tensor]) -> dict[str, Tensor]:
     """Embeddings of the same products together; what both call by one name is joined to longer rows."""
     both = {name: torch.cat([embeddings[name], more[name]], dim=1) for name in embeddings.keys() & more.keys()}
     return embeddings | more | both

@@ -28,7 +28,7 @@ from goods.models.embeddings import (
     extra_embeddings,
     further_vectors,
     given_vectors,
-    side_by_side,
+    together,
 )
 from goods.models.encoders import SIDES
 from goods.params import Params
@@ -141,7 +141,7 @@ class SharedInputs(Inputs):
         """As Inputs; each distinct one is computed once per table."""
         if p.embeddings_files:
             self.check_vectors(products["id"].tolist())
-            return side_by_side(given_vectors(p, products), self.extra(p, products))
+            return together(given_vectors(p, products), self.extra(p, products))
         embedders, ids = self._embedders_of(p, sides), products["id"].tolist()
         photos, images = embedders["image"], as_tuples(photos_in(products))
         key = self._image_key(p, photos)
