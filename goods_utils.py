@@ -1,13 +1,10 @@
 """What every notebook imports, `import goods_utils as gu`, and the command line. The work is in the package goods."""
 
-# ruff: noqa: E402
 from __future__ import annotations
 
-import gc
-
-gc.disable()  # imports leave no garbage, and looking for it among a million objects costs a quarter of their time
-
 import argparse
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -19,29 +16,18 @@ import pandas as pd
 
 from goods import members
 from goods.advice import command, no_such_run
-from goods.cost.plan import Plan, plan_run
 from goods.data.folds import rare_classes, read_folds
 from goods.data.tables import Goods, report_table
-from goods.ensemble.label_issues import write_label_issues
-from goods.ensemble.pseudo_labels import make_pseudo_labels
-from goods.ensemble.submission import named_classes, write_submission
 from goods.errors import GoodsError
-from goods.explain import explain
 from goods.files import ROOT, read_frame, resolve, sentence
 from goods.findings.shown import so, tell
 from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
-from goods.models import tfidf
-from goods.models.embeddings import save_embeddings
-from goods.models.encoders import token_counter
-from goods.models.neighbours import joined, known_already, map_points, neighbours
 from goods.params import OUTPUTS, Params, load_params, read_params
 from goods.predictions import frame_logits, prediction_table
-from goods.predictor import load_predictor
 from goods.processes import speak_plainly
 from goods.report import settings_table, write_report
-from goods.review import Review, open_review, training_vectors, write_review_list
 from goods.run import Run, saved_files
 from goods.settings import parse_settings
 
@@ -49,11 +35,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from goods.classify import Job
+    from goods.cost.plan import Plan
+    from goods.ensemble.label_issues import write_label_issues
+    from goods.ensemble.pseudo_labels import make_pseudo_labels
+    from goods.ensemble.submission import named_classes, write_submission
+    from goods.explain import explain
+    from goods.models.embeddings import save_embeddings
+    from goods.models.encoders import token_counter
+    from goods.models.neighbours import joined, known_already, map_points, neighbours
     from goods.on_ray import Loading
+    from goods.predictor import load_predictor
+    from goods.review import Review, open_review
 
 pd.set_option("display.html.use_mathjax", False)  # in the tables of notebooks a $ is a price, no formula
-gc.freeze()  # nor is any looked for among them later, at the end of the process above all
-gc.enable()
+gc.freeze()  # what was imported is no garbage
+gc.set_threshold(100_000, 50, 1000)  # looking for it after every 700 objects costs what comes later a tenth
 
 __all__ = [
     "OUTPUTS",
@@ -103,6 +99,26 @@ __all__ = [
     "write_report",
     "write_submission",
 ]
+
+# What loads torch or scikit-learn is imported when it is first asked for: what needs neither starts 1.5 s earlier.
+LATER = {
+    "goods.ensemble.label_issues": ("write_label_issues",),
+    "goods.ensemble.pseudo_labels": ("make_pseudo_labels",),
+    "goods.ensemble.submission": ("named_classes", "write_submission"),
+    "goods.explain": ("explain",),
+    "goods.models.embeddings": ("save_embeddings",),
+    "goods.models.encoders": ("token_counter",),
+    "goods.models.neighbours": ("joined", "known_already", "map_points", "neighbours"),
+    "goods.predictor": ("load_predictor",),
+    "goods.review": ("open_review",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in LATER.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'goods_utils' has no attribute '{name}'")
 
 
 # What notebooks ask of a run -----------------------------------------------------------------------------------------
@@ -168,17 +184,28 @@ def read_pseudo(p: Params, fold: int) -> pd.DataFrame:
 
 
 def read_logs(p: Params, fold: int | None = None) -> pd.DataFrame:
-    """The training logs of the run's folds, or of one: fold, epoch, train_loss, valid_loss, p.metric ..."""
+    """The training logs of the run's folds, or of one: fold, epoch, train_loss, valid_loss, p.metric ...
+
+    Raises GoodsError where there is none.
+    """
     from goods.training.fold import read_logs
 
     logs = read_logs(Run.of(p))
-    return logs if fold is None or logs.empty else logs[logs["fold"] == fold]
+    found = logs if fold is None or logs.empty else logs[logs["fold"] == fold]
+    if found.empty:
+        notebooks = " and ".join(kind_of(p).notebooks)
+        raise GoodsError(
+            f"run '{p.run}' has no log of training epochs; kind {p.kind} is shown by the notebooks {notebooks}"
+        )
+    return found
 
 
 def heaviest_words(p: Params, classes: Sequence[str]) -> pd.DataFrame:
     """The words that speak most for each class, where the run's kind keeps any."""
+    from goods.models.tfidf import heaviest_words
+
     run = Run.of(p)
-    return tfidf.heaviest_words([f.words for f in run.folds() if f.words.is_file()], classes)
+    return heaviest_words([f.words for f in run.folds() if f.words.is_file()], classes)
 
 
 def titles_dir(p: Params) -> Path:
@@ -191,6 +218,8 @@ def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     kind = kind_of(p)
     if not kind.planned:
         return f"There is no plan for kind {kind.name}: {kind.what}."
+    from goods.cost.plan import plan_run
+
     return plan_run(p, gpu, sides=kind.planned)
 
 
@@ -200,6 +229,8 @@ def review_box(p: Params, goods: Goods, review: Review, config: str) -> Any:
         from goods.review_widget import ReviewBox
     except ImportError:
         return f"ipywidgets isn't installed; goods_utils.py review --run {p.run} writes a list to fill in by hand"
+    from goods.review import training_vectors
+
     box = ReviewBox(review, goods, training_vectors(p, goods), f"Now train again: {mended_run(p, config)}")
     box.show()
     return box
@@ -358,6 +389,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(export(options.run, options.to, options.merge))
             return
         if options.command == "review":
+            from goods.review import write_review_list
+
             print(write_review_list(Run(run_folder(options.run))))
             return
         if options.command == "compare":

@@ -463,6 +463,8 @@ def prepare(args: argparse.Namespace) -> Pipeline:
         raise GoodsError("--folds says which folds to train, but none of the steps trains any; drop one of the two")
     if "refit" in names and not p.refit:
         raise GoodsError("--steps refit: set refit=true with it, so that the later steps predict with that model")
+    if other := {"train", "baseline"} & set(names) - set(notebooks_of(p)):
+        raise GoodsError(f"--steps {other.pop()}: not for kind {p.kind}; its steps are {' '.join(notebooks_of(p))}")
     for name in names:
         notebook_source(name)
     if Run.of(p).taken:  # then this only compares: what is refused is refused before anything is written

@@ -20,10 +20,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from goods.accept import Acceptance, acceptance_of
-from goods.data.datasets import as_tuples, photos_in
 from goods.data.fetch import NotFetchedError, fetched
 from goods.data.photo_files import columns_of, write_photo
-from goods.data.photos import inspect_photos
+from goods.data.photos import as_tuples, inspect_photos, photos_in
 from goods.data.products import PhotoFinder, ProductTable, check_products, find_product_photos
 from goods.data.tables import Goods, photo_cache, unpacked_cache
 from goods.errors import GoodsError

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from goods.data.datasets import as_tuples
 from goods.data.further import further_columns
+from goods.data.photos import as_tuples
 from goods.data.texts import clean_text, join_texts
 from goods.ensemble.learned import FoldMean, RunBlend, read_learned
 from goods.errors import GoodsError, OtherRunError, ParameterError, listing

@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from goods.data.datasets import photos_in
+from goods.data.photos import photos_in
 from goods.data.tables import Goods
 from goods.errors import GoodsError
 from goods.page import photo_html

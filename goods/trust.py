@@ -11,8 +11,7 @@ import pandas as pd
 from PIL import Image
 from scipy.fft import dctn
 
-from goods.data.datasets import photos_in
-from goods.data.photos import open_upright
+from goods.data.photos import open_upright, photos_in
 from goods.data.tables import Goods
 from goods.data.texts import canonical, clean_text
 from goods.params import Params

@@ -422,6 +422,10 @@ def alive(pid: int) -> bool:
         (["--steps", "trian"], "did you mean 'train'?"),
         (["--steps", "eda", "eda"], "step 'eda' is named twice"),
         (["--steps", "eda", "--folds", "1"], "none of the steps trains any"),
+        (
+            ["--set", "kind=linear", "--steps", "train"],
+            "--steps train: not for kind linear; its steps are baseline ensemble submission",
+        ),
         (["--run", "a/b"], "run"),
         (["--config", "params/mimi.yaml"], "params/mini.yaml"),
     ],

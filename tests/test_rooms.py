@@ -142,8 +142,13 @@ def test_pipeline_is_light():
     assert not loaded & {"torch", "pandas", "numpy", "matplotlib", "sklearn", "transformers"}
 
 
-def test_notebooks_start_without_transformers():
-    assert "transformers" not in loaded_by("goods_utils")  # .7 s of every step, and 2 with its models
+def test_notebooks_start_without_what_takes_seconds_to_import():
+    assert not loaded_by("goods_utils") & {"torch", "sklearn", "transformers", "matplotlib"}
+
+
+def test_what_is_imported_later_is_there():
+    assert all(getattr(goods_utils, name) for name in goods_utils.__all__)
+    assert {name for names in goods_utils.LATER.values() for name in names} <= set(goods_utils.__all__)
 
 
 def test_predictions_can_be_worked_on_without_torch():
@@ -151,6 +156,10 @@ def test_predictions_can_be_worked_on_without_torch():
     assert not loaded & {"torch", "transformers", "matplotlib"}
     for module in ("goods.metrics", "goods.predictions", "goods.ensemble.blend"):
         assert "torch" not in set(imports_of(MODULES[module])), module
+
+
+def test_linear_folds_train_without_torch():
+    assert "torch" not in loaded_by("goods.members.linear")  # half of what a fold's process holds at its start
 
 
 # Each thing has its one place ---------------------------------------------------------------------------------------

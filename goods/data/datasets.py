@@ -6,24 +6,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from goods.data.photos import Augment, load_photo
+from goods.data.photos import Augment, as_tuples, load_photo
 
 NO_TOKEN = -1  # behind the end of a text; a tokenizer's own padding may be a token that texts end with
-
-
-def photos_in(table: pd.DataFrame, column: str = "image") -> list[str | tuple[str, ...]]:
-    """Of each product the photo's path, or with column "sha" its hash; tuples of them where some have several."""
-    return table[f"{column}s" if f"{column}s" in table else column].tolist()
-
-
-def as_tuples(images: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """The photos of each product as a tuple, never an empty one: "" stands for none."""
-    return [(tuple(image) or ("",)) if isinstance(image, tuple | list) else (image,) for image in images]
 
 
 class PhotoDataset(Dataset):

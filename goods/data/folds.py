@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from goods.advice import other_name
-from goods.data.datasets import photos_in
+from goods.data.photos import photos_in
 from goods.data.tables import Goods
 from goods.data.texts import canonical, clean_text, join_texts
 from goods.errors import GoodsError, OtherRunError, ParameterError

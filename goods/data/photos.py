@@ -37,6 +37,16 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # _o
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd metadata spoil no photo
 
 
+def photos_in(table: pd.DataFrame, column: str = "image") -> list[str | tuple[str, ...]]:
+    """Of each product the photo's path, or with column "sha" its hash; tuples of them where some have several."""
+    return table[f"{column}s" if f"{column}s" in table else column].tolist()
+
+
+def as_tuples(images: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The photos of each product as a tuple, never an empty one: "" stands for none."""
+    return [(tuple(image) or ("",)) if isinstance(image, tuple | list) else (image,) for image in images]
+
+
 def inspect_photos(photos: pd.DataFrame, cache: Path) -> pd.DataFrame:
     """Decodes every photo once: adds sha (of its bytes), status ("ok" or what is wrong), width, height, mode.
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from goods.data.advice import nearest_column
-from goods.data.datasets import as_tuples
 from goods.data.fetch import NotFetchedError, check_schemes, fetched, is_uri
 from goods.data.photo_files import (
     UNPACKED_AT_ONCE,
@@ -23,6 +22,7 @@ from goods.data.photo_files import (
     photos_in_cell,
     photos_inside,
 )
+from goods.data.photos import as_tuples
 from goods.data.table_files import CHECKED_ROWS, check_cells, stretches
 from goods.data.texts import clean_text
 from goods.errors import GoodsError, listing

@@ -14,7 +14,6 @@ import pandas as pd
 from goods.advice import other_name
 from goods.code_version import code_version
 from goods.data.advice import fitting_columns, likely_cause
-from goods.data.datasets import photos_in
 from goods.data.further import further_columns, further_problems, further_warnings
 from goods.data.labels import read_class_names
 from goods.data.mended import STANDING, fix_counts, keep_fixes, read_fixes
@@ -29,7 +28,7 @@ from goods.data.photo_files import (
     photos_of,
     unpack_photos,
 )
-from goods.data.photos import inspect_photos, usable
+from goods.data.photos import inspect_photos, photos_in, usable
 from goods.data.table_files import read_cells
 from goods.data.texts import clean_text, join_texts
 from goods.errors import DamagedFileError, GoodsError, OtherRunError, listing

@@ -10,25 +10,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
-from goods.data.datasets import TensorsDataset
 from goods.data.folds import read_folds
 from goods.data.tables import Goods, all_products
-from goods.errors import GoodsError, listing
 from goods.machine import used
 from goods.members import kind_of, predict
 from goods.models.columns import Columns, learn_columns
-from goods.models.embeddings import embed_products
-from goods.models.heads import make_heads
 from goods.params import Params
-from goods.places import names_vectors
 from goods.processes import in_parallel
 from goods.run import Fold, Run
-from goods.training.fold import finish_fold, to_train, what_makes
+from goods.training.due import finish_fold, to_train, what_makes
 from goods.training.rows import training_rows
-from goods.training.task import Task
 
 FEW_PRODUCTS = 500  # a fold of no more is trained before another process, which imports all anew, could begin
 
@@ -57,10 +49,10 @@ class Part:
         """The products to be scored on."""
         return self.products.iloc[self.valid]
 
-    def targets(self) -> tuple[dict[str, np.ndarray], dict[str, Tensor]]:
-        """The class indices "train" learns from and "valid" is scored on, as arrays and as tensors."""
-        labels = {"train": self.labels, "valid": self.folds["label"].to_numpy()[self.valid]}
-        return labels, {name: torch.tensor(values.astype(np.int64)) for name, values in labels.items()}
+    @property
+    def targets(self) -> dict[str, np.ndarray]:
+        """The class indices "train" learns from and "valid" is scored on."""
+        return {"train": self.labels, "valid": self.folds["label"].to_numpy()[self.valid]}
 
 
 def part_of(p: Params, goods: Goods, number: int) -> Part:
@@ -68,42 +60,6 @@ def part_of(p: Params, goods: Goods, number: int) -> Part:
     folds = read_folds(goods, p)
     rows, labels = training_rows(p, goods, folds, number)
     return Part(all_products(goods), rows, labels, np.flatnonzero(folds["fold"] == number), folds)
-
-
-def frozen_task(p: Params, goods: Goods, sides: tuple[str, ...] = ()) -> Task:
-    """Heads on frozen embeddings of fold p.fold, of these sides of a product, or on those in p.embeddings_files."""
-    part = part_of(p, goods, p.fold)
-    labels, targets = part.targets()
-    products = part.products if p.pseudo_from else goods.train
-    columns = part.learn_columns(p)
-    embeddings = embed_products(p, products, sides) | columns_of(products, columns)
-    heads = make_heads({name: values[part.rows] for name, values in embeddings.items()}, p)
-    of_train, of_valid = (
-        TensorsDataset(**{name: values[rows] for name, values in embeddings.items()}, label=targets[of])
-        for rows, of in ((part.rows, "train"), (part.valid, "valid"))
-    )
-    return Task(heads, of_train, of_valid, part.learned["id"].to_numpy(), labels, sides, columns)
-
-
-def columns_of(products: pd.DataFrame, columns: Columns | None) -> dict[str, Tensor]:
-    """{"columns": (n, width)} of products; {} where nothing of further columns was learned."""
-    return {"columns": torch.from_numpy(columns.features(products))} if columns else {}
-
-
-def with_columns(dataset: TensorsDataset, products: pd.DataFrame, columns: Columns | None) -> TensorsDataset:
-    """A dataset of products with what a fold makes of their further columns."""
-    return TensorsDataset(**dataset.columns, **columns_of(products, columns)) if columns else dataset
-
-
-def check_dims(p: Params, run: Run, found: dict[str, Tensor], learned: dict[str, int]) -> None:
-    """Raises GoodsError where embeddings aren't of the dimensions that a run has learned from: other vectors were
-    given."""
-    dims = {name: values.shape[1] for name, values in found.items()}
-    if dims != learned:
-        now, before = (", ".join(f"{name} of {dim}" for name, dim in of.items()) for of in (dims, learned))
-        files = [*p.embeddings_files, *filter(names_vectors, p.extra_embeddings)]
-        raise GoodsError(f"the vectors in {listing(files)} have other dimensions ({now}) than run "
-                         f"'{run.name}' learned from ({before}); name vectors by the same model")  # fmt: skip
 
 
 def due_folds(p: Params, goods: Goods, numbers: list[int], code: str) -> list[int]:

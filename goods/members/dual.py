@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from goods.data.datasets import PhotoDataset, TensorsDataset, photos_in
-from goods.data.photos import Augment, load_photo
+from goods.data.datasets import PhotoDataset, TensorsDataset
+from goods.data.photos import Augment, load_photo, photos_in
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.members import KINDS, Predict
-from goods.members.base import Part, check_dims, columns_of, frozen_task, part_of, with_columns
+from goods.members.base import Part, part_of
+from goods.members.frozen import check_dims, columns_of, frozen_task, with_columns
 from goods.models.columns import Columns, load_columns
 from goods.models.device import pick_device, pick_precision
 from goods.models.embeddings import embed_products, extra_embeddings
@@ -40,7 +41,7 @@ from goods.training.fold import fit_fold
 from goods.training.inference import make_accelerator
 from goods.training.inference import predict as predict_dataset
 from goods.training.inputs import Inputs, Sides
-from goods.training.task import Task, fit_heads
+from goods.training.task import Task, as_tensors, fit_heads
 
 __all__ = ["ensemble", "fit", "load", "occlusion", "predictor", "save"]
 
@@ -126,7 +127,8 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Ten
     if p.tune == "head":
         return frozen_task(p, goods, sides)
     part = part_of(p, goods, p.fold)
-    labels, targets = part.targets()
+    labels = part.targets
+    targets = as_tensors(labels)
     columns = part.learn_columns(p)
     heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"], sides, columns)
     model = make_classifier(p, heads, sides)

@@ -12,7 +12,7 @@ from goods.data.datasets import TensorsDataset
 from goods.data.tables import Goods
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.members import KINDS, Predict
-from goods.members.base import check_dims, frozen_task, with_columns
+from goods.members.frozen import check_dims, frozen_task, with_columns
 from goods.models.columns import load_columns
 from goods.models.heads import GoodsHeads, heads_like
 from goods.models.tuning import load_trained, read_trained, save_trained, set_trained

@@ -24,7 +24,8 @@ from goods.errors import DamagedFileError, ParameterError
 from goods.files import atomic_path
 from goods.machine import used
 from goods.members import KINDS, Predict
-from goods.members.base import check_dims, due_folds, finish
+from goods.members.base import due_folds, finish
+from goods.members.frozen import check_dims
 from goods.metrics import METRICS
 from goods.models.embeddings import embed_products
 from goods.models.neighbours import joined, nearest

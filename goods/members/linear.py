@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -32,8 +35,10 @@ from goods.models.token_counts import TokenCounts, count_tokens, fit_tfidf, tfid
 from goods.params import Params
 from goods.predictions import write_predictions
 from goods.run import Fold, Run
-from goods.training.fold import to_train, what_makes
-from goods.training.inputs import Inputs
+from goods.training.due import to_train, what_makes
+
+if TYPE_CHECKING:  # a fold's process takes half the memory without torch
+    from goods.training.inputs import Inputs
 
 __all__ = ["ensemble", "fit", "load", "predictor", "save"]
 
@@ -45,7 +50,9 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     """
     code = KINDS["linear"].code()
     if due := due_folds(p, goods, list(numbers), code):
-        fit_in_parallel(_fit_fold, due, p, goods, count_tokens(tfidf_columns(all_products(goods))), code)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            counts = count_tokens(tfidf_columns(all_products(goods))).mapped(Path(folder))
+            fit_in_parallel(_fit_fold, due, p, goods, counts, code)
 
 
 def save(model: LinearModel, fold: Fold) -> None:

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from goods.code_version import PLUMBING, code_version
-from goods.data.datasets import PhotoDataset, TokensDataset, photos_in
+from goods.data.datasets import PhotoDataset, TokensDataset
 from goods.data.matrices import read_matrix
+from goods.data.photos import photos_in
 from goods.data.tables import Goods
 from goods.errors import GoodsError
 from goods.files import atomic_path, clear_temporaries, folder_hash, resolve

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,22 @@ class TokenCounts:
 
     tokens: dict[str, np.ndarray]
     weights: dict[str, csr_matrix]
+
+    def mapped(self, folder: Path) -> TokenCounts:
+        """The same, with weights that lie in files below this folder: processes share them, none holds a copy."""
+
+        def in_file(name: str, values: np.ndarray) -> np.ndarray:
+            path = folder / f"{name}.npy"
+            np.save(path, values)
+            return np.load(path, mmap_mode="r")
+
+        weights = {
+            name: csr_matrix(
+                tuple(in_file(f"{name}-{part}", getattr(of, part)) for part in ("data", "indices", "indptr")), of.shape
+            )
+            for name, of in self.weights.items()
+        }
+        return TokenCounts(self.tokens, weights)
 
 
 def count_tokens(texts: pd.DataFrame) -> TokenCounts:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from goods.data.ahead import PhotoReader
-from goods.data.datasets import PhotoDataset, TensorsDataset, as_tuples, photos_in
+from goods.data.datasets import PhotoDataset, TensorsDataset
 from goods.data.matrices import read_matrix
-from goods.data.photos import can_be_shown
+from goods.data.photos import as_tuples, can_be_shown, photos_in
 from goods.errors import GoodsError
 from goods.files import folder_hash, resolve
 from goods.model_paths import model_paths

@@ -33,6 +33,11 @@ class Task:
     rows: str = field(default="", init=False)  # hash of what is learned from
 
 
+def as_tensors(labels: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """The class indices of each part as a loss takes them."""
+    return {name: torch.tensor(values.astype(np.int64)) for name, values in labels.items()}
+
+
 def fit_heads(heads: GoodsHeads, embeddings: dict[str, Tensor], labels: Tensor, p: Params) -> None:
     """Fits the heads on frozen embeddings, so that tuning starts from there (LP-FT, arXiv 2202.10054)."""
     generator = torch.Generator().manual_seed(p.seed + p.seed_offset)

@@ -9,8 +9,8 @@ import torch
 from competition import photo
 from PIL import Image
 
-from goods.data.datasets import PhotoDataset, TensorsDataset, collate, photos_in
-from goods.data.photos import load_photo
+from goods.data.datasets import PhotoDataset, TensorsDataset, collate
+from goods.data.photos import load_photo, photos_in
 
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 

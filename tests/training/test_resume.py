@@ -77,7 +77,7 @@ def test_a_state_holds_the_heads_scales_and_the_start_so_nothing_is_embedded_aga
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["choose_weights", "write_predictions", "prediction_table"])
+@pytest.mark.parametrize("part", ["fold.choose_weights", "due.write_predictions", "fold.prediction_table"])
 def test_killed_between_the_last_epoch_and_the_last_file_it_ends_with_the_same_bytes(make, monkeypatch, part):
     recipe = {"tune": "last", "last_blocks": 1, "wise_ft": True, "warm_start_epochs": 2, "num_epochs": 2}
     whole, p = make(run="whole", **recipe), make(run="stopped", **recipe, checkpoint_minutes=0.0)
@@ -87,10 +87,10 @@ def test_killed_between_the_last_epoch_and_the_last_file_it_ends_with_the_same_b
         raise Stopped
 
     with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(f"goods.training.fold.{part}", stop)
+        patched.setattr(f"goods.training.{part}", stop)
         fit(p)
     fold = Run.of(p).fold(1)
-    assert fold.trained == (part == "prediction_table")  # which is for the tracker alone
+    assert fold.trained == (part == "fold.prediction_table")  # which is for the tracker alone
     fit(p)
     for name in ("oof", "weights"):
         assert getattr(fold, name).read_bytes() == getattr(Run.of(whole).fold(1), name).read_bytes(), name

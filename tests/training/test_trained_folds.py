@@ -128,7 +128,7 @@ def test_retrain_trains_again_and_the_old_files_stay_until_the_end(copy: Trained
 def test_what_is_half_replaced_is_not_trained(copy: Trained, monkeypatch) -> None:
     p, fold = shortened(copy.p, retrain=True), Run.of(copy.p).fold(0)
     with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr("goods.training.fold.write_predictions", stop)  # new weights, old predictions
+        patched.setattr("goods.training.due.write_predictions", stop)  # new weights, old predictions
         fit_fold(p, copy.goods)
     assert not fold.trained
 
