@@ -44,7 +44,7 @@ from goods.members import TRAINING, kind_of, notebooks_of, open_run, result_file
 from goods.metric_names import SHOWN_AS, metric_first
 from goods.params import DEFAULT_CONFIG, OUTPUTS, REFIT, RUNTIME_FIELDS, Params, load_run
 from goods.processes import speak_plainly
-from goods.run import Run, runs_in
+from goods.run import DONE, Run, runs_in
 from goods.settings import parse_settings
 from goods.step import CANT_WRITE, CELL_SECONDS, STATUS
 from goods.words import duration
@@ -208,9 +208,7 @@ class Pipeline:
 
     def run(self) -> int:
         """Runs all stages, the only pipeline of this run; returns the exit status: 1 when a step failed."""
-        with held(
-            self.disk.locks / "pipeline.lock", f"run '{self.disk.name}'", [self.disk.folder, self.disk.notebooks]
-        ):
+        with held(self.disk.pipeline_lock, f"run '{self.disk.name}'", [self.disk.folder, self.disk.notebooks]):
             open_run(self.p)  # not before: it may write run.json, which the holder's steps read
             for stage in self.stages:
                 self.run_stage(stage)
@@ -263,7 +261,7 @@ class Pipeline:
         due = []
         for step in steps:
             key = step_key(step, self.p)
-            done = read_json_if_whole(self.file(step, ".done.json"))
+            done = read_json_if_whole(self.file(step, DONE))
             there = all(path.is_file() for path in (self.file(step, ".ipynb"), *self.written(step)))
             again = self.force or (self.p.retrain and step.name in TRAINING)
             whole = done.get("key") == key and isinstance(done.get("seconds"), int | float)
@@ -276,7 +274,7 @@ class Pipeline:
 
     def start(self, step: Step, key: str, slot: int, jobs: int) -> Running:
         """Starts papermill on the step's notebook; the one of an earlier call stays until this one has ended well."""
-        for ending in (".done.json", ".status.json"):  # a step that is killed must not count as done
+        for ending in (DONE, ".status.json"):  # a step that is killed must not count as done
             self.file(step, ending).unlink(missing_ok=True)
         parameters = self.parameters | ({} if step.fold is None else {"fold": step.fold})
         settings = self.file(step, ".yaml")
@@ -303,7 +301,7 @@ class Pipeline:
         status = read_json_if_whole(self.file(step, ".status.json"))
         missing = [path for path in self.written(step) if not path.is_file()]
         if exit_status == 0 and not status and not missing:
-            write_json(self.file(step, ".done.json"), {"key": job.key, "seconds": round(seconds, 3)})
+            write_json(self.file(step, DONE), {"key": job.key, "seconds": round(seconds, 3)})
             self.took[step] = duration(seconds)
             print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.disk, self.p.metric)}", flush=True)
             return "done"

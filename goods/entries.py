@@ -6,7 +6,6 @@ Whatever lies in an outputs folder is read as far as it can be: unfinished, dama
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import pandas as pd
 
 from goods.ensemble.verdict import verdict
 from goods.errors import listing
-from goods.files import is_alive, read_frame, read_json_if_whole
+from goods.files import held_since, read_frame, read_json_if_whole
 from goods.metrics import interval
 from goods.params import Params
 from goods.predictions import frame_logits
@@ -101,7 +100,7 @@ def read_entry(run: Run) -> Entry:
         oof, trouble = None, f"{run.record_file.name} is damaged, so nobody knows what made it"
     folds = [fold for fold in (*run.folds(), run.refit) if fold.scores()]
     took = [each for fold in folds if isinstance(each := fold.scores().get("resources"), dict)]
-    steps = [_number(read_json_if_whole(path).get("seconds")) for path in run.notebooks.glob("*.done.json")]
+    steps = [_number(read_json_if_whole(path).get("seconds")) for path in run.steps_done()]
     status, complete = _status(run, parameters, metrics, oof)
     return Entry(
         run=run, parameters=parameters, status=status, when=_last_change(run), complete=complete,
@@ -145,22 +144,13 @@ def _status(
     scored = sorted(set(oof.folds.tolist())) if oof else run.trained()
     complete = bool(oof) and not lost and len(scored) >= n_folds
     folds = f"{len(scored)} of {n_folds} folds" + (f" ({listing(scored)})" if 0 < len(scored) < n_folds else "")
-    if since := _under_way(run):
+    if since := held_since(run.pipeline_lock):
         return f"under way since {since}, {folds}", complete
     if run.exported:
         return f"exported, {folds}", complete
     if oof is None or not run.put_together:
         return f"unfinished, {folds}", complete
     return f"finished, {folds}" if run.submission.is_file() else f"no submission yet, {folds}", complete
-
-
-def _under_way(run: Run) -> str:
-    """Since when a process of this machine, or any of another one, is at work on the run; "" where none is."""
-    held = read_json_if_whole(run.locks / "pipeline.json")
-    here = held.get("host") == socket.gethostname()
-    if not held or (here and not (isinstance(held.get("process"), int) and is_alive(held["process"]))):
-        return ""
-    return str(held.get("since", "?"))
 
 
 def _last_change(run: Run) -> float | None:

@@ -290,3 +290,12 @@ def held(lock: Path, what: str, folders: Iterable[Path] = (), seconds: float = H
             yield
         finally:
             holder.unlink(missing_ok=True)
+
+
+def held_since(lock: Path) -> str:
+    """Since when a process of this machine, or any of another one, holds `lock`; "" where none does."""
+    holder = read_json_if_whole(lock.with_suffix(".json"))
+    here = holder.get("host") == socket.gethostname()
+    if not holder or (here and not (isinstance(holder.get("process"), int) and is_alive(holder["process"]))):
+        return ""
+    return str(holder.get("since", "?"))

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 1  # of run.json
+DONE = ".done.json"  # behind a finished step's name, in the folder of notebooks
 MARKERS = frozenset(("run.json", "labels.json"))  # files by which a run is known wherever it lies
 FOLDS_FROM = ("n_folds", "seed")  # the parameters that folds are drawn by
 
@@ -147,6 +148,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         self.record_file, self.locks = folder / "run.json", folder / ".locks"
+        self.pipeline_lock = self.locks / "pipeline.lock"
         self.data_report, self.labels, self.bad_images, self.folds_table = (
             folder / name for name in ("data_report.json", "labels.json", "bad_images.csv", "folds.parquet")
         )
@@ -230,6 +232,10 @@ class Run:
     def titles(self) -> Path:
         """The folder with a table of titles for each class."""
         return self.folder / "classes"
+
+    def steps_done(self) -> list[Path]:
+        """What the pipeline has noted of each step that it has finished: its key and seconds, as JSON."""
+        return sorted(self.notebooks.glob(f"*{DONE}"))
 
     def executed_notebooks(self) -> list[str]:
         """The names of the executed notebooks, that of one under way included; not what is left of failed ones."""

@@ -8,11 +8,9 @@ import functools
 import os
 import re
 import runpy
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import nbformat
 import pandas as pd
 import pytest
 from notebook_runs import NOTEBOOKS, PICTURES, Done, papermill
+from project_copy import copy_project
 
 from goods.classify import PredictParams
 from goods.compress.params import CompressParams
@@ -154,15 +153,9 @@ def test_what_it_has_made_can_be_made(page):
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory, sample) -> Path:
     """The project in a folder of its own, with the sample, fewer folds and epochs, and this Python as its .venv."""
-    root = tmp_path_factory.mktemp("readme") / "goods"
-    left_out = shutil.ignore_patterns(".venv*", ".git", "sample", "siglip-tiny", "outputs", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, root, ignore=left_out)
-    shutil.copytree(sample.data, root / "data" / "sample")
-    shutil.copytree(sample.model, root / "models" / "siglip-tiny")
-    for name in ("demo", "linear", "blend"):  # which is of the other two, so all have the same folds
-        config = root / "params" / f"{name}.yaml"
-        config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 3") + "\nn_folds: 3\n")
-    (root / ".venv").symlink_to(sys.prefix)
+    # The blend is of the other two, so all have the same folds.
+    configs = ("demo", "linear", "blend")
+    root = copy_project(tmp_path_factory.mktemp("readme") / "goods", sample, configs, n_folds=3, num_epochs=3)
     (root / "outputs" / "demo" / "notebooks").mkdir(parents=True)
     return root
 

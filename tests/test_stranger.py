@@ -6,15 +6,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from browser import CHROMIUM, Page, chromium, jupyterlab, open_notebook, run_all, wait_until
+from project_copy import copy_project
 
 from goods.files import ROOT
 from goods.label_fixes import read_fix_table
@@ -33,15 +32,8 @@ COMMANDS = BLOCK[1].replace("\\\n", " ").strip().splitlines()
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, sample) -> Path:
     """The project in a folder of its own, with a small sample, fewer folds and epochs, and this Python as its .venv."""
-    root = tmp_path_factory.mktemp("stranger") / "goods"
-    left_out = shutil.ignore_patterns(".venv*", ".git", "sample", "siglip-tiny", "outputs", "__pycache__", ".*_cache")
-    shutil.copytree(ROOT, root, ignore=left_out)
-    shutil.copytree(sample.data, root / "data" / "sample")
-    shutil.copytree(sample.model, root / "models" / "siglip-tiny")
-    for name in ("demo", "linear"):
-        config = root / "params" / f"{name}.yaml"
-        config.write_text(config.read_text().replace("num_epochs: 12", "num_epochs: 4") + "\nn_folds: 2\n")
-    (root / ".venv").symlink_to(sys.prefix)
+    parent = tmp_path_factory.mktemp("stranger")
+    root = copy_project(parent / "goods", sample, ("demo", "linear"), n_folds=2, num_epochs=4)
     call(root, ".venv/bin/python pipeline.py --config params/demo.yaml")  # what make demo does, once installed
     return root
 

@@ -229,7 +229,7 @@ def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], kind: str = "photo"
             ax.set_title(names[label] if label >= 0 else "test", fontsize=6.5, loc="left", pad=2, color=colour)
     title = f"{count(len(found), 'pair')} of {what} nearly the same, {found['across'].sum():,} across train and test"
     differ = int(found["conflict"].sum())
-    return titled(fig, title + (f"; {differ:,} with two classes (red)" if differ else ""))
+    return titled(fig, title + (f"; {differ:,} with two classes (orange)" if differ else ""))
 
 
 @styled

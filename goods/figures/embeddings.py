@@ -109,4 +109,4 @@ def nearest_photos(rows: Sequence[pd.DataFrame], own: str = "class") -> Figure:
                         bbox={"facecolor": "w", "edgecolor": "none", "pad": 0.8})  # fmt: skip
                 total, other = total + bool(first and name), other + wrong
     alone = f"{count(len(rows), 'product')}, each at the left of its nearest ones"
-    return titled(fig, f"{alone}: {other} of {total} neighbours have another {own} (red)" if total else alone)
+    return titled(fig, f"{alone}: {other} of {total} neighbours have another {own} (orange)" if total else alone)
