@@ -46,7 +46,10 @@ SOURCES = {  # fields of kernel-metadata.json, and what their items look like
 # What the kernel starts, and what is looked up by name: with all that these and the notebooks import, a cell each.
 STARTED = ("goods_utils.py", "pipeline.py", "kaggle_kernel/in_kernel.py", "goods/members/*.py")
 # Commands of goods_utils.py that no kernel gives, and what they alone import.
-LEFT_OUT = {f"goods/{name}.py" for name in ("classify", "catalogue", "on_ray", "export", "model_card", "review_widget")}
+LEFT_OUT = {
+    f"goods/{name}.py"
+    for name in ("classify", "catalogue", "on_ray", "export", "model_card", "review", "review_widget")
+}
 # What one looks for: a cell each. All else (tables, photos, figures, pages, plans) is in one cell with the notebooks.
 READABLE = ("goods_utils.py", "goods/params.py", "goods/run.py", "goods/members/", "goods/models/",
             "goods/training/", "goods/ensemble/")  # fmt: skip
