@@ -148,7 +148,6 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         self.record_file, self.locks = folder / "run.json", folder / ".locks"
-        self.pipeline_lock = self.locks / "pipeline.lock"
         self.data_report, self.labels, self.bad_images, self.folds_table = (
             folder / name for name in ("data_report.json", "labels.json", "bad_images.csv", "folds.parquet")
         )
@@ -232,6 +231,11 @@ class Run:
     def titles(self) -> Path:
         """The folder with a table of titles for each class."""
         return self.folder / "classes"
+
+    @property
+    def pipeline_lock(self) -> Path:
+        """What the only pipeline of the run holds."""
+        return self.locks / "pipeline.lock"
 
     def steps_done(self) -> list[Path]:
         """What the pipeline has noted of each step that it has finished: its key and seconds, as JSON."""
