@@ -268,8 +268,7 @@ class Run:
         return self.method.is_file()
 
     def tidy(self) -> None:
-        """Removes what nobody will read once no process is at work: locks, unfinished writings, the last state but one
-        where the last is there."""
+        """Removes what nobody reads once no process is at work: locks, unfinished writings, the last state but one."""
         shutil.rmtree(self.locks, ignore_errors=True)
         for fold in (*self.folds(), self.refit):
             if fold.state.is_file():
