@@ -272,7 +272,8 @@ def finding(all_runs: Comparison) -> str:
         runs = len(all_runs.entries)
         return f"{runs} run{'s' * (runs > 1)}, none with an honest score yet"
     score = best.score(all_runs.metric)
-    said = f"{best.name} is best: {shown} {digits(score.value)}"
+    of = f" of the {1 + len(all_runs.behind)} that can be compared" if all_runs.apart else ""
+    said = f"{best.name} is best{of}: {shown} {digits(score.value)}"
     if not all_runs.behind:
         return f"{best.name}: {shown} {digits(score.value)}, and no other run to compare it with"
     level = [name for name, gain in all_runs.behind.items() if gain.noise]

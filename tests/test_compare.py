@@ -136,6 +136,7 @@ def test_runs_on_other_folds_or_tables_can_not_be_compared_and_the_page_says_why
     write_run(outputs, "other", change(goods_of()), 9.0)
     path, runs = write_index(outputs)
     assert runs.best.name == "better"  # of the most runs that can be compared, though another scores more
+    assert finding(runs).startswith("better is best of the 3 that can be compared: ")
     assert why in runs.apart["other"] and f"Not in the comparison: {runs.apart['other']}" in path.read_text()
     with pytest.raises(GoodsError, match=f"no comparison: .*{why}"):
         write_pair(outputs, "other", "good")
