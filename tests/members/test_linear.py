@@ -18,7 +18,7 @@ from goods.metrics import score
 from goods.models.tfidf import COSTS
 from goods.predictions import frame_logits, outputs_of
 from goods.run import Run
-from goods_utils import fit_all, fit_fold
+from goods_utils import fit_all, fit_fold, read_logs
 
 SMALL = {"kind": "linear", "n_folds": 3}
 
@@ -62,6 +62,11 @@ def test_it_learns_nothing_from_the_rows_it_is_scored_on(make):
     fit_all(other, replace(goods, train=goods.train.assign(label=wrong)))
     logits = [frame_logits(pd.read_parquet(q.run_dir / "fold2" / "oof.parquet")) for q in (p, other)]
     np.testing.assert_array_equal(logits[0], logits[1])
+
+
+def test_there_are_no_epochs_to_show_and_the_sentence_names_the_notebooks(make):
+    with pytest.raises(GoodsError, match="no log of training epochs; kind linear is shown by the notebooks baseline"):
+        read_logs(make(run="no-epochs"), 0)
 
 
 @pytest.mark.slow

@@ -76,3 +76,12 @@ def test_texts_without_a_word_are_a_sentence():
     counts = count_tokens(pd.DataFrame({"text": ["", "?"], "title": ["", "!"]}))
     with pytest.raises(GoodsError, match="no word occurs in two training texts"):
         fit_tfidf(counts, np.arange(2))
+
+
+def test_mapped_counts_are_the_same_and_lie_in_files_that_processes_share(tmp_path):
+    counts = count_tokens(tfidf_columns(pd.DataFrame({"text": ["red mug", "red cup"], "title": ["", ""]})))
+    mapped = counts.mapped(tmp_path)
+    assert mapped.tokens == counts.tokens
+    for name, weights in counts.weights.items():  # that of the titles, which have no word, is empty
+        np.testing.assert_array_equal(mapped.weights[name].toarray(), weights.toarray())
+        assert isinstance(mapped.weights[name].data.base.base, np.memmap)
