@@ -2,8 +2,8 @@
 
 The bare models: the run's own counting, classifying and embedding, of products whose photos are decoded already; in a
 second pass, each stretch by them alone and then as a whole, since a machine is a third faster in one minute than in the
-next. Processor time of this process; seconds by the clock where a card or several actors work. The actors' loading
-counts, the start of a cluster doesn't. With --actors, the same through Ray: `--actors 1 2`.
+next. Their ratio in processor time of this process, in which processes that read photos have no part, and by the clock.
+The actors' loading counts, the start of a cluster doesn't. With --actors, the same through Ray: `--actors 1 2`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import gc
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from goods.catalogue import run_shard
 from goods.classify import Job, predicted_rows, prepare_job
+from goods.data.ahead import PhotoReader
 from goods.files import resolve
 from goods.on_ray import Loading, classified, joined
 from goods.predictor import Tables
@@ -35,28 +38,47 @@ def spent(call: Callable[[], Any]) -> tuple[float, float]:
     return time.process_time() - processor, time.perf_counter() - clock
 
 
-def bare(job: Job, products: pd.DataFrame) -> Callable[[], Any]:
-    """The members' predictions of products that are in memory, their photos decoded already."""
-    source, p = job.predictor._source, job.predictor.p
-    tables = Tables(job.with_photos(products), p.id_column)
-    source(tables)  # which keeps the photos where several look at them
-    return lambda: source(tables)
+class ReadBefore:
+    """A PhotoReader that keeps the photos it has read: the second time they cost nothing."""
+
+    def __init__(self, reader: PhotoReader) -> None:
+        self.reader, self.kept = reader, dict[tuple, list]()
+
+    def batches(self, photos: Sequence[str | bytes], size: int, batch_size: int) -> Iterator[tuple[Tensor, list[str]]]:
+        """As PhotoReader."""
+        asked = (*photos, size)
+        if asked not in self.kept:
+            self.kept[asked] = list(self.reader.batches(photos, size, batch_size))
+        yield from self.kept[asked]
 
 
-def beside_bare(job: Job) -> tuple[float, float]:
-    """Seconds of processors for the table, and those of the bare models for the same products."""
-    alone, away = 0.0, 0.0
+def bare(job: Job, products: pd.DataFrame) -> tuple[float, float]:
+    """Seconds that the members' predictions of products take whose photos are in memory, decoded."""
+    source, inputs = job.predictor._source, job.predictor._inputs
+    tables = Tables(job.with_photos(products), job.predictor.p.id_column)
+    reader = inputs._reader or PhotoReader(job.predictor.p.num_workers)
+    inputs._reader = ReadBefore(reader)
+    source(tables)
+    inputs._made.clear()  # the embeddings of these products; they are to be made again
+    seconds = spent(lambda: source(tables))
+    inputs._made.clear()
+    inputs._reader = reader
+    return seconds
+
+
+def beside_bare(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of processors and by the clock for the table, and those of the bare models for the same products."""
+    alone, away = np.zeros(2), np.zeros(2)
 
     def classify(stretches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         nonlocal alone, away
         for products in stretches:
-            began = time.process_time()
-            alone += spent(bare(job, products))[0]
-            away += time.process_time() - began
+            began = np.array([time.process_time(), time.perf_counter()])
+            alone += bare(job, products)
+            away += np.array([time.process_time(), time.perf_counter()]) - began
             yield predicted_rows(job.predictor, products, job.acceptance, job.probabilities)
 
-    processor, _ = spent(lambda: run_shard(job, classify=classify))
-    return processor - away, alone
+    return spent(lambda: run_shard(job, classify=classify)) - away, alone
 
 
 def main() -> None:
@@ -73,22 +95,21 @@ def main() -> None:
                       {"num_workers": options.workers})  # fmt: skip
     predictor = loading.load()
     gc.freeze()  # as the command does
-    print("engine        rows/s   us of processor a row   against the bare models   most memory, MiB")
+    print("engine        rows/s   us of processor a row   against the bare models, by the clock   most memory, MiB")
     with tempfile.TemporaryDirectory() as folder:
         if options.actors:
             joined()
         for actors in (0, *options.actors):
             job = prepare_job(predictor, options.table, Path(folder) / f"by{actors}", options.images)
             through = partial(classified, job, loading, actors=actors) if actors else None
-            processor, clock = spent(lambda job=job, through=through: run_shard(job, classify=through))
+            _, clock = spent(lambda job=job, through=through: run_shard(job, classify=through))
             rows, line = job.table.rows, f"ray, {actors} actors" if actors else "local"
             said = f"{line:<12} {rows / clock:>8.1f}"
             if not actors:
-                processor, alone = beside_bare(
-                    prepare_job(predictor, options.table, Path(folder) / "twice", options.images)
-                )
-                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-                said += f" {processor / rows * 1e6:>16.1f} {processor / alone:>22.2f} x {memory:>22,}"
+                twice = prepare_job(predictor, options.table, Path(folder) / "twice", options.images)
+                whole, alone = beside_bare(twice)
+                (processor, clock), memory = whole / alone, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+                said += f" {whole[0] / rows * 1e6:>16.1f} {processor:>22.2f} x {clock:>12.2f} x {memory:>20,}"
             print(said, flush=True)
 
 

@@ -13,6 +13,8 @@ import torch
 from backbones import change_weights
 from conftest import Sample, fit, put_together
 
+from benchmarks.predict import beside_bare
+from goods.classify import prepare_job
 from goods.data import ahead
 from goods.data.tables import read_goods
 from goods.ensemble.submission import write_submission
@@ -96,6 +98,16 @@ def test_a_blend_decodes_a_photo_once_and_runs_a_backbone_once(kinds, table, mon
     assert predictor.reads_photos and predictor.rows == 16
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before  # a catalogue would fill it
     np.testing.assert_allclose(found, probabilities_of(kinds["blend"]), rtol=0, atol=1.5e-6)
+
+
+def test_predict_is_measured_beside_a_backbone_that_works(kinds, sample: Sample, tmp_path: Path, monkeypatch) -> None:
+    seen, embed = Counter[str](), DualEncoder.embed_images
+    monkeypatch.setattr(DualEncoder, "embed_images", lambda *given: seen.update(["batch"]) or embed(*given))
+    predictor = load_predictor(kinds["head"].run_dir, eval_batch_size=64)
+    job = prepare_job(predictor, str(sample.data / "test.csv"), tmp_path / "parts", str(sample.data / "test_images/test_images"))
+    whole, alone = beside_bare(job)
+    assert seen["batch"] == 3  # read, bare, and as a whole: none of them takes over what another has embedded
+    assert (alone > 0).all() and (whole > 0).all()
 
 
 def test_nothing_is_loaded_again_for_the_next_products(kinds, table: pd.DataFrame, monkeypatch) -> None:
