@@ -144,6 +144,7 @@ class ModelParams(_Group):
     """The heads, and what they get beside one photo and one text."""
 
     hidden_dim: Int = Field(1536, ge=1, description="width of the fusion head")
+    head_copies: Int = Field(1, ge=1, description="heads that learn side by side, and whose mean predicts")
     dropout: Float = Field(0.2, ge=0, lt=1, description="dropout in the heads")
     text_model_name: str | None = Field(
         None,

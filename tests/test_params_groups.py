@@ -15,7 +15,8 @@ ORDER = {
     "DataParams": "train_csv test_csv train_images_dir test_images_dir id_column label_column text_columns "
     "image_column category_columns number_columns bad_images max_bad_images label_fixes outputs_dir",
     "FoldParams": "fold_column group_by group_column folds skip_folds refit retrain",
-    "ModelParams": "hidden_dim dropout text_model_name extra_embeddings embeddings_files save_embeddings text_windows",
+    "ModelParams": "hidden_dim head_copies dropout text_model_name extra_embeddings embeddings_files save_embeddings "
+    "text_windows",
     "TuningParams": "last_blocks lora_rank lora_alpha lora_dropout lora_targets frozen warm_start_epochs "
     "warm_start_learning_rate",
     "TrainingParams": "optimizer layer_decay weight_decay warmup_ratio max_grad_norm label_smoothing modality_dropout "

@@ -104,7 +104,9 @@ def test_predict_is_measured_beside_a_backbone_that_works(kinds, sample: Sample,
     seen, embed = Counter[str](), DualEncoder.embed_images
     monkeypatch.setattr(DualEncoder, "embed_images", lambda *given: seen.update(["batch"]) or embed(*given))
     predictor = load_predictor(kinds["head"].run_dir, eval_batch_size=64)
-    job = prepare_job(predictor, str(sample.data / "test.csv"), tmp_path / "parts", str(sample.data / "test_images/test_images"))
+    job = prepare_job(
+        predictor, str(sample.data / "test.csv"), tmp_path / "parts", str(sample.data / "test_images/test_images")
+    )
     whole, alone = beside_bare(job)
     assert seen["batch"] == 3  # read, bare, and as a whole: none of them takes over what another has embedded
     assert (alone > 0).all() and (whole > 0).all()

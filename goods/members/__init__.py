@@ -52,8 +52,8 @@ PSEUDO_CODE, EMBED_CODE = ("goods.ensemble.pseudo_labels",), ("goods.models.embe
 SUBMISSION_CODE = ("goods.ensemble.submission",)
 FURTHER = "extra_embeddings"  # beside encoders, and beside vectors in their place
 USUAL = {  # up to these a run's memory isn't counted before it
-    "image_size": 1024, "hidden_dim": 16_384, "text_windows": 64, "lora_rank": 1024, "batch_size": 1024,
-    "micro_batch_size": 1024, "eval_batch_size": 4096, "num_classes": 20_000,
+    "image_size": 1024, "hidden_dim": 16_384, "head_copies": 64, "text_windows": 64, "lora_rank": 1024,
+    "batch_size": 1024, "micro_batch_size": 1024, "eval_batch_size": 4096, "num_classes": 20_000,
 }  # fmt: skip
 TEST_ROWS = 4096  # test products between two looks at the clock: on a T4, with five folds of so400m, ten minutes
 

@@ -36,6 +36,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Params], bool], str], ...] = (
      "it mixes the weights before and after training, and the head of kind text is random before"),
     (("warm_start_epochs",), lambda p: p.kind in OF_PHOTOS and p.tune == "head",
      "with tune head the heads alone are trained; raise num_epochs"),
+    (("head_copies",), lambda p: p.kind not in (*OF_PHOTOS, "embeddings"),
+     "only kinds dual, image and embeddings have heads that are copied"),
     (("extra_embeddings", "text_windows", "modality_dropout"), lambda p: p.kind == "image",
      "this kind looks at photos alone; take kind dual for photo and text"),
     (("text_model_name",), lambda p: p.kind not in ("dual", "knn"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,14 +21,31 @@ from goods.params import Params
 LEAST_COLUMN_STD = 0.2  # of a further column's feature: by its own, a value that few products have would drown the rest
 
 
+class Copies(nn.ModuleList):
+    """Heads of one form that begin apart; while they learn, the logits of each, (batch, copies, num_classes), and else
+    their mean, (batch, num_classes).
+
+    Each learns by its own loss, so they end apart, and their mean errs less than one (arXiv 1612.01474).
+    """
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(batch, dim) to logits."""
+        each = torch.stack([head(embeddings) for head in self], dim=1)
+        return each if self.training else each.mean(dim=1)
+
+
+def _copied(make: Callable[[], nn.Module], copies: int) -> nn.Module:
+    return make() if copies == 1 else Copies(make() for _ in range(copies))
+
+
 class GoodsHeads(nn.Module):
     """Fused, image and text logits from a pair of embeddings.
 
     The fused head is LayerNorm, Linear, GELU, Dropout, Linear over both embeddings, and over those of another text
     encoder where there are any (extra_dim). The unimodal heads are linear, so that decisions can be fused later
-    (Rakuten SIGIR'20: fusing decisions beats concatenating features). What has no dimensions (0) is not there, nor is
-    its head: vectors that are neither photo's nor text's come as extra, alone, under the fused head. So do features of
-    further columns (columns_dim), which modality dropout lets be.
+    (Rakuten SIGIR'20: fusing decisions beats concatenating features). Each is there p.head_copies times. What has no
+    dimensions (0) is not there, nor is its head: vectors that are neither photo's nor text's come as extra, alone,
+    under the fused head. So do features of further columns (columns_dim), which modality dropout lets be.
     Embeddings are first standardised dimension by dimension, with statistics of the training products (`set_scale`).
     Where photos are all that is looked at there are image logits alone.
     """
@@ -40,17 +59,11 @@ class GoodsHeads(nn.Module):
             self.register_buffer(f"{name}_mean", torch.zeros(dim))
             self.register_buffer(f"{name}_std", torch.ones(dim))
         if dims.keys() != {"image"}:
-            self.fused = nn.Sequential(
-                nn.LayerNorm(sum(dims.values())),
-                nn.Linear(sum(dims.values()), p.hidden_dim),
-                nn.GELU(),
-                nn.Dropout(p.dropout),
-                nn.Linear(p.hidden_dim, p.num_classes),
-            )
+            self.fused = _copied(partial(_fused_head, sum(dims.values()), p), p.head_copies)
         if image_dim:
-            self.image = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(image_dim, p.num_classes))
+            self.image = _copied(partial(_linear_head, image_dim, p), p.head_copies)
         if text_dim:
-            self.text = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(text_dim, p.num_classes))
+            self.text = _copied(partial(_linear_head, text_dim, p), p.head_copies)
 
     @torch.no_grad()
     def set_scale(self, **embeddings: Tensor) -> None:
@@ -75,7 +88,8 @@ class GoodsHeads(nn.Module):
     ) -> dict[str, Tensor]:
         """(batch, image_dim), (batch, text_dim), (batch, extra_dim) to {"fused", "image", "text"}: (batch, classes).
 
-        In fp32 whatever the encoders compute in: 16 bits would move logits by hundredths and tie some.
+        While copies learn, (batch, copies, classes). In fp32 whatever the encoders compute in: 16 bits would move
+        logits by hundredths and tie some.
         """
         given = {"image": image, "text": text, "extra": extra, "columns": columns}
         given = {name: values for name, values in given.items() if values is not None}
@@ -99,6 +113,20 @@ class GoodsHeads(nn.Module):
         lost = self.modality_dropout / 2
         kept = {"image": chance >= lost, "text": chance < 1 - lost, "extra": chance < 1 - lost, "columns": 1.0}
         return [values * kept[name] for name, values in parts.items()]
+
+
+def _fused_head(dim: int, p: Params) -> nn.Module:
+    return nn.Sequential(
+        nn.LayerNorm(dim),
+        nn.Linear(dim, p.hidden_dim),
+        nn.GELU(),
+        nn.Dropout(p.dropout),
+        nn.Linear(p.hidden_dim, p.num_classes),
+    )
+
+
+def _linear_head(dim: int, p: Params) -> nn.Module:
+    return nn.Sequential(nn.Dropout(p.dropout), nn.Linear(dim, p.num_classes))
 
 
 class GoodsClassifier(nn.Module):
@@ -132,7 +160,7 @@ class TextClassifier(nn.Module):
     def __init__(self, encoder: TextEncoder, p: Params) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Dropout(p.dropout), nn.Linear(encoder.dim, p.num_classes))
+        self.head = _linear_head(encoder.dim, p)
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """(batch, length) ids to {"text": (batch, num_classes)}, the head in fp32 as GoodsHeads."""

@@ -52,15 +52,18 @@ def class_weights(labels: np.ndarray, p: Params) -> Tensor:
 def output_losses(
     logits: dict[str, Tensor], labels: Tensor, class_weight: Tensor, label_smoothing: float, count: int
 ) -> dict[str, Tensor]:
-    """Weighted cross-entropy of each output, {name: ()} from {name: (batch, num_classes)}.
+    """Weighted cross-entropy of each output, {name: ()} from {name: (batch, num_classes)}, or (batch, copies,
+    num_classes): the mean over the copies of a head.
 
     Summed over the batch and divided by `count`, the products of the whole step: micro batches and processes add up to
     the same as one batch.
     """
     losses = {}
     for name, values in logits.items():
-        each = F.cross_entropy(values.float(), labels, reduction="none", label_smoothing=label_smoothing)
-        losses[name] = (each * class_weight[labels]).sum() / count
+        copies = values.shape[1:-1].numel()  # 1 of an output that has none
+        targets, flat = labels.repeat_interleave(copies), values.float().flatten(0, -2)
+        each = F.cross_entropy(flat, targets, reduction="none", label_smoothing=label_smoothing)
+        losses[name] = (each * class_weight[targets]).sum() / (count * copies)
     return losses
 
 

@@ -29,6 +29,7 @@ SMALL = {"n_folds": 3}
         ({"kind": "embeddings"}, "kind embeddings needs embeddings_files"),
         ({"kind": "embeddings", "embeddings_files": "a.npz", "augment_flip": 0.5}, "augment_flip: 0.5 .* no photo"),
         ({"kind": "linear", "make_pseudo_labels": True, "folds": [0, 1]}, "labels come from all folds; leave"),
+        ({"kind": "linear", "head_copies": 3}, "head_copies: 3 .* only kinds dual, image and embeddings"),
         ({"kind": "linear", "save_embeddings": True}, "save_embeddings: True .* no image and text encoder"),
         ({"kind": "knn", "n_folds": 2}, "n_folds: 2 .* two folds leave none; take 3 or more"),
     ],

@@ -53,7 +53,7 @@ TRAINED = [("dual", tune) for tune in ("head", "last", "lora", "full")] + [("tex
 @pytest.mark.parametrize(("kind", "tune"), TRAINED)
 def test_what_was_held_back_is_predicted_again(make, sample: Sample, encoder_dir, kind: str, tune: str) -> None:
     of_text: dict[str, Any] = {"model_name": str(encoder_dir), "lora_targets": ["query", "value"]}
-    p = make(kind=kind, tune=tune, **of_text if kind == "text" else {})
+    p = make(kind=kind, tune=tune, **of_text if kind == "text" else {"head_copies": 2})
     goods = read_goods(p)
     fit_fold(p, goods)
     fold = Run.of(p).fold(1)

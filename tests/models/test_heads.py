@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from goods.models.heads import GoodsHeads, TextClassifier, make_heads
 from goods.params import Params
+from goods.training.optim import output_losses
 
 
 def test_heads_take_embeddings_of_any_scale(p: Params) -> None:
@@ -47,6 +48,21 @@ def test_a_dead_dimension_does_not_swamp_the_others_when_it_moves():
     live = [k for k in range(8) if k != 3]
     torch.testing.assert_close(heads.image_std[live], embeddings[:, live].std(0, correction=0))
     assert 0.5 < heads.image_std[3] < 2
+
+
+def test_copies_learn_each_by_its_own_loss_and_predict_by_their_mean(p: Params) -> None:
+    image, text = torch.randn(9, 4), torch.randn(9, 5)
+    labels = torch.arange(9) % p.num_classes
+    heads = make_heads({"image": image, "text": text}, p.model_copy(update={"head_copies": 3, "dropout": 0.0}))
+    each = heads.train()(image, text)
+    assert {name: values.shape for name, values in each.items()} == dict.fromkeys(each, (9, 3, p.num_classes))
+    assert not torch.allclose(each["image"][:, 0], each["image"][:, 1])  # they begin apart
+    mean = heads.eval()(image, text)
+    assert all(torch.equal(mean[name], values.mean(1)) for name, values in each.items())
+
+    together = output_losses(each, labels, torch.ones(p.num_classes), 0.1, 9)["fused"]
+    alone = [output_losses({"fused": each["fused"][:, k]}, labels, torch.ones(p.num_classes), 0.1, 9) for k in range(3)]
+    torch.testing.assert_close(together, sum(losses["fused"] for losses in alone) / 3)
 
 
 def bf16() -> torch.autocast:
