@@ -216,7 +216,7 @@ def titles_dir(p: Params) -> Path:
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     """What the run will cost, or a sentence where nobody can tell beforehand; gpu "here": on this machine's device."""
     kind = kind_of(p)
-    if not kind.planned:
+    if kind.planned is None:
         return f"There is no plan for kind {kind.name}: {kind.what}."
     from goods.cost.plan import plan_run
 

@@ -83,7 +83,7 @@ def test_the_same_vectors_give_the_same_scores_as_the_route_that_computes_them(t
 def test_it_goes_the_whole_road(made, tmp_path):
     put_together(made.p, made.goods)
     assert write_submission(made.p, made.goods)["id"].tolist() == made.goods.test["id"].tolist()
-    assert show_plan(made.p) == "There is no plan for kind embeddings: heads on vectors made elsewhere."
+    assert "image, 96 of text" in str(show_plan(made.p))
     assert set(learned_from(made.p)) == {"kind", "embeddings_files"}  # no model directory is asked for
     folder = tmp_path / "handed-on"
     export_run(Run.of(made.p), folder)
