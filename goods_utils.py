@@ -24,6 +24,7 @@ from goods.findings.shown import so, tell
 from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
+from goods.model_paths import named_paths
 from goods.params import OUTPUTS, Params, load_params, read_params
 from goods.predictions import frame_logits, prediction_table
 from goods.processes import speak_plainly
@@ -327,8 +328,7 @@ def predict(options: argparse.Namespace) -> None:
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
     try:
         settings = parse_settings(options.set)
-        named = (text.partition("=") for text in options.models)
-        models = {name: path_from_here(path) for name, _, path in named}
+        models = {name: path_from_here(path) for name, path in named_paths(options.models).items()}
         loading = Loading(run_folder(options.run), models, settings)
         predictor = loading.load()
         gc.freeze()  # its words, a million of them, are no garbage either

@@ -26,8 +26,9 @@ from goods.data.photos import as_tuples, inspect_photos, photos_in
 from goods.data.products import PhotoFinder, ProductTable, check_products, find_product_photos
 from goods.data.tables import Goods, photo_cache, unpacked_cache
 from goods.errors import GoodsError
-from goods.field_types import Float
+from goods.field_types import Float, Names
 from goods.files import atomic_path, held, read_frame, read_json_if_whole, resolve, write_frame, write_json
+from goods.model_paths import named_paths
 from goods.params import Params
 from goods.predictor import Predictor, Tables
 from goods.progress import progress_bar
@@ -50,8 +51,17 @@ class PredictParams(Params):
     out: str | None = Field(
         None, description="the predictions: .parquet or .csv; null: predictions.parquet in the run's folder"
     )
+    models: Names = Field(
+        (),
+        description="where models are now, NAME=PATH each; embeddings_files=new.npz: the vectors of these products",
+    )
     precision: Float = Field(0.95, gt=0, lt=1, description="how many of the accepted predictions are to be right")
     probabilities: bool = Field(False, description="add the probability of every class")
+
+    @property
+    def named_models(self) -> dict[str, str]:
+        """`models` as load_predictor takes them; raises ParameterError where they aren't NAME=PATH."""
+        return named_paths(self.models)
 
 
 @dataclass(frozen=True)
