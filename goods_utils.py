@@ -24,7 +24,6 @@ from goods.findings.shown import so, tell
 from goods.members import ensemble_run, kind_of, open_run, predict_test, read_goods
 from goods.metric_names import SHOWN_AS
 from goods.metrics import score
-from goods.model_paths import named_paths
 from goods.params import OUTPUTS, Params, load_params, read_params
 from goods.predictions import frame_logits, prediction_table
 from goods.processes import speak_plainly
@@ -321,7 +320,7 @@ def path_from_here(given: str) -> str:
 
 def predict(options: argparse.Namespace) -> None:
     """The command `predict`; what it is given relative is looked for from here. Ends with status 2 on bad input."""
-    from goods.classify import prepare_job
+    from goods.classify import named_paths, prepare_job
     from goods.on_ray import Loading
 
     here = {name: getattr(options, name) for name in ("table", "out", "images") if getattr(options, name)}

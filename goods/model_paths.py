@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from goods.errors import ParameterError
-
 
 def model_paths(parameters: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """The paths that the parameters `names` hold, by their names."""
@@ -39,23 +37,6 @@ def with_paths(parameters: Mapping[str, Any], paths: Mapping[str, str]) -> dict[
         own = model_paths(parameters, [parameter])
         new = tuple(paths.get(name, path) for name, path in own.items())
         found[parameter] = new[0] if isinstance(parameters[parameter], str) else new
-    return found
-
-
-def named_paths(texts: Iterable[str]) -> dict[str, str]:
-    """{name: path} of texts such as "embeddings_files=new.npz"; one without a name is a further file of the one before.
-
-    Raises ParameterError where the first has no name, none has a path, or a name comes twice.
-    """
-    found: dict[str, str] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals and found:
-            name, path = list(found)[-1], f"{list(found.values())[-1]},{text}"
-        elif not name or not path or name in found:
-            raise ParameterError(f"'{text}' doesn't name a model: write NAME=PATH, each name once, such as "
-                                 "embeddings_files=new.npz")  # fmt: skip
-        found[name] = path
     return found
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from goods.errors import ParameterError
-from goods.model_paths import count_paths, model_paths, named_paths, parameter_of, path_of, with_paths
+from goods.model_paths import count_paths, model_paths, parameter_of, path_of, with_paths
 
 THREE = {"model_name": "siglip", "extra_embeddings": ("bge", "qwen3", "minilm")}
 
@@ -33,12 +30,3 @@ def test_other_paths_take_the_places_of_those_they_are_named_for() -> None:
 
 def test_paths_are_counted_as_they_are_recorded() -> None:
     assert [count_paths(value) for value in (None, (), "bge", ["bge", "qwen3"])] == [0, 0, 1, 2]
-
-
-def test_paths_that_are_named_on_a_command_line_are_found_by_their_names():
-    given = ["a/model_name=models/b=c", "embeddings_files=a.npz", "b.npz,c.npz"]
-    assert named_paths(given) == {"a/model_name": "models/b=c", "embeddings_files": "a.npz,b.npz,c.npz"}
-    assert named_paths([]) == {}
-    for wrong in (["new.npz"], ["=new.npz"], ["model_name="], ["a=b", "a=c"]):
-        with pytest.raises(ParameterError, match=rf"'{wrong[-1]}' doesn't name a model: write NAME=PATH"):
-            named_paths(wrong)
