@@ -216,7 +216,7 @@ def titles_dir(p: Params) -> Path:
 def show_plan(p: Params, gpu: str | None = None) -> Plan | str:
     """What the run will cost, or a sentence where nobody can tell beforehand; gpu "here": on this machine's device."""
     kind = kind_of(p)
-    if not kind.planned:
+    if kind.planned is None:
         return f"There is no plan for kind {kind.name}: {kind.what}."
     from goods.cost.plan import plan_run
 
@@ -320,15 +320,14 @@ def path_from_here(given: str) -> str:
 
 def predict(options: argparse.Namespace) -> None:
     """The command `predict`; what it is given relative is looked for from here. Ends with status 2 on bad input."""
-    from goods.classify import prepare_job
+    from goods.classify import named_paths, prepare_job
     from goods.on_ray import Loading
 
     here = {name: getattr(options, name) for name in ("table", "out", "images") if getattr(options, name)}
     paths = {name: path if path == "none" else os.path.abspath(path) for name, path in here.items()}
     try:
         settings = parse_settings(options.set)
-        named = (text.partition("=") for text in options.models)
-        models = {name: path_from_here(path) for name, _, path in named}
+        models = {name: path_from_here(path) for name, path in named_paths(options.models).items()}
         loading = Loading(run_folder(options.run), models, settings)
         predictor = loading.load()
         gc.freeze()  # its words, a million of them, are no garbage either

@@ -7,7 +7,7 @@ it as <out>.job.json. The same job again does nothing, another one under the sam
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +25,8 @@ from goods.data.photo_files import columns_of, write_photo
 from goods.data.photos import as_tuples, inspect_photos, photos_in
 from goods.data.products import PhotoFinder, ProductTable, check_products, find_product_photos
 from goods.data.tables import Goods, photo_cache, unpacked_cache
-from goods.errors import GoodsError
-from goods.field_types import Float
+from goods.errors import GoodsError, ParameterError
+from goods.field_types import Float, Names
 from goods.files import atomic_path, held, read_frame, read_json_if_whole, resolve, write_frame, write_json
 from goods.params import Params
 from goods.predictor import Predictor, Tables
@@ -50,8 +50,34 @@ class PredictParams(Params):
     out: str | None = Field(
         None, description="the predictions: .parquet or .csv; null: predictions.parquet in the run's folder"
     )
+    models: Names = Field(
+        (),
+        description="where models are now, NAME=PATH each; embeddings_files=new.npz: the vectors of these products",
+    )
     precision: Float = Field(0.95, gt=0, lt=1, description="how many of the accepted predictions are to be right")
     probabilities: bool = Field(False, description="add the probability of every class")
+
+    @property
+    def named_models(self) -> dict[str, str]:
+        """`models` as load_predictor takes them; raises ParameterError where they aren't NAME=PATH."""
+        return named_paths(self.models)
+
+
+def named_paths(texts: Iterable[str]) -> dict[str, str]:
+    """{name: path} of texts such as "embeddings_files=new.npz"; one without a name is a further file of the one before.
+
+    Raises ParameterError where the first has no name, none has a path, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals and found:
+            name, path = list(found)[-1], f"{list(found.values())[-1]},{text}"
+        elif not name or not path or name in found:
+            raise ParameterError(f"'{text}' doesn't name a model: write NAME=PATH, each name once, such as "
+                                 "embeddings_files=new.npz")  # fmt: skip
+        found[name] = path
+    return found
 
 
 @dataclass(frozen=True)

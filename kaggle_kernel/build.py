@@ -53,6 +53,7 @@ LEFT_OUT = {
 # What one looks for: a cell each. All else (tables, photos, figures, pages, plans) is in one cell with the notebooks.
 READABLE = ("goods_utils.py", "goods/params.py", "goods/run.py", "goods/members/", "goods/models/",
             "goods/training/", "goods/ensemble/")  # fmt: skip
+LINE = 480  # characters in a line of the packed cell; each line costs two more, and the notebook is to be light
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
 CONFIGS = ("params/*.yaml",)
 
@@ -187,7 +188,7 @@ def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
     whole = digest(modules | packed)
     base = base64.b64encode(bz2.compress(json.dumps(packed, sort_keys=True).encode())).decode()
     folders = sorted({Path(name).parent.as_posix() for name in modules | packed} - {"."})
-    unpack = UNPACK.format(packed="\n".join(textwrap.wrap(base, 116)), names=_names(list(modules)), digest=whole)
+    unpack = UNPACK.format(packed="\n".join(textwrap.wrap(base, LINE)), names=_names(list(modules)), digest=whole)
     title = TITLE.format(digest=whole[:12], commit=f", commit `{commit}`" if commit else "")
     cells = [
         _cell("title", title),

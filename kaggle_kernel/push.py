@@ -26,7 +26,7 @@ from slugify import slugify
 from goods.cost.plan import KAGGLE_DISK_GB, plan_run
 from goods.errors import GoodsError
 from goods.export import export_run
-from goods.files import ROOT, model_files, read_json_if_whole, resolve, sentence, write_json, write_text
+from goods.files import ROOT, model_files, read_json_if_whole, sentence, write_json, write_text
 from goods.members import kind_of
 from goods.params import OUTPUTS
 from goods.places import ids_beside
@@ -133,14 +133,16 @@ def check_plan(parameters: dict[str, Any], machine: Machine, session_hours: floa
     if not p.max_hours or p.max_hours > most:
         raise GoodsError(f"max_hours is {p.max_hours}, but a session ends after {session_hours:g} and what isn't saved "
                          f"then is lost: set max_hours to {most:g} or less")  # fmt: skip
-    sides = kind_of(p).planned
-    if not sides:
+    kind = kind_of(p)
+    if kind.planned is None:
         return [f"no plan was made: kind {p.kind} has none"]
-    configs = [resolve(name) / "config.json" for name in (p.model_name, p.text_model_name) if name]
+    configs = [folder / "config.json" for folder in kind.model_dirs(p).values()]
     if missing := [path for path in configs if not path.is_file()]:
         return [f"no plan was made: {missing[0]} is not here; that one file is enough, without the weights"]
+    if missing := [path for files in kind.vector_files(p).values() for path in files if not path.is_file()]:
+        return [f"no plan was made: {missing[0]} is not here"]
 
-    plan = plan_run(p, machine.gpu, sides=sides)
+    plan = plan_run(p, machine.gpu, sides=kind.planned)
     if not plan.fits:
         raise GoodsError(f"the run doesn't fit one {machine.gpu}: {plan.advice}")
     disk = sum(plan.disk.values())

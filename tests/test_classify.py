@@ -15,7 +15,8 @@ from conftest import Sample
 from loopback import Handler, Server, serving
 from odd_photos import cut, encoded
 
-from goods.classify import Outputs, result_table
+from goods.classify import Outputs, named_paths, result_table
+from goods.errors import ParameterError
 from goods.predictor import Predictor
 from goods_utils import main
 
@@ -271,3 +272,12 @@ def test_other_bad_input_is_refused_in_a_sentence(refused, sample: Sample, tmp_p
         ({"models": "model_name=nowhere"}, "models names model_name, which none of the runs reads"),
     ):
         assert said in refused(**given)
+
+
+def test_paths_that_are_named_on_a_command_line_are_found_by_their_names():
+    given = ["a/model_name=models/b=c", "embeddings_files=a.npz", "b.npz,c.npz"]
+    assert named_paths(given) == {"a/model_name": "models/b=c", "embeddings_files": "a.npz,b.npz,c.npz"}
+    assert named_paths([]) == {}
+    for wrong in (["new.npz"], ["=new.npz"], ["model_name="], ["a=b", "a=c"]):
+        with pytest.raises(ParameterError, match=rf"'{wrong[-1]}' doesn't name a model: write NAME=PATH"):
+            named_paths(wrong)

@@ -23,13 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from goods.cost.empty import empty_encoder, empty_text_encoder, read_config
-from goods.files import resolve
+from goods.cost.dims import columns_dim, further_dim
+from goods.cost.empty import empty_encoder
 from goods.models.device import DTYPES
 from goods.models.encoders import SIDES, Encoder
 from goods.models.heads import GoodsClassifier, GoodsHeads
-from goods.models.text_encoder import PLAIN_LENGTH, TextEncoder
-from goods.models.text_encoding import read_encoding
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
 
@@ -147,16 +145,16 @@ class CudaDropout(nn.Dropout):
 
 def count_step(
     model: nn.Module,
-    pixels: Tensor,
+    pixels: Tensor | None,
     input_ids: Tensor | None,
     dtype: torch.dtype | None = None,
     accumulate: bool = False,
-    extra: Tensor | None = None,
+    further: dict[str, Tensor] | None = None,
 ) -> StepMeter:
     """Forward, loss and backward of a classifier's micro batch under a meter; on real or fake CPU tensors.
 
     dtype: autocast's, or None for fp32. accumulate: the gradients of an earlier micro batch are in memory already.
-    extra: embeddings of further text encoders.
+    further: what else it takes, by name, such as "extra"; heads alone take nothing but this.
     """
     # CPU tensors, since fake CUDA tensors need a GPU: without one autocast turns itself off and the backward pass asks
     # the driver for a context (torch 2.10), or a CPU build aborts (2.13). What differs from CUDA, beside CudaDropout:
@@ -166,16 +164,18 @@ def count_step(
     meter = StepMeter()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     meter.hold([*model.parameters(), *model.buffers()], WEIGHTS)
-    meter.hold([pixels] if input_ids is None else [pixels, input_ids], ACTIVATIONS)
+    given = {"pixels": pixels, "input_ids": input_ids} | (further or {})
+    given = {name: values for name, values in given.items() if values is not None}
+    meter.hold(given.values(), ACTIVATIONS)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter) if accumulate else None
     meter.hold([parameter.grad for parameter in trained if accumulate], GRADIENTS)
     hooks = [q.register_post_accumulate_grad_hook(lambda q: meter.hold([q.grad], GRADIENTS)) for q in trained]
-    labels, further = torch.zeros(len(pixels), dtype=torch.int64), () if extra is None else (extra,)
+    labels = torch.zeros(len(next(iter(given.values()))), dtype=torch.int64)
     model.train()
     with meter:
-        with _cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
-            logits = model(pixels, input_ids, *further)
+        with cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
+            logits = model(**given)
         loss = sum(F.cross_entropy(values.float(), labels) for values in logits.values())
         del logits
         meter.phase = "backward"
@@ -198,7 +198,7 @@ def count_embedding(
     meter.hold([*encoder.parameters(), *encoder.buffers()], WEIGHTS)
     meter.hold([pixels] if input_ids is None else [pixels, input_ids], ACTIVATIONS)
     encoder.eval()
-    with torch.no_grad(), meter, _cpu_autocast(dtype):
+    with torch.no_grad(), meter, cpu_autocast(dtype):
         meter.phase = "image"
         image = encoder.embed_images(pixels)
         meter.phase = "text"
@@ -206,7 +206,8 @@ def count_embedding(
     return meter, image.shape[1], text_dim
 
 
-def _cpu_autocast(dtype: torch.dtype | None) -> AbstractContextManager:
+def cpu_autocast(dtype: torch.dtype | None) -> AbstractContextManager:
+    """Autocast of CPU tensors to this type; none where it is None, fp32."""
     return torch.autocast("cpu", dtype=dtype) if dtype else nullcontext()
 
 
@@ -218,11 +219,12 @@ class Footprint:
     total: int  # parameters
     trained: dict[str, torch.Size]  # shapes by name: the backbone's as in block_rates, and the heads'
     rates: dict[str, float]  # learning rates by name
+    dims: dict[str, int]  # numbers per product that the heads read, by where they come from
     step: dict[str, int]  # bytes by part, when their sum is highest
     step_most: Counter[str]  # bytes by part, each at its own maximum
     evaluation: dict[str, int]
     evaluation_most: Counter[str]
-    embedding: int  # bytes per product in the cache
+    embedding: int  # bytes per product in the cache, of the encoder itself
     flops: dict[str, float]  # per product
 
     @property
@@ -236,7 +238,7 @@ class Footprint:
 
     def phases(self, p: Params) -> dict[str, dict[str, int]]:
         """{phase: {part: bytes}} that torch allocates when a phase takes most; reads tune, ema_decay, soup, wise_ft."""
-        if p.tune == "head":
+        if not self.step:  # heads on a frozen encoder, beside which their training is nothing
             return {"embedding": dict.fromkeys(PARTS, 0) | self.evaluation}
         fp32 = 4 * self.trainable
         copies = fp32 * (bool(p.ema_decay) + p.soup)
@@ -269,18 +271,18 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str, sides
         checkpoint_activations(encoder.backbone)
     halve_frozen(encoder, precision)
     dtype, micro = DTYPES.get(precision), micro_batch_size(p)
-    extra_dim = further_dim(p)
+    further = {"extra": further_dim(p), "columns": columns_dim(p)}
     with _no_memories(encoder), FakeTensorMode():
-        evaluation, *dims = count_embedding(_fake(encoder), *_inputs(encoder, p, p.eval_batch_size, sides), dtype)
-        model = GoodsClassifier(encoder, GoodsHeads(*dims, p, extra_dim))
+        evaluation, *dims = count_embedding(fake_of(encoder), *_inputs(encoder, p, p.eval_batch_size, sides), dtype)
+        model = GoodsClassifier(encoder, GoodsHeads(*dims, p, *further.values()))
         flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in sides}
         step = StepMeter()
         if p.tune != "head":
             for module in model.modules():
                 if type(module) is nn.Dropout:
                     module.__class__ = CudaDropout
-            extra = torch.empty(micro, extra_dim) if extra_dim else None
-            step = count_step(model, *_inputs(encoder, p, micro, sides), dtype, micro < p.batch_size, extra)
+            more = {name: torch.empty(micro, dim) for name, dim in further.items() if dim}
+            step = count_step(model, *_inputs(encoder, p, micro, sides), dtype, micro < p.batch_size, more)
             flops |= {f"training, {name}": n / micro for name, n in step.flops.items()}
     trained = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Footprint(
@@ -288,11 +290,12 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str, sides
         total=sum(parameter.numel() for parameter in model.parameters()),
         trained={name.removeprefix("encoder.backbone."): shape for name, shape in trained.items()},
         rates=block_rates(encoder.backbone, p),
+        dims=model.heads.dims,
         step=step.peak,
         step_most=step.most,
         evaluation=evaluation.peak,
         evaluation_most=evaluation.most,
-        embedding=4 * (sum(dims) + extra_dim),
+        embedding=4 * sum(dims),
         flops=flops,
     )
 
@@ -318,7 +321,7 @@ def _forget(remembering: Iterable[Any]) -> None:
         function.cache_clear()
 
 
-def _fake(module: nn.Module) -> nn.Module:
+def fake_of(module: nn.Module) -> nn.Module:
     """The module with fake CPU tensors in place of its meta tensors, which autocast leaves alone."""
     return module._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
 
@@ -346,46 +349,3 @@ def optimizer_buffers(trained: dict[str, torch.Size], rates: dict[str, float], p
     for name, shape in trained.items():
         groups[rates.get(name, p.head_learning_rate), len(shape) > 1] += 4 * shape.numel()
     return max(groups.values())
-
-
-# Further text encoders, each of which embeds all texts once, before anything is trained -------------------------------
-
-
-@dataclass(frozen=True)
-class Further:
-    """Of the encoders in extra_embeddings: FLOPs per product, of all; bytes by part, of the one that takes most."""
-
-    flops: float
-    memory: dict[str, int]
-
-
-def further_dim(p: Params) -> int:
-    """How many numbers per product the heads get of them; reads extra_embeddings."""
-    sizes = {name: read_config(name).hidden_size for name in p.extra_embeddings}
-    return sum(read_encoding(resolve(name)).dim_of(size) for name, size in sizes.items())
-
-
-def measure_further(p: Params, precision: str) -> Further | None:
-    """A batch of each on fake tensors; None where there is none. Reads extra_embeddings and eval_batch_size.
-
-    Texts are taken as PLAIN_LENGTH tokens long, which few are.
-    """
-    meters = [_meter(empty_text_encoder(name), p.eval_batch_size, precision) for name in p.extra_embeddings]
-    if not meters:
-        return None
-    largest = max((meter.peak for meter in meters), key=lambda parts: sum(parts.values()))
-    return Further(
-        sum(meter.flops["forward"] for meter in meters) / p.eval_batch_size, dict.fromkeys(PARTS, 0) | largest
-    )
-
-
-def _meter(encoder: TextEncoder, batch: int, precision: str) -> StepMeter:
-    halve_frozen(encoder, precision)
-    meter = StepMeter()
-    with FakeTensorMode():
-        input_ids = torch.empty(batch, PLAIN_LENGTH, dtype=torch.int64)
-        meter.hold([*_fake(encoder).eval().parameters(), *encoder.buffers()], WEIGHTS)
-        meter.hold([input_ids], ACTIVATIONS)
-        with torch.no_grad(), meter, _cpu_autocast(DTYPES.get(precision)):
-            encoder(input_ids)
-    return meter

@@ -1,21 +1,19 @@
-"""What a run of a dual encoder will take, known before it: trained parameters, memory, FLOPs, hours and disk."""
+"""What a run will take, known before it: trained parameters, memory, FLOPs, hours and disk."""
 
 from __future__ import annotations
 
 import html
 import math
-import re
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import pandas as pd
-import torch
 
+from goods.cost.dims import encoded_dim, vectors_bytes
 from goods.cost.empty import read_config
 from goods.cost.footprint import (
     ACTIVATIONS,
@@ -26,98 +24,30 @@ from goods.cost.footprint import (
     PARTS,
     WEIGHTS,
     Footprint,
-    further_dim,
     measure_footprint,
-    measure_further,
     micro_batch_size,
 )
+from goods.cost.frozen import measure_further, measure_heads
+from goods.cost.gpus import GIB, Gpu, find_gpu
+from goods.data.further import further_columns
 from goods.data.table_files import rows_of
-from goods.errors import GoodsError
+from goods.errors import GoodsError, listing
 from goods.files import resolve
-from goods.machine import memory_of_machine
 from goods.models.encoders import SIDES
 from goods.models.text_encoder import PLAIN_LENGTH
 from goods.params import Params
+from goods.places import table_pieces
 
-GIB, GB = 2**30, 10**9
-HERE, CPU = "here", "CPU"
+GB = 10**9
 CUDA_CONTEXT_GIB = 0.6  # about what CUDA, cuBLAS and cuDNN take beside torch's allocator
 ALLOCATOR_SLACK = 0.05  # share that torch's allocator holds on top: blocks are rounded up, and some stay unused
 DEFAULT_ROWS = (50_000, 10_000)  # products to train on and to predict, where there is no table to count
 KAGGLE_DISK_GB = 20  # of output that a Kaggle session may leave
 SMALLER_IMAGE = 224
 FURTHER_TEXTS = "further texts"  # what the encoders in extra_embeddings read, once
+HEADS, HEADS_STEP = "heads", 0.004  # seconds of a step of heads beside its arithmetic: optimizer, batch, log
 # A notebook's page may set <pre> in its text font, and break lines: then columns don't line up.
 MONOSPACE = "font-family: monospace; white-space: pre; overflow-x: auto; line-height: 1.25"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A graphics card: memory as torch reports it (GiB), dense peaks (TFLOP/s), and the share of them to expect."""
-
-    name: str
-    memory_gib: float
-    tflops_16: float | None = None
-    tflops_32: float | None = None
-    bf16: bool = True  # in hardware
-    utilisation: float = 0.35  # share of the peak that the training loop reaches; assumed, not measured
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether it is no card, but the machine's processor and memory."""
-        return self.name == CPU
-
-
-# NVIDIA's data sheets, without sparsity; the smallest memory where a card is sold with several.
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("T4", 14.6, 65, 8.1, bf16=False, utilisation=0.30),  # its 70 W limit throttles it
-        Gpu("P100", 15.9, 18.7, 9.3, bf16=False, utilisation=0.40),
-        Gpu("V100", 15.7, 112, 14, bf16=False),
-        Gpu("L4", 22.0, 121, 30),
-        Gpu("A100", 39.4, 312, 19.5, utilisation=0.40),
-        Gpu("H100", 79.1, 989, 67),
-        Gpu("H200", 139.8, 989, 67),
-        Gpu("RTX PRO 6000", 94.9),  # its dense peaks are published for no use like this
-    )
-}
-
-
-def find_gpu(name: str | None = None) -> Gpu:
-    """The card of that name; without a name this machine's GPU, else a T4; "here": that GPU, else the processor.
-
-    Raises GoodsError for an unknown name.
-    """
-    if name == HERE:
-        if not torch.cuda.is_available():
-            return this_processor()
-        name = None
-    if name is None and not torch.cuda.is_available():
-        return GPUS["T4"]
-    full_name = torch.cuda.get_device_name() if name is None else name
-    known = next((gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name}\b", full_name, re.IGNORECASE)), None)
-    if name is not None:
-        if known is None:
-            raise GoodsError(f"there is no plan for the GPU '{name}'; the known ones are {', '.join(GPUS)}, or {HERE}")
-        return known
-    memory = torch.cuda.get_device_properties(0).total_memory / GIB
-    if known is None:
-        return Gpu(full_name, memory, bf16=torch.cuda.is_bf16_supported(including_emulation=False))
-    return replace(known, memory_gib=memory)
-
-
-def this_processor() -> Gpu:
-    """This machine's processor as a device: its memory, and what it multiplies matrices at, tried for a moment."""
-    memory = memory_of_machine() or 8 * GIB
-    side, seconds = 768, []
-    matrix = torch.ones(side, side)
-    for _ in range(8):
-        began = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - began)
-    tflops = 2 * side**3 / min(seconds) / 1e12
-    return Gpu(CPU, memory / GIB, tflops_32=tflops, bf16=False, utilisation=0.7)
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,8 +55,9 @@ class Plan:
     """What a run will take.
 
     memory: {phase: {part: GiB}} that torch allocates when the phase takes most. flops: per product. hours and disk (GB)
-    by what they are spent on. rows: products to train on and to predict. changes: parameters to change so that the run
-    fits the GPU; empty when it fits, or when no change is enough.
+    by what they are spent on. rows: products to train on and to predict. dims: numbers per product that the heads read,
+    by where they come from; vectors: GiB that these take in the machine's memory. changes: parameters to change so that
+    the run fits the GPU; empty when it fits, or when no change is enough.
     """
 
     params: Params
@@ -142,6 +73,8 @@ class Plan:
     disk: dict[str, float]
     rows: tuple[int, int]
     sides: tuple[str, ...] = SIDES
+    dims: dict[str, int] = field(default_factory=dict)
+    vectors: float = 0.0
     changes: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -152,8 +85,9 @@ class Plan:
 
     @property
     def total_gib(self) -> float:
-        """Most of the GPU's memory that is taken at any moment, CUDA's own and the allocator's slack included."""
-        return with_overhead(self.allocated_gib)
+        """Most of the GPU's memory that is taken at any moment, CUDA's own and the allocator's slack included; of the
+        machine's, where there is no GPU, with the vectors."""
+        return with_overhead(self.allocated_gib) + (self.vectors if self.gpu.is_cpu else 0.0)
 
     @property
     def fits(self) -> bool:
@@ -179,7 +113,8 @@ class Plan:
         rows = [("parameters", "trained", self.trainable / 1e6, "M"), ("parameters", "all", self.total / 1e6, "M")]
         for phase, parts in self.memory.items():
             rows += [(f"memory, {phase}", part, value, "GiB") for part, value in parts.items()]
-        rows += [("memory", "CUDA context and slack", self.total_gib - self.allocated_gib, "GiB")]
+        rows += [("memory", "CUDA context and slack", with_overhead(self.allocated_gib) - self.allocated_gib, "GiB")]
+        rows += [("memory", "vectors, of the machine's", self.vectors, "GiB")]
         rows += [("memory", "at most", self.total_gib, "GiB"), ("memory", "GPU", self.gpu.memory_gib, "GiB")]
         rows += [("work per product", name, value / 1e9, "GFLOP") for name, value in self.flops.items()]
         rows += [("time", name, value, "h") for name, value in self.hours.items()]
@@ -200,13 +135,15 @@ class Plan:
 def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sides: tuple[str, ...] = SIDES) -> Plan:
     """What a run will take on one GPU: T4, P100, V100, L4, A100, H100 or H200.
 
-    sides: those of a product that its encoder looks at, "image" or both "image" and "text". No weights are needed,
-    only the config.json of the model directories. The rows of train.csv and test.csv are counted where
-    these exist; `products` is given in place of train.csv's. A debug run's plan is that of the full run.
-    Raises GoodsError for an unknown GPU, a missing or unusable config.json, another kind of model, and
-    parameters that don't fit the model.
+    sides: those of a product that its encoder looks at, "image" or both "image" and "text"; none, where heads learn
+    from the vectors in embeddings_files. No weights are needed, only the config.json of the model directories, but
+    files of vectors are read. The rows of train.csv and test.csv are counted where these exist, and the values of
+    further columns; `products` is given in place of train.csv's rows. A debug run's plan is that of the full run.
+    Raises GoodsError for an unknown GPU, a missing or unusable config.json, another kind of model, files of vectors
+    that can't be read, and parameters that don't fit the model.
     """
-    card, config = find_gpu(gpu), read_config(p.model_name)
+    card, config = find_gpu(gpu), read_config(p.model_name) if sides else None
+    p = p if sides else p.model_copy(update={"tune": "head"})
     precision = p.mixed_precision
     if precision == "auto":
         precision = "fp32" if card.is_cpu else "bf16" if card.bf16 else "fp16"
@@ -214,7 +151,7 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
 
     @cache  # the suggestions differ from p in few parameters, and many share a footprint
     def cached(p: Params) -> Footprint:
-        return measure_footprint(config, p, precision, sides)
+        return measure_footprint(config, p, precision, sides) if config else measure_heads(p)
 
     def measure(p: Params) -> Footprint:
         return cached(p.model_copy(update={"optimizer": "adamw", "wise_ft": False, "ema_decay": 0.0, "soup": False}))
@@ -223,6 +160,7 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
     memory, flops = footprint.phases(p), footprint.flops
     if further:
         memory, flops = memory | {FURTHER_TEXTS: further.memory}, flops | {FURTHER_TEXTS: further.flops}
+    vectors = vectors_bytes(p, footprint.dims, rows[0]) / GIB
     hours = estimate_hours(p, flops, rows, card, precision)
     disk = estimate_disk(p, footprint, rows)
     return Plan(
@@ -239,7 +177,9 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
         disk=disk,
         rows=rows,
         sides=sides,
-        changes=suggest(p, card.memory_gib, measure),
+        dims=footprint.dims,
+        vectors=vectors,
+        changes=suggest(p, card.memory_gib - (vectors if card.is_cpu else 0), measure),
         notes=(*_notes(p, card, precision, rows_note, hours, disk),),
     )
 
@@ -247,15 +187,19 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
 def _notes(
     p: Params, card: Gpu, precision: str, rows_note: str, hours: dict[str, float], disk: dict[str, float]
 ) -> Iterator[str]:
-    """What a plan assumes, and what to watch out for; reads text_windows and extra_embeddings."""
+    """What a plan assumes, and what to watch out for; reads text_windows, extra_embeddings and the further columns."""
     if precision == "bf16" and not card.bf16 and not card.is_cpu:
         yield f"a {card.name} only emulates bf16: set mixed_precision=fp16"
     yield rows_note
     if p.text_windows > 1:
         yield f"every text is assumed to fill its {p.text_windows} windows"
-    if p.extra_embeddings:
+    if encoded_dim(p):
         yield f"further text encoders are assumed to read {PLAIN_LENGTH} tokens of every text"
-    if hours:
+    if further_columns(p) and not table_pieces(resolve(p.train_csv)):
+        yield "each of the category_columns is assumed to have as many values as count"
+    if HEADS in hours:
+        yield f"a step of the heads is assumed to take {1000 * HEADS_STEP:g} ms beside its arithmetic"
+    elif hours:
         peak = f"{card.utilisation:.0%} of the {card.name}'s {_peak(card, precision):.2g} TFLOP/s"
         yield f"hours assume {peak}, and that photos are read as fast"
     if sum(disk.values()) > KAGGLE_DISK_GB:
@@ -361,21 +305,28 @@ def estimate_hours(
     if peak is None:
         return {}
     (train, test), folds, predicting = rows, len(p.chosen_folds), 1 if p.refit else len(p.chosen_folds)
+    learned = (folds * (1 - 1 / p.n_folds) + p.refit) * p.num_epochs * train  # products, each as often as it is seen
     forward = sum(n for name, n in flops.items() if name.startswith("forward"))
-    further = {f"{FURTHER_TEXTS}, once": (train + test) * flops[FURTHER_TEXTS]} if FURTHER_TEXTS in flops else {}
-    if p.tune == "head":
-        work = {"embeddings, once": (train + test) * forward}
+    work = {f"{FURTHER_TEXTS}, once": (train + test) * flops[FURTHER_TEXTS]} if FURTHER_TEXTS in flops else {}
+    if HEADS in flops:
+        work |= {HEADS: learned * flops[HEADS]}
+    elif p.tune == "head":
+        work |= {"embeddings, once": (train + test) * forward}
     else:
         step = sum(n for name, n in flops.items() if name.startswith("training"))
         validations = p.num_epochs + 1 + (4 if p.wise_ft else 0)
         twice = 2 if p.test_time_flip else 1
-        work = {"embeddings, once": train * forward} if p.warm_start_epochs else {}
+        work |= {"embeddings, once": train * forward} if p.warm_start_epochs else {}
         work |= {
-            "training": (folds * (1 - 1 / p.n_folds) + p.refit) * p.num_epochs * train * step,
+            "training": learned * step,
             "validation": folds * validations * train / p.n_folds * forward * twice,
             "test prediction": predicting * test * forward * twice,
         }
-    return {name: n / (peak * 1e12 * gpu.utilisation) / 3600 for name, n in (further | work).items()}
+    hours = {name: n / (peak * 1e12 * gpu.utilisation) / 3600 for name, n in work.items()}
+    if HEADS in work:  # which compute in fp32
+        per_product = flops[HEADS] / (gpu.tflops_32 * 1e12 * gpu.utilisation) + HEADS_STEP / p.batch_size
+        hours[HEADS] = learned * per_product / 3600
+    return hours
 
 
 def _peak(gpu: Gpu, precision: str) -> float | None:
@@ -385,34 +336,22 @@ def _peak(gpu: Gpu, precision: str) -> float | None:
 def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dict[str, float]:
     """GB of disk by content: weights of all folds, one fold's two saved states, the cache of embeddings."""
     heads = sum(shape.numel() for name, shape in footprint.trained.items() if name.startswith("heads."))
-    backbone, scale = (
-        footprint.trainable - heads,
-        2 * footprint.embedding,
-    )  # mean and standard deviation of each dimension
+    backbone = footprint.trainable - heads
+    scale = 8 * sum(footprint.dims.values())  # mean and standard deviation of each dimension
     state = footprint.optimizer(p) + 4 * footprint.trainable * (1 + bool(p.ema_decay) + p.soup + p.wise_ft)
     train, test = rows
     embedded = train + test if p.tune == "head" else train if p.warm_start_epochs else 0
     sizes = {
         "weights of all folds": (len(p.chosen_folds) + p.refit) * (2 * backbone + 4 * heads + scale),
         "states of a fold in training": 2 * state,
-        "embeddings": embedded * footprint.embedding + (train + test - embedded) * 4 * further_dim(p),
+        "embeddings": embedded * footprint.embedding + (train + test) * 4 * encoded_dim(p),
     }
     return {name: size / GB for name, size in sizes.items() if size}
 
 
 def _report(plan: Plan) -> Iterator[str]:
     """The lines of a plan, at most 80 characters each where the memory has four columns or fewer."""
-    p = plan.params
-    at_once = f"{p.batch_size} products per step"
-    if p.tune != "head":
-        at_once += f", {plan.micro_batch_size} at once, {p.optimizer}"
-        at_once += ", gradient checkpointing" if p.gradient_checkpointing else ""
-    windows = f"{p.text_windows} x " if p.text_windows > 1 else ""
-    device = "this CPU" if plan.gpu.is_cpu else f"one {plan.gpu.name}"
-    names = " and ".join(Path(name).name for name in (p.model_name, p.text_model_name) if name)
-    yield f"{names}, tune {p.tune}, {plan.precision}, on {device}"
-    text = f"text {windows}{p.max_text_length} tokens, " if "text" in plan.sides else ""
-    yield from wrap(f"image {plan.image_size}, {text}{at_once}", 80)
+    yield from _what(plan)
     share = plan.trainable / plan.total
     yield f"{plan.trainable / 1e6:.1f} M of {plan.total / 1e6:.1f} M parameters trained ({share:.1%})"
     yield ""
@@ -420,6 +359,8 @@ def _report(plan: Plan) -> Iterator[str]:
     for part in PARTS:
         yield f"  {part:21}" + "".join(f"{parts[part]:14.2f}" for parts in plan.memory.values())
     yield f"  {'together':21}" + "".join(f"{sum(parts.values()):14.2f}" for parts in plan.memory.values())
+    if plan.vectors:
+        yield f"  {'vectors, in RAM':21}{plan.vectors:14.2f}"
     rest = "with Python and slack" if plan.gpu.is_cpu else "with CUDA and slack"
     yield f"  {rest:21}{plan.total_gib:14.2f}  of {plan.gpu.memory_gib:.1f}"
     for title, values, unit in (
@@ -435,6 +376,26 @@ def _report(plan: Plan) -> Iterator[str]:
     yield ""
     for sentence in (plan.advice, *plan.notes):
         yield from wrap(sentence, 80, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _what(plan: Plan) -> Iterator[str]:
+    """The lines that say what is planned."""
+    p, device = plan.params, "this CPU" if plan.gpu.is_cpu else f"one {plan.gpu.name}"
+    at_once = f"{p.batch_size} products per step"
+    if p.tune != "head":
+        at_once += f", {plan.micro_batch_size} at once, {p.optimizer}"
+        at_once += ", gradient checkpointing" if p.gradient_checkpointing else ""
+    if plan.sides:
+        names = " and ".join(Path(name).name for name in (p.model_name, p.text_model_name) if name)
+        yield f"{names}, tune {p.tune}, {plan.precision}, on {device}"
+        windows = f"{p.text_windows} x " if p.text_windows > 1 else ""
+        text = f"text {windows}{p.max_text_length} tokens, " if "text" in plan.sides else ""
+        yield from wrap(f"image {plan.image_size}, {text}{at_once}", 80)
+    else:
+        files = listing([Path(name).name for name in p.embeddings_files])
+        yield from wrap(f"heads on {files}, on {device}, {at_once}", 80)
+    read = ", ".join(f"{dim:,} of {name}" for name, dim in plan.dims.items())
+    yield from wrap(f"the heads read of each product {read}", 80)
 
 
 def _yaml(value: Any) -> str:

@@ -65,7 +65,8 @@ def _why_no_number(cells: list[str]) -> str:
     values, unread = read_numbers(cells, decimal_sign(cells))
     known = values[np.isfinite(values)]
     if not len(known):
-        return f"has no cell that is a number (such as {listing(unread, 3)})" if unread else "is empty"
+        some = listing(list(dict.fromkeys(unread)), 3)
+        return f"has no cell that is a number (such as {some})" if unread else "is empty"
     if known.min() == known.max() and len(known) == len(values):
         return f"is the same in all rows ({cells[0]})"
     return ""

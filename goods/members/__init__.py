@@ -68,7 +68,7 @@ class Kind:
     notebooks: tuple[str, ...]  # in sequence; "train" runs once per fold
     models: tuple[str, ...] = ()  # the parameters that name model directories it reads
     vectors: bool = False  # whether it can do with embeddings_files in place of a model_name
-    planned: tuple[str, ...] = ()  # the sides of a product that it looks at, where goods.cost can tell what it takes
+    planned: tuple[str, ...] | None = None  # the sides of a product that it looks at, where goods.cost can count it
     tracked: bool = False  # whether wandb follows its training
     photos: bool = False  # whether it can't do without photos
 
@@ -130,7 +130,7 @@ KINDS = {
         Kind("text", "a text encoder under a head", "goods.members.text",
              ("train", "ensemble", "submission"), ("model_name",), tracked=True),
         Kind("embeddings", "heads on vectors made elsewhere", "goods.members.embeddings", ALL_AT_ONCE,
-             (FURTHER,), vectors=True, tracked=True),
+             (FURTHER,), vectors=True, planned=(), tracked=True),
         Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),
         Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, vectors=True,
              photos=True),
@@ -176,10 +176,11 @@ def open_run(p: Params) -> Path:
 def refuse_large(p: Params) -> None:
     """Raises GoodsError where parameters that are larger than usual need more memory than there is."""
     large = {name: value for name, usual in USUAL.items() if (value := getattr(p, name) or 0) > usual}
-    if large and kind_of(p).photos and (resolve(p.model_name) / "config.json").is_file():
+    kind = kind_of(p)
+    if large and (kind.planned == () or (kind.photos and (resolve(p.model_name) / "config.json").is_file())):
         from goods.cost.limits import refuse_too_large
 
-        refuse_too_large(p, large, kind_of(p).planned)
+        refuse_too_large(p, large, kind.planned)
 
 
 def read_goods(p: Params) -> Goods:

@@ -27,7 +27,7 @@ from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish
 from goods.members.frozen import check_dims
 from goods.metrics import METRICS
-from goods.models.embeddings import embed_products
+from goods.model_paths import parameter_of
 from goods.models.neighbours import joined, nearest
 from goods.params import Params
 from goods.predictions import write_predictions
@@ -64,8 +64,8 @@ class Voters:
 def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     """Scores and predicts these folds by the neighbours in the frozen embeddings.
 
-    Outputs: fused (image, text and extra embeddings side by side), image, text. How many neighbours vote, and how
-    sharply, is chosen for each fold on the other folds, each by neighbours in neither.
+    Outputs: fused (image, text and each of extra_embeddings side by side, all at length 1), image, text. How many
+    neighbours vote, and how sharply, is chosen for each fold on the other folds, each by neighbours in neither.
     """
     if p.drop_noisy or p.pseudo_from:
         raise ParameterError("kind knn learns from all training labels; leave out drop_noisy and pseudo_from")
@@ -73,11 +73,12 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     due = due_folds(p, goods, list(numbers), code)
     if not due:
         return
-    folds, learned, train = read_folds(goods, p), learned_labels(goods), embed_products(p, goods.train)
+    folds, learned, inputs = read_folds(goods, p), learned_labels(goods), Inputs()
+    train = each_embedding(p, goods.train, inputs)
     save_neighbours(Run.of(p), train)
     own = {output: joined(parts) for output, parts in by_output(train).items()}
     near = {output: nearest(vectors, vectors, MOST + 1) for output, vectors in own.items()}
-    other = {output: joined(parts) for output, parts in by_output(embed_products(p, goods.test)).items()}
+    other = {output: joined(parts) for output, parts in by_output(each_embedding(p, goods.test, inputs)).items()}
     near_test = {output: nearest(own[output], vectors, MOST) for output, vectors in other.items()}
     for number in due:
         fold, valid = Run.of(p).fold(number), (folds["fold"] == number).to_numpy()
@@ -93,6 +94,20 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
             save(model, fold)
             finish(p, goods, fold, code, logits, **facts)
             write_predictions(fold.test, goods.test[["id"]].assign(fold=number), test)
+
+
+def each_embedding(p: Params, products: pd.DataFrame, inputs: Inputs) -> dict[str, Tensor]:
+    """{"image", "text", "extra", "extra_2" ...: (n, dim)} of products, those that there are, in this order.
+
+    The heads of other kinds read all of p.extra_embeddings as one vector and learn what each is worth; here that would
+    be the longest one's vote.
+    """
+    found = inputs.embeddings(p.model_copy(update={"extra_embeddings": ()}), products)
+    given = len(found.keys() - {"image", "text"})
+    for number, path in enumerate(p.extra_embeddings, given + 1):
+        own = inputs.extra(p.model_copy(update={"extra_embeddings": (path,)}), products)
+        found["extra" if number == 1 else f"extra_{number}"] = own["extra"]
+    return found
 
 
 def by_output(embeddings: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -131,7 +146,7 @@ def read_neighbours(run: Run) -> dict[str, Tensor]:
     """What save_neighbours wrote, in the order that embeddings come in; raises DamagedFileError when it isn't whole."""
     try:
         found = load_file(run.neighbours)  # which sorts by name: side by side they would be other vectors
-        return {name: found[name] for name in PARTS if name in found}
+        return {name: found[name] for part in PARTS for name in sorted(found, key=len) if parameter_of(name) == part}
     except Exception as error:  # anything at all can be wrong with a damaged file
         raise DamagedFileError(f"{run.neighbours} is missing or damaged; train one fold again: retrain=true, "
                                f"--folds {next(iter(run.trained()), 0)}") from error  # fmt: skip
@@ -165,7 +180,7 @@ def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
     inputs.will_embed(p)
 
     def predict(products: pd.DataFrame) -> dict[int, dict[str, np.ndarray]]:
-        embeddings = inputs.embeddings(p, products)
+        embeddings = each_embedding(p, products, inputs)
         check_dims(p, folds[0].run, embeddings, dims)
         other = {output: joined(parts) for output, parts in by_output(embeddings).items()}
         near = {output: nearest(own[output], other[output], MOST) for output in own}

@@ -20,6 +20,7 @@ from goods.params import Params
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PretrainedConfig, PreTrainedModel
+FOREIGN = 0.01  # share of a model's vocabulary by which its tokenizer may know more words: some have a few for photos
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns after every fork of a DataLoader
 
 
@@ -166,6 +167,20 @@ def check_is_dual(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel
     return backbone
 
 
+def check_tokenizer(folder: Path, tokenizer: Any, known: int) -> None:
+    """Raises GoodsError where a tokenizer has more words than its model, which knows so many: they don't belong
+    together."""
+    words = tokenizer.get_vocab().values()
+    if sum(word >= known for word in words) > FOREIGN * known:
+        raise no_fit(folder, known, f"it has {len(words):,}")
+
+
+def no_fit(folder: str | Path, known: int, what: str) -> GoodsError:
+    """What to raise where a tokenizer makes words that its model doesn't know."""
+    return GoodsError(f"the tokenizer in {folder} doesn't fit its model, which knows {known:,} tokens: {what}; "
+                      "download both from the same place")  # fmt: skip
+
+
 def check_model_dir(folder: Path, photos: bool = True, texts: bool = True) -> None:
     """Raises GoodsError when a model directory or a file it needs is missing.
 
@@ -250,7 +265,11 @@ class DualEncoder(PhotoEncoder):
 
     def tokenize(self, texts: Sequence[str], titles: Sequence[str], windows: int = 1) -> Tensor:
         """(n, windows, max_text_length) token ids; see Processor.tokenize."""
-        return self.processor.tokenize(texts, titles, self.max_text_length, windows)
+        ids = self.processor.tokenize(texts, titles, self.max_text_length, windows)
+        known = self.backbone.config.text_config.vocab_size
+        if ids.numel() and (largest := int(ids.max())) >= known:
+            raise no_fit(self.processor.tokenizer.name_or_path, known, f"it made {largest} of a text")
+        return ids
 
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """(batch, windows, max_text_length) ids to (batch, text_dim), the mean over the windows that hold text."""

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from goods.data.datasets import NO_TOKEN, pad_tokens
 from goods.errors import GoodsError
+from goods.files import resolve
 from goods.models.backbone import (
     DualEncoder,
+    check_tokenizer,
     in_windows,
     load_backbone,
     load_processor,
@@ -94,7 +96,9 @@ def load_encoder(p: Params, sides: Sequence[str] = SIDES) -> Encoder:
     if "text" not in sides:
         return load_image_encoder(p.model_name, p.image_size)
     if not p.text_model_name:
-        return DualEncoder(load_backbone(p.model_name), load_processor(p.model_name), p)
+        backbone, processor = load_backbone(p.model_name), load_processor(p.model_name)
+        check_tokenizer(resolve(p.model_name), processor.tokenizer, backbone.config.text_config.vocab_size)
+        return DualEncoder(backbone, processor, p)
     return EncoderPair(load_image_encoder(p.model_name, p.image_size), load_text_tower(p))
 
 

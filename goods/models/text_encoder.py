@@ -17,8 +17,10 @@ from goods.errors import GoodsError
 from goods.files import resolve
 from goods.models.backbone import (
     check_model_dir,
+    check_tokenizer,
     first_line,
     load_pretrained,
+    no_fit,
     quiet_transformers,
     refuse_lacking,
     say_once,
@@ -30,7 +32,6 @@ if TYPE_CHECKING:  # a second and a half that only those who load a model pay
 
 PLAIN_LENGTH = 256  # tokens of a text that are read where no modules.json says more, as most encoders were trained
 LONGEST = 2048  # tokens that are read at most where a sentence-transformers directory names no number of its own
-FOREIGN = 0.01  # share of a model's vocabulary by which its tokenizer may know more words: some have a few for photos
 
 
 class TextEncoder(nn.Module):
@@ -59,7 +60,7 @@ class TextEncoder(nn.Module):
         tokens = self.tokenizer(given, truncation=True, max_length=self.max_length)["input_ids"]
         known = self.backbone.get_input_embeddings().num_embeddings
         if foreign := [ids for ids in tokens if max(ids, default=0) >= known]:
-            raise _no_fit(self.tokenizer.name_or_path, known, f"it made {max(foreign[0])} of a text")
+            raise no_fit(self.tokenizer.name_or_path, known, f"it made {max(foreign[0])} of a text")
         return [ids or [NO_TOKEN] for ids in tokens]
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -150,18 +151,11 @@ def _by_habit(folder: Path, encoding: Encoding, backbone: nn.Module) -> Encoding
 
 def _check_fit(folder: Path, encoding: Encoding, tokenizer: Any, backbone: nn.Module) -> None:
     """Raises GoodsError where tokenizer, model and pooling are of different models."""
-    known, words = backbone.get_input_embeddings().num_embeddings, tokenizer.get_vocab().values()
-    if sum(word >= known for word in words) > FOREIGN * known:
-        raise _no_fit(folder, known, f"it has {len(words):,}")
+    check_tokenizer(folder, tokenizer, backbone.get_input_embeddings().num_embeddings)
     dim = backbone.config.hidden_size
     if encoding.dim not in (None, dim):
         raise GoodsError(f"{folder} pools vectors of {encoding.dim} numbers, and its model makes {dim}: they are of "
                          "different models; download both from the same place")  # fmt: skip
-
-
-def _no_fit(folder: str | Path, known: int, what: str) -> GoodsError:
-    return GoodsError(f"the tokenizer in {folder} doesn't fit its model, which knows {known:,} tokens: {what}; "
-                      "download both from the same place")  # fmt: skip
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ from goods.cost.footprint import (
     CudaDropout,
     Footprint,
     StepMeter,
-    _cpu_autocast,
     count_step,
+    cpu_autocast,
     measure_footprint,
     optimizer_buffers,
     optimizer_bytes,
@@ -97,7 +97,7 @@ def profiled_peak(model: nn.Module, pixels: Tensor, input_ids: Tensor, dtype: to
     """Bytes that the CPU allocator hands out at most in a step, as torch's profiler records them."""
 
     def step() -> None:
-        with _cpu_autocast(dtype):
+        with cpu_autocast(dtype):
             logits = model(pixels, input_ids)
         loss = sum(F.cross_entropy(v.float(), torch.zeros(len(pixels), dtype=torch.int64)) for v in logits.values())
         del logits

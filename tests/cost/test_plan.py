@@ -20,7 +20,8 @@ from goods.cost.footprint import (
     OPTIMIZER,
     WEIGHTS,
 )
-from goods.cost.plan import GIB, GPUS, Gpu, find_gpu, plan_run, with_overhead
+from goods.cost.gpus import GIB, GPUS, Gpu, find_gpu
+from goods.cost.plan import plan_run, with_overhead
 from goods.errors import GoodsError
 from goods.files import write_json
 from goods.models.heads import GoodsHeads

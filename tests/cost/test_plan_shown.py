@@ -11,7 +11,9 @@ import pytest
 import torch
 from nbconvert import HTMLExporter
 
-from goods.cost.plan import GPUS, PARTS, Plan, plan_run
+from goods.cost.footprint import PARTS
+from goods.cost.gpus import GPUS
+from goods.cost.plan import Plan, plan_run
 from goods.params import Params, load_params
 
 

@@ -56,7 +56,7 @@ REFUSED = {
     "empty": (given(number="none"), "none is empty; leave it out of number_columns"),
     "empty category": (given(category="none"), "none is empty; leave it out of category_columns"),
     "all different": (given(category="sku"), r"sku has no value that stands in two rows \(s0, s1, s2 and 9 more\)"),
-    "no number": (given(number="words"), r"words has no cell that is a number \(such as cheap"),
+    "no number": (given(number="words"), r"words has no cell that is a number \(such as cheap\)"),
     "the label": (given(category="categories"), "names categories, which is what is to be predicted"),
     "the id": (given(category="id"), "names id, which is the products' id"),
     "ours": (

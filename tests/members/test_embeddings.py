@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Trained, put_together
+from notebook_runs import arguments, papermill
 from safetensors.torch import load_file
 
+import goods_utils
 from goods.classify import prepare_job
 from goods.ensemble.submission import write_submission
 from goods.errors import GoodsError, OtherRunError, ParameterError
 from goods.export import export_run
+from goods.files import ROOT
 from goods.members import learned_from, open_run, read_goods
 from goods.models.embeddings import TextEmbedder, save_embeddings
 from goods.params import Params, load_params
@@ -83,7 +89,7 @@ def test_the_same_vectors_give_the_same_scores_as_the_route_that_computes_them(t
 def test_it_goes_the_whole_road(made, tmp_path):
     put_together(made.p, made.goods)
     assert write_submission(made.p, made.goods)["id"].tolist() == made.goods.test["id"].tolist()
-    assert show_plan(made.p) == "There is no plan for kind embeddings: heads on vectors made elsewhere."
+    assert "image, 96 of text" in str(show_plan(made.p))
     assert set(learned_from(made.p)) == {"kind", "embeddings_files"}  # no model directory is asked for
     folder = tmp_path / "handed-on"
     export_run(Run.of(made.p), folder)
@@ -236,3 +242,75 @@ def test_a_tuned_backbone_takes_a_matrix_beside_it(mini, further, encoder_dir, t
     np.testing.assert_allclose(load_predictor(p.run_dir).predict(goods.test), expected, rtol=0, atol=1e-5)
     with pytest.raises(GoodsError, match=r"1 of 1 products have no vector .* --models extra_embeddings_2=PATH"):
         load_predictor(p.run_dir).predict(goods.test.head(1).assign(id="x"))
+
+
+@pytest.fixture(scope="module")
+def piped(mini, trained: Trained, vectors, tmp_path_factory) -> tuple[Trained, Path]:
+    """pipeline.py on what embed.ipynb writes, and a linear run and the blend of both beside it; and the config."""
+    folder = tmp_path_factory.mktemp("piped")
+    files = [str(Run.of(trained.p).embeddings(part)) for part in ("train", "test")]
+    common = mini | {"outputs_dir": str(folder / "outputs")}
+    config = folder / "vectors.yaml"
+    config.write_text(json.dumps(common | {"run": "vectors"}))
+    command = [sys.executable, "pipeline.py", "--config", config, "--set", "kind=embeddings"]
+    done = subprocess.run([*map(str, command), f"embeddings_files={json.dumps(files)}"], cwd=ROOT, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=240)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for run, given in (("linear", {}), ("blend", {"runs": "vectors, linear", "blend_method": "mean"})):
+        p = load_params(**common | {"run": run, "kind": run} | given)
+        open_run(p)
+        goods = read_goods(p)
+        fit_all(p, goods) if run == "linear" else None
+        put_together(p, goods)
+    config.write_text(json.dumps(common | {"run": "vectors", "kind": "embeddings", "embeddings_files": files}))
+    return Trained(p, goods), config
+
+
+@pytest.fixture(scope="module")
+def new_goods(sample, vectors, trained, tmp_path_factory) -> tuple[Path, Path]:
+    """The test products as new ones, in another order, and their vectors."""
+    folder = tmp_path_factory.mktemp("new")
+    table = pd.read_csv(sample.data / "test.csv", dtype=str, keep_default_na=False).iloc[::-1]
+    assert table["id"].tolist() == trained.goods.test["id"].tolist()[::-1]
+    table["id"] = "new-" + table["id"]
+    table.to_csv(folder / "new.csv", index=False)
+    both = {name: values[::-1] for name, values in vectors["test"].items()}
+    np.savez(folder / "new.npz", ids=table["id"].to_numpy(dtype=str), **both)
+    return folder / "new.csv", folder / "new.npz"
+
+
+@pytest.mark.slow
+def test_the_pipeline_trains_puts_together_and_submits(piped, trained):
+    outputs = Path(piped[0].p.outputs_dir)
+    for number in range(3):
+        theirs = pd.read_parquet(Run.of(trained.p).fold(number).oof)
+        own = pd.read_parquet(outputs / "vectors" / f"fold{number}" / "oof.parquet")
+        np.testing.assert_allclose(frame_logits(own), frame_logits(theirs), rtol=0, atol=1e-6)
+    submitted = pd.read_csv(outputs / "vectors" / "submission.csv", dtype=str)
+    assert submitted["id"].tolist() == trained.goods.test["id"].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run", "named"), [("vectors", "embeddings_files"), ("blend", "vectors/embeddings_files")])
+def test_the_command_classifies_new_goods_by_their_vectors(piped, new_goods, tmp_path, run, named):
+    folder, (table, vectors) = Path(piped[0].p.outputs_dir) / run, new_goods
+    command = ["predict", "--run", str(folder), "--table", str(table), "--out", str(tmp_path / "out.parquet")]
+    with pytest.raises(SystemExit):
+        goods_utils.main(command)  # those in run.json are of other products
+    goods_utils.main([*command, "--probabilities", "--models", f"{named}={vectors}"])
+    found, own = pd.read_parquet(tmp_path / "out.parquet"), pd.read_parquet(folder / "ensemble" / "test.parquet")
+    assert found["id"].tolist() == [f"new-{name}" for name in own["id"][::-1]]
+    expected = np.exp(frame_logits(own))[::-1]
+    np.testing.assert_allclose(found.filter(regex=r"^c\d+$"), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_notebook_classifies_new_goods_by_their_vectors(piped, new_goods, tmp_path):
+    table, vectors = new_goods
+    given = {"config": piped[1], "table": table, "models": f"embeddings_files={vectors}", "out": tmp_path / "out.csv"}
+    done = papermill("notebooks/predict.ipynb", tmp_path / "predict.ipynb", *arguments(**given))
+    assert done.status == 0, done.stderr
+    own = pd.read_parquet(Path(piped[0].p.outputs_dir) / "vectors" / "ensemble" / "test.parquet")
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert found["id"].tolist() == [f"new-{name}" for name in own["id"][::-1]]
+    np.testing.assert_allclose(found["probability"], np.exp(frame_logits(own)).max(1)[::-1], rtol=0, atol=1e-6)

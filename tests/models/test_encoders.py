@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from torch.testing import assert_close
 
 from goods.data.datasets import NO_TOKEN, collate
 from goods.errors import GoodsError
+from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.embeddings import embed_products, embedders_of
 from goods.models.encoders import EncoderPair, load_encoder, token_counter
 from goods.models.text_encoder import load_text_encoder
@@ -140,3 +142,17 @@ def test_a_product_is_embedded_side_by_side(p: Params, sample) -> None:
     table = pd.DataFrame({"id": ["a"], "title": [""], "text": ["a cup"], "image": [""], "sha": [""]})
     assert set(embed_products(p, table)) == {"image", "text"}
     assert set(embed_products(p.model_copy(update={"text_model_name": None}), table, ("image",))) == {"image"}
+
+
+def test_a_dual_encoder_with_another_ones_tokenizer_is_refused(sample, encoder_dir, tmp_path):
+    folder = Path(shutil.copytree(sample.model, tmp_path / "mixed"))
+    for file in encoder_dir.glob("token*"):
+        shutil.copy(file, folder)
+    known, made = load_backbone(str(sample.model)).config.text_config.vocab_size, 800
+    assert known < made
+    p = load_params(model_name=str(folder), image_size=64)
+    with pytest.raises(GoodsError, match=rf"in .*mixed doesn't fit its model, which knows {known} tokens: it has 80"):
+        load_encoder(p)
+    encoder = DualEncoder(load_backbone(p.model_name), load_processor(p.model_name), p)
+    with pytest.raises(GoodsError, match=r"doesn't fit its model, .*: it made \d+ of a text"):
+        encoder.tokenize(["a lamp " * 40, "zebra"], ["", ""])
