@@ -24,14 +24,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from goods.cost.empty import empty_encoder, empty_text_encoder, read_config
+from goods.data.matrices import read_matrix
 from goods.files import resolve
 from goods.models.device import DTYPES
 from goods.models.encoders import SIDES, Encoder
-from goods.models.heads import GoodsClassifier, GoodsHeads
+from goods.models.heads import GoodsClassifier, GoodsHeads, TextClassifier
 from goods.models.text_encoder import PLAIN_LENGTH, TextEncoder
 from goods.models.text_encoding import read_encoding
 from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
+from goods.places import names_vectors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -155,8 +157,8 @@ def count_step(
 ) -> StepMeter:
     """Forward, loss and backward of a classifier's micro batch under a meter; on real or fake CPU tensors.
 
-    dtype: autocast's, or None for fp32. accumulate: the gradients of an earlier micro batch are in memory already.
-    extra: embeddings of further text encoders.
+    pixels: or token ids, of a classifier that reads texts alone. dtype: autocast's, or None for fp32. accumulate: the
+    gradients of an earlier micro batch are in memory already. extra: embeddings of further text encoders.
     """
     # CPU tensors, since fake CUDA tensors need a GPU: without one autocast turns itself off and the backward pass asks
     # the driver for a context (torch 2.10), or a CPU build aborts (2.13). What differs from CUDA, beside CudaDropout:
@@ -171,11 +173,11 @@ def count_step(
         parameter.grad = torch.zeros_like(parameter) if accumulate else None
     meter.hold([parameter.grad for parameter in trained if accumulate], GRADIENTS)
     hooks = [q.register_post_accumulate_grad_hook(lambda q: meter.hold([q.grad], GRADIENTS)) for q in trained]
-    labels, further = torch.zeros(len(pixels), dtype=torch.int64), () if extra is None else (extra,)
+    labels, given = torch.zeros(len(pixels), dtype=torch.int64), [pixels, input_ids, extra]
     model.train()
     with meter:
         with _cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
-            logits = model(pixels, input_ids, *further)
+            logits = model(*(tensor for tensor in given if tensor is not None))
         loss = sum(F.cross_entropy(values.float(), labels) for values in logits.values())
         del logits
         meter.phase = "backward"
@@ -360,9 +362,10 @@ class Further:
 
 
 def further_dim(p: Params) -> int:
-    """How many numbers per product the heads get of them; reads extra_embeddings."""
-    sizes = {name: read_config(name).hidden_size for name in p.extra_embeddings}
-    return sum(read_encoding(resolve(name)).dim_of(size) for name, size in sizes.items())
+    """How many numbers per product the heads get of them, and of vectors among them; reads extra_embeddings."""
+    return sum(read_matrix([name], p.id_column).dim if names_vectors(name)
+               else read_encoding(resolve(name)).dim_of(read_config(name).hidden_size)
+               for name in p.extra_embeddings)  # fmt: skip
 
 
 def measure_further(p: Params, precision: str) -> Further | None:
@@ -370,7 +373,8 @@ def measure_further(p: Params, precision: str) -> Further | None:
 
     Texts are taken as PLAIN_LENGTH tokens long, which few are.
     """
-    meters = [_meter(empty_text_encoder(name), p.eval_batch_size, precision) for name in p.extra_embeddings]
+    meters = [_meter(empty_text_encoder(name), p.eval_batch_size, precision)
+              for name in p.extra_embeddings if not names_vectors(name)]  # fmt: skip
     if not meters:
         return None
     largest = max((meter.peak for meter in meters), key=lambda parts: sum(parts.values()))
@@ -379,11 +383,29 @@ def measure_further(p: Params, precision: str) -> Further | None:
     )
 
 
-def _meter(encoder: TextEncoder, batch: int, precision: str) -> StepMeter:
+def measure_texts(p: Params, precision: str) -> int:
+    """Bytes that a text encoder under a linear head takes at most, of texts of PLAIN_LENGTH tokens or fewer."""
+    encoder = empty_text_encoder(p.model_name)
+    length, micro = min(p.max_text_length, PLAIN_LENGTH), micro_batch_size(p)
+    with torch.device("meta"):
+        set_trainable(encoder.backbone, p)
+        classifier = TextClassifier(encoder, p)
+    if p.gradient_checkpointing:
+        checkpoint_activations(encoder.backbone)
+    evaluation = _meter(empty_text_encoder(p.model_name), p.eval_batch_size, precision, length)
+    with FakeTensorMode():
+        input_ids = torch.empty(micro, length, dtype=torch.int64)
+        step = count_step(_fake(classifier), input_ids, None, DTYPES.get(precision), micro < p.batch_size)
+    trained = (parameter.shape for parameter in classifier.parameters() if parameter.requires_grad)
+    state = sum(optimizer_bytes(shape, p.optimizer) for shape in trained)
+    return state + max(sum(step.peak.values()), sum(evaluation.peak.values()))
+
+
+def _meter(encoder: TextEncoder, batch: int, precision: str, length: int = PLAIN_LENGTH) -> StepMeter:
     halve_frozen(encoder, precision)
     meter = StepMeter()
     with FakeTensorMode():
-        input_ids = torch.empty(batch, PLAIN_LENGTH, dtype=torch.int64)
+        input_ids = torch.empty(batch, length, dtype=torch.int64)
         meter.hold([*_fake(encoder).eval().parameters(), *encoder.buffers()], WEIGHTS)
         meter.hold([input_ids], ACTIVATIONS)
         with torch.no_grad(), meter, _cpu_autocast(DTYPES.get(precision)):

@@ -38,6 +38,7 @@ from goods.machine import memory_of_machine
 from goods.models.encoders import SIDES
 from goods.models.text_encoder import PLAIN_LENGTH
 from goods.params import Params
+from goods.places import names_vectors
 
 GIB, GB = 2**30, 10**9
 HERE, CPU = "here", "CPU"
@@ -253,7 +254,7 @@ def _notes(
     yield rows_note
     if p.text_windows > 1:
         yield f"every text is assumed to fill its {p.text_windows} windows"
-    if p.extra_embeddings:
+    if not all(map(names_vectors, p.extra_embeddings)):
         yield f"further text encoders are assumed to read {PLAIN_LENGTH} tokens of every text"
     if hours:
         peak = f"{card.utilisation:.0%} of the {card.name}'s {_peak(card, precision):.2g} TFLOP/s"
