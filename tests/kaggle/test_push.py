@@ -65,6 +65,16 @@ def test_a_refused_push_ends_in_a_sentence(kaggle: Kaggle, kernel: Path, answer:
     assert [name for name, _ in kaggle.calls] == ["SaveKernel"]
 
 
+@pytest.mark.slow
+def test_a_version_can_be_saved_and_not_run(kaggle: Kaggle, kernel: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(push, "preflight", lambda *_: [])
+    monkeypatch.setattr(build, "check", lambda _: {name: default for name, (default, _) in build.PARAMETERS.items()})
+    kaggle.answers["SaveKernel"] = {"ref": "/me/goods-classification", "url": "https://kaggle", "versionNumber": 7}
+    push.main(["push", "--no-run", "--folder", str(kernel)])
+    assert "Kernel version 7 successfully saved without running" in capsys.readouterr().out
+    assert kaggle.calls[0][1]["kernelExecutionType"] == "QUICK_SAVE"
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
