@@ -11,6 +11,7 @@ from typing import Any
 from goods.machine import memory_of_machine, peak_memory
 
 SIGKILL = 9  # as signal has it, but on Windows
+LESS_MEMORY = "a smaller batch_size or eval_batch_size, fewer num_workers, or --jobs 1"
 
 
 def shell() -> Any:
@@ -61,8 +62,8 @@ def death_sentence(status: int | None) -> str:
     most, there = peak_memory(of_children=True) / 1e9, memory_of_machine() / 1e9
     had = f"it had {most:.1f} GB of memory, of this machine's {there:.1f} GB"
     if status == -SIGKILL:
-        return (f"the kernel was killed (SIGKILL), as the system does when memory runs out; {had}. If that is near: a "
-                "smaller batch_size or eval_batch_size, fewer num_workers, or --jobs 1")  # fmt: skip
+        return (f"the kernel was killed (SIGKILL), as the system does when memory runs out; {had}. If that is near: "
+                f"{LESS_MEMORY}")  # fmt: skip
     if status is not None and status < 0:
         return f"the kernel crashed ({_signal_name(-status)}), which is no error of a cell but of a library; {had}"
     ended = "" if status is None else f" with status {status}"

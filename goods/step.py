@@ -19,8 +19,8 @@ import yaml
 
 from goods.errors import DiskFullError, GoodsError, StoppedInTime, TimeOverError, UnwritableError
 from goods.files import read_json_if_whole, sentence, unwritable, write_json
-from goods.kernels import death_sentence, shell, watched_kernel
-from goods.machine import memory_of_machine
+from goods.kernels import LESS_MEMORY, death_sentence, shell, watched_kernel
+from goods.machine import memory_of_machine, peak_memory
 from goods.processes import end_with_parent, speak_plainly
 
 STATUS = "GOODS_STATUS"  # environment variable: the file that says how the notebook ended
@@ -38,11 +38,20 @@ def ends_as(error: BaseException) -> dict[str, str]:
     if isinstance(error, GoodsError):
         return {"outcome": outcome, "error": type(error).__name__, "message": str(error)}
     message = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError):
-        message = f"memory ran out: this machine has {memory_of_machine() / 1e9:.1f} GB ({message})"
+    if lacks_memory(error):
+        message = (f"memory ran out: this machine has {memory_of_machine() / 1e9:.1f} GB, of which the notebook had "
+                   f"{peak_memory() / 1e9:.1f} at most; {LESS_MEMORY} ({message})")  # fmt: skip
     elif isinstance(error, OSError) and unwritable(error):
         message = sentence(error)
     return {"outcome": "failed", "error": type(error).__name__, "message": message}
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was no memory left: Python's own error, the system's, or torch's, which has no type for it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = ("out of memory", "can't allocate memory") if isinstance(error, RuntimeError) else ()
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def tell_ends() -> None:

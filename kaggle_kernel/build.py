@@ -18,13 +18,13 @@ import hashlib
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from goods.errors import GoodsError
-from goods.files import ROOT, write_json, write_text
+from goods.files import ROOT, resolve, write_json, write_text
+from goods.label_fixes import read_fix_table
 from goods.params import Params, load_run
 from goods.settings import parse_settings
 from pipeline import STEPS
@@ -99,7 +99,7 @@ UNPACK = '''PACKED = """
 MODULES = {names}
 SHA256 = "{digest}"
 
-sources = json.loads(bz2.decompress(base64.b64decode(PACKED)))
+sources = json.loads(bz2.decompress(base64.b85decode("".join(PACKED.split()))))
 for name, text in sources.items():
     (SOURCES / name).write_text(text, encoding="utf-8")
 sources |= {{name: (SOURCES / name).read_text(encoding="utf-8") for name in MODULES}}
@@ -185,10 +185,12 @@ def digest(sources: dict[str, str]) -> str:
 def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
     """The text of main.ipynb; `commit` is shown in its title."""
     modules, packed = read_packed()
+    packed |= label_fixes_of(parameters)
     whole = digest(modules | packed)
-    base = base64.b64encode(bz2.compress(json.dumps(packed, sort_keys=True).encode())).decode()
+    base = base64.b85encode(bz2.compress(json.dumps(packed, sort_keys=True).encode())).decode()
     folders = sorted({Path(name).parent.as_posix() for name in modules | packed} - {"."})
-    unpack = UNPACK.format(packed="\n".join(textwrap.wrap(base, LINE)), names=_names(list(modules)), digest=whole)
+    lines = "\n".join(re.findall(f".{{1,{LINE}}}", base))
+    unpack = UNPACK.format(packed=lines, names=_names(list(modules)), digest=whole)
     title = TITLE.format(digest=whole[:12], commit=f", commit `{commit}`" if commit else "")
     cells = [
         _cell("title", title),
@@ -213,6 +215,25 @@ def make_notebook(parameters: dict[str, Any], commit: str = "") -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
+def label_fixes_of(parameters: dict[str, Any]) -> dict[str, str]:
+    """{path: text} of the file that label_fixes names, for the kernel to find at the same place; {} without one.
+
+    Raises GoodsError where it can't be read as such a table, or lies where the kernel would not find it.
+    """
+    try:
+        named = kernel_params(parameters).label_fixes
+    except GoodsError:  # which is said where parameters are set, and before a push
+        return {}
+    if not named or named.startswith("/kaggle/input/"):
+        return {}
+    place = Path(named)
+    if place.is_absolute() or named.startswith("~") or ".." in place.parts:
+        raise GoodsError(f"label_fixes {named} lies outside of the project, which is all that a kernel has of this "
+                         "machine: copy it into the project, and name it from there, as labels_fixed.csv")  # fmt: skip
+    read_fix_table(resolve(place))
+    return {place.as_posix(): resolve(place).read_text(encoding="utf-8")}
+
+
 def _cell(name: str, source: str, kind: str = "markdown", tags: Sequence[str] = ()) -> dict[str, Any]:
     cell = {"cell_type": kind, "id": _cell_id(name), "metadata": {"tags": list(tags)} if tags else {}}
     # A module's last line break stays: %%writefile writes the cell as it is.
@@ -227,7 +248,7 @@ def _cell_id(name: str) -> str:
 
 
 def _names(names: list[str]) -> str:
-    return "[\n" + "".join(f'    "{name}",\n' for name in names) + "]"
+    return "[\n" + "".join(f"    {json.dumps(name)},\n" for name in names) + "]"
 
 
 def parameters_cell(parameters: dict[str, Any]) -> str:

@@ -201,7 +201,7 @@ def push_answer(said: str) -> str:
         r"^The following are not valid (.+?) and could\s+not be added to the kernel: (.*)$", said, re.M
     )
     error = re.search(r"Kernel push error: (.*)", said)
-    pushed = re.search(r"^Kernel version .*successfully pushed.*$", said, re.M)
+    pushed = re.search(r"^Kernel version .*successfully (?:pushed|saved).*$", said, re.M)
     if error:
         advice = next((f": {sentence}" for words, sentence in FAILURES if words in error[1]), "")
         raise GoodsError(f"Kaggle refused the push: {error[1]}{advice}")

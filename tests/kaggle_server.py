@@ -56,8 +56,10 @@ class Api(Handler):
 
     def do_POST(self) -> None:
         name = self.path.rpartition("/")[2]
-        self.server.calls.append((name, json.loads(self.body())))
+        asked = json.loads(self.body())
+        self.server.calls.append((name, asked))
         answer = self.server.answers.get(name, 404)
+        answer = answer(asked) if callable(answer) else answer
         if answer == "hang up":
             self.close_connection = True
         elif isinstance(answer, int):

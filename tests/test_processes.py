@@ -75,6 +75,10 @@ def test_workers_of_a_killed_process_end(tmp_path):
 
 
 def test_an_error_of_a_cell_is_told_in_words():
-    assert "memory ran out: this machine has " in ends_as(MemoryError("10 GiB"))["message"]
+    of_torch = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
+    for error in (MemoryError("10 GiB"), of_torch, OSError(12, "Cannot allocate memory")):
+        message = ends_as(error)["message"]
+        assert message.startswith("memory ran out: this machine has ") and "of which the notebook had" in message
+    assert ends_as(RuntimeError("shapes differ"))["message"] == "RuntimeError: shapes differ"
     assert ends_as(OSError(28, "No space left on device"))["message"].startswith("the disk is full. Make room")
     assert ends_as(ZeroDivisionError("x"))["message"] == "ZeroDivisionError: x"

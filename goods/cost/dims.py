@@ -34,7 +34,7 @@ def encoded_dim(p: Params) -> int:
 
 def further_dim(p: Params) -> int:
     """How many numbers per product the heads get of p.extra_embeddings: of encoders, and of vectors made elsewhere."""
-    return encoded_dim(p) + sum(values.shape[1] for matrix in _matrices(p) for values in matrix.arrays.values())
+    return encoded_dim(p) + sum(matrix.dim for matrix in _matrices(p))
 
 
 def columns_dim(p: Params) -> int:

@@ -171,13 +171,16 @@ def count_step(
         parameter.grad = torch.zeros_like(parameter) if accumulate else None
     meter.hold([parameter.grad for parameter in trained if accumulate], GRADIENTS)
     hooks = [q.register_post_accumulate_grad_hook(lambda q: meter.hold([q.grad], GRADIENTS)) for q in trained]
-    labels = torch.zeros(len(next(iter(given.values()))), dtype=torch.int64)
     model.train()
     with meter:
         with cpu_autocast(dtype):  # as accelerate does: around the forward pass, not around the loss
             logits = model(**given)
-        loss = sum(F.cross_entropy(values.float(), labels) for values in logits.values())
-        del logits
+        losses = []
+        for values in logits.values():
+            flat = values.float().flatten(0, -2)  # of copies of a head, all
+            losses.append(F.cross_entropy(flat, torch.zeros(len(flat), dtype=torch.int64)))
+        loss = sum(losses)
+        del logits, values, flat, losses
         meter.phase = "backward"
         loss.backward()
     for hook in hooks:

@@ -1,4 +1,4 @@
-"""What is counted of members on frozen embeddings: heads on vectors made elsewhere, further text encoders."""
+"""What is counted without an image encoder: heads on vectors made elsewhere, text encoders."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from goods.cost.footprint import (
     cpu_autocast,
     fake_of,
     micro_batch_size,
+    optimizer_bytes,
 )
 from goods.models.device import DTYPES
-from goods.models.heads import GoodsHeads
+from goods.models.heads import GoodsHeads, TextClassifier
 from goods.models.text_encoder import PLAIN_LENGTH, TextEncoder
-from goods.models.tuning import halve_frozen
+from goods.models.tuning import checkpoint_activations, halve_frozen, set_trainable
 from goods.params import Params
 from goods.places import names_vectors
 
@@ -90,11 +91,29 @@ def measure_further(p: Params, precision: str) -> Further | None:
     )
 
 
-def _meter(encoder: TextEncoder, batch: int, precision: str) -> StepMeter:
+def measure_texts(p: Params, precision: str) -> int:
+    """Bytes that kind text takes at most, of texts of PLAIN_LENGTH tokens or fewer."""
+    encoder = empty_text_encoder(p.model_name)
+    length, micro = min(p.max_text_length, PLAIN_LENGTH), micro_batch_size(p)
+    with torch.device("meta"):
+        set_trainable(encoder.backbone, p)
+        classifier = TextClassifier(encoder, p)
+    if p.gradient_checkpointing:
+        checkpoint_activations(encoder.backbone)
+    evaluation = _meter(empty_text_encoder(p.model_name), p.eval_batch_size, precision, length)
+    with FakeTensorMode():
+        input_ids = torch.empty(micro, length, dtype=torch.int64)
+        step = count_step(fake_of(classifier), None, input_ids, DTYPES.get(precision), micro < p.batch_size)
+    trained = (parameter.shape for parameter in classifier.parameters() if parameter.requires_grad)
+    state = sum(optimizer_bytes(shape, p.optimizer) for shape in trained)
+    return state + max(sum(step.peak.values()), sum(evaluation.peak.values()))
+
+
+def _meter(encoder: TextEncoder, batch: int, precision: str, length: int = PLAIN_LENGTH) -> StepMeter:
     halve_frozen(encoder, precision)
     meter = StepMeter()
     with FakeTensorMode():
-        input_ids = torch.empty(batch, PLAIN_LENGTH, dtype=torch.int64)
+        input_ids = torch.empty(batch, length, dtype=torch.int64)
         meter.hold([*fake_of(encoder).eval().parameters(), *encoder.buffers()], WEIGHTS)
         meter.hold([input_ids], ACTIVATIONS)
         with torch.no_grad(), meter, cpu_autocast(DTYPES.get(precision)):

@@ -39,6 +39,11 @@ class Matrix:
     row_of: dict[str, int]
     arrays: Arrays
 
+    @property
+    def dim(self) -> int:
+        """How many numbers a product has, those of all arrays."""
+        return sum(values.shape[1] for values in self.arrays.values())
+
     def lacking(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that have no vector."""
         return [name for name in ids if name not in self.row_of]

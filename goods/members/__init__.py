@@ -53,8 +53,9 @@ SUBMISSION_CODE = ("goods.ensemble.submission",)
 FURTHER = "extra_embeddings"  # beside encoders, and beside vectors in their place
 USUAL = {  # up to these a run's memory isn't counted before it
     "image_size": 1024, "hidden_dim": 16_384, "head_copies": 64, "text_windows": 64, "lora_rank": 1024,
-    "batch_size": 1024, "micro_batch_size": 1024, "eval_batch_size": 4096, "num_classes": 20_000,
+    "batch_size": 1024, "micro_batch_size": 1024, "eval_batch_size": 1024, "num_classes": 5000, "num_workers": 64,
 }  # fmt: skip
+USUAL_PIXELS = 2**26  # of a batch's photos
 TEST_ROWS = 4096  # test products between two looks at the clock: on a T4, with five folds of so400m, ten minutes
 
 
@@ -71,6 +72,7 @@ class Kind:
     planned: tuple[str, ...] | None = None  # the sides of a product that it looks at, where goods.cost can count it
     tracked: bool = False  # whether wandb follows its training
     photos: bool = False  # whether it can't do without photos
+    counted: str = ""  # what of it goods.cost.limits can count
 
     @property
     def by_fold(self) -> bool:
@@ -124,16 +126,17 @@ KINDS = {
     for kind in (
         Kind("dual", "image and text encoder under fused heads", "goods.members.dual",
              ("eda", "trust", "train", "ensemble", "submission"), ENCODERS, planned=("image", "text"), tracked=True,
-             photos=True),
+             photos=True, counted="training"),
         Kind("image", "an image encoder under a head", "goods.members.image",
-             ("train", "ensemble", "submission"), ("model_name",), planned=("image",), tracked=True, photos=True),
+             ("train", "ensemble", "submission"), ("model_name",), planned=("image",), tracked=True, photos=True,
+             counted="training"),
         Kind("text", "a text encoder under a head", "goods.members.text",
-             ("train", "ensemble", "submission"), ("model_name",), tracked=True),
+             ("train", "ensemble", "submission"), ("model_name",), tracked=True, counted="texts"),
         Kind("embeddings", "heads on vectors made elsewhere", "goods.members.embeddings", ALL_AT_ONCE,
-             (FURTHER,), vectors=True, planned=(), tracked=True),
+             (FURTHER,), vectors=True, planned=(), tracked=True, counted="heads"),
         Kind("linear", "a linear classifier on TF-IDF", "goods.members.linear", ALL_AT_ONCE),
         Kind("knn", "the nearest neighbours' vote", "goods.members.knn", ALL_AT_ONCE, ENCODERS, vectors=True,
-             photos=True),
+             photos=True, counted="embedding"),
         Kind("blend", "other runs put together", "goods.members.blend", ("ensemble", "submission")),
     )
 }  # fmt: skip
@@ -175,12 +178,16 @@ def open_run(p: Params) -> Path:
 
 def refuse_large(p: Params) -> None:
     """Raises GoodsError where parameters that are larger than usual need more memory than there is."""
-    large = {name: value for name, usual in USUAL.items() if (value := getattr(p, name) or 0) > usual}
     kind = kind_of(p)
-    if large and (kind.planned == () or (kind.photos and (resolve(p.model_name) / "config.json").is_file())):
+    large = {name: value for name, usual in USUAL.items() if (value := getattr(p, name) or 0) > usual}
+    at_once = max(p.eval_batch_size, 0 if p.tune == "head" else min(p.micro_batch_size or p.batch_size, p.batch_size))
+    if kind.photos and not large and (p.image_size or 0) ** 2 * at_once > USUAL_PIXELS:
+        large = {"image_size": p.image_size}
+    if large:
         from goods.cost.limits import refuse_too_large
 
-        refuse_too_large(p, large, kind.planned)
+        whole = all((path / "config.json").is_file() for path in kind.model_dirs(p).values())
+        refuse_too_large(p, large, kind.counted if whole else "", kind.planned)
 
 
 def read_goods(p: Params) -> Goods:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor
 
 from goods.cost.plan import plan_run
 from goods.data.folds import read_folds
 from goods.data.tables import Goods
+from goods.errors import GoodsError
 from goods.files import atomic_path
 from goods.machine import used
 from goods.metrics import METRICS
@@ -54,12 +55,28 @@ def fit_fold(p: Params, goods: Goods, make_task: TaskMaker, code: str) -> dict[s
     if not to_train(fold, p, made_from):
         return fold.scores()
     accelerator = make_accelerator(p)
-    with fold.held() if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()
+    with held_together(fold, accelerator):
         if to_train(fold, p, made_from, say=False):  # whoever held it may have trained it meanwhile
             _fit(p, goods, folds, fold, accelerator, make_task, made_from)
         accelerator.wait_for_everyone()
     return fold.scores()
+
+
+@contextmanager
+def held_together(fold: Fold, accelerator: Accelerator) -> Iterator[None]:
+    """Inside, the processes that train together hold the fold, by the main one; what keeps it from that, all raise."""
+    with ExitStack() as stack:
+        error = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(fold.held())
+            except (GoodsError, OSError) as found:  # alone, it would leave the others waiting for it
+                error = found
+        if accelerator.num_processes > 1:
+            [error] = broadcast_object_list([error])
+        if error:
+            raise error
+        yield
 
 
 def _fit(

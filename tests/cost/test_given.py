@@ -56,7 +56,7 @@ WAYS = {
     "vectors twice": {"kind": "embeddings", "embeddings_files": "vectors", "extra_embeddings": "vectors"},
     "vectors and columns": {"kind": "embeddings", "embeddings_files": "vectors"} | COLUMNS,
     "head": {"extra_embeddings": "vectors"} | COLUMNS,
-    "last": {"extra_embeddings": "vectors", "tune": "last", "last_blocks": 1} | COLUMNS,
+    "last": {"extra_embeddings": "vectors", "tune": "last", "last_blocks": 1, "head_copies": 2} | COLUMNS,
 }
 
 

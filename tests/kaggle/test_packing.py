@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from goods.files import ROOT
+from goods.errors import GoodsError
+from goods.files import ROOT, write_text
 from kaggle_kernel import build
 
 MODULES, PACKED = build.read_packed()
@@ -115,3 +116,43 @@ def test_one_fold_is_a_list_of_one_and_a_spoilt_notebook_is_built_anew(tmp_path,
     (tmp_path / "main.ipynb").write_text(build.make_notebook(build.set_parameters(["folds=1", "dropout=0.1"])))
     again = build.set_parameters([])
     assert again["folds"] == [1] and again["settings"] == {"dropout": 0.1}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of nothing but configs, and in it the labels that a person has decided."""
+    shutil.copytree(ROOT / "params", tmp_path / "project" / "params")
+    monkeypatch.setattr("goods.files.ROOT", tmp_path / "project")
+    fixes = "id,given,decision,label,when\n7,3,change,Spannbettlaken & Co. «weiß»,\n"
+    write_text(tmp_path / "project" / "outputs" / "my run" / "labels_fixed.csv", fixes)
+    return tmp_path / "project"
+
+
+def test_decided_labels_are_packed_and_lie_where_the_run_looks_for_them(project, tmp_path, monkeypatch) -> None:
+    named = "outputs/my run/labels_fixed.csv"
+    notebook = json.loads(build.make_notebook(build.set_parameters([f"label_fixes={named}"])))
+    cells = {cell["id"]: "".join(cell["source"]) for cell in notebook["cells"]}
+    monkeypatch.setenv("GOODS_KAGGLE_ROOT", str(tmp_path / "kaggle"))
+    there: dict[str, Path] = {}
+    exec(cells["places"], there)
+    for text in cells.values():
+        if text.startswith("%%writefile"):
+            first, _, module = text.partition("\n")
+            write_text(first.replace("{SOURCES}", str(there["SOURCES"])).split()[1], f"{module}\n")
+    exec(cells["unpack"], there)
+    assert (there["SOURCES"] / named).read_text() == (project / named).read_text()
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        ("labels_fixed.csv", r"there is no .*labels_fixed\.csv; notebooks/review\.ipynb makes it"),
+        ("params/demo.yaml", "lacks id, given, decision, label"),
+        ("../labels_fixed.csv", "lies outside of the project"),
+        ("/tmp/labels_fixed.csv", "lies outside of the project"),
+    ],
+)
+def test_decided_labels_that_a_kernel_would_not_find_are_said(project, named, sentence) -> None:
+    with pytest.raises(GoodsError, match=sentence):
+        build.make_notebook(build.set_parameters([f"label_fixes={named}"]))
+    build.make_notebook(build.set_parameters(["label_fixes=/kaggle/input/mended/labels_fixed.csv"]))  # attached there

@@ -12,7 +12,7 @@ from backbones import say_how
 from kaggle_server import Kaggle
 
 from goods.errors import GoodsError
-from goods.files import write_json
+from goods.files import write_json, write_text
 from goods.params import load_params
 from kaggle_kernel import build, push
 from kaggle_kernel.machines import MACHINES
@@ -63,6 +63,16 @@ def test_a_refused_push_ends_in_a_sentence(kaggle: Kaggle, kernel: Path, answer:
     said = str(ended.value)
     assert said.startswith("push.py: ") and sentence in said and "\n" not in said
     assert [name for name, _ in kaggle.calls] == ["SaveKernel"]
+
+
+@pytest.mark.slow
+def test_a_version_can_be_saved_and_not_run(kaggle: Kaggle, kernel: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(push, "preflight", lambda *_: [])
+    monkeypatch.setattr(build, "check", lambda _: {name: default for name, (default, _) in build.PARAMETERS.items()})
+    kaggle.answers["SaveKernel"] = {"ref": "/me/goods-classification", "url": "https://kaggle", "versionNumber": 7}
+    push.main(["push", "--no-run", "--folder", str(kernel)])
+    assert "Kernel version 7 successfully saved without running" in capsys.readouterr().out
+    assert kaggle.calls[0][1]["kernelExecutionType"] == "QUICK_SAVE"
 
 
 @pytest.mark.parametrize(
@@ -164,3 +174,23 @@ def test_the_state_of_the_last_version(kaggle: Kaggle, kernel: Path, capfd: Any,
     else:
         with pytest.raises(GoodsError, match=said):
             push.status(kernel)
+
+
+@pytest.mark.slow
+def test_an_output_of_250_files_arrives_whole(kaggle: Kaggle, kernel: Path, tmp_path: Path, monkeypatch) -> None:
+    """Kaggle lists an output page by page, each with a token for the next one, and at most so many files as asked."""
+    names = ["outputs/big/run.json", *(f"outputs/big/fold{i % 5}/{i}.bin" for i in range(249))]
+    for name in names:
+        kaggle.files[name] = write_text(tmp_path / "kernel" / name, name)
+
+    def page(asked: dict[str, Any]) -> dict[str, Any]:
+        start = int(asked.get("pageToken") or 0)
+        end = start + min(asked["pageSize"], 100)
+        files = [{"url": f"http://localhost/files/{name}", "fileName": name} for name in names[start:end]]
+        return {"files": files, "log": "ran"} | ({"nextPageToken": str(end)} if end < len(names) else {})
+
+    kaggle.answers["ListKernelSessionOutput"] = page
+    monkeypatch.setattr(push, "ROOT", tmp_path / "home")
+    assert "outputs/big: 250 files" in push.fetch_output(kernel, "big")
+    assert [asked.get("pageToken", "") for _, asked in kaggle.calls] == ["", "100", "200"]
+    assert all((tmp_path / "home" / name).read_text() == name for name in names)

@@ -191,11 +191,17 @@ def wait_for_another(state: Path, before: int) -> None:
     assert changed(state) != before
 
 
-def launch_two(arguments: list[str]) -> str:
-    """Runs the command line in two processes that train together; what they said."""
+def launch_two(arguments: list[str]) -> subprocess.CompletedProcess:
+    """Runs the command line in two processes that train together."""
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     started = [sys.executable, "-m", *launch.split(), "--dynamo_backend", "no", *arguments]
-    done = subprocess.run(started, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(started, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def trained_by_two(arguments: list[str]) -> str:
+    """What the two say of a training that goes well."""
+    done = launch_two(arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -205,10 +211,10 @@ def test_two_processes_train_as_one(make, command):
     batch_size = 83  # of 84 rows: the last batch is one row for two processes
     p = make(run="one", tune="full", dropout=0.0, batch_size=batch_size, keep="best", ema_decay=0.9)
     one = fit(p)
-    launch_two(command(p, "two"))
+    trained_by_two(command(p, "two"))
     run = Run(p.run_dir.parent / "two")
     refit(p, read_goods(p))
-    launch_two([*command(p, "two"), "--refit"])
+    trained_by_two([*command(p, "two"), "--refit"])
     for name, tensor in load_file(Run.of(p).refit.weights).items():
         torch.testing.assert_close(load_file(run.refit.weights)[name], tensor, atol=1e-3, rtol=0)  # fp16 on its way
     two = pd.read_parquet(run.fold(1).oof)
@@ -219,6 +225,16 @@ def test_two_processes_train_as_one(make, command):
     kept = [read_choices(each.fold(1).choices) for each in (Run.of(p), run)]
     assert list(kept[0]) == list(kept[1]) == ["epoch 1", "epoch 2"]
     np.testing.assert_allclose(kept[1]["epoch 2"]["fused"], kept[0]["epoch 2"]["fused"], atol=1e-4)
+
+
+@on_demand  # test_trained_folds.py asks each process by itself, always
+@pytest.mark.slow
+def test_of_a_fold_that_another_training_holds_both_processes_say_so(make, command):
+    p = make(run="held", tune="full", dropout=0.0)
+    with Run.of(p).fold(1).held():
+        done = launch_two(command(p, "held"))
+    assert done.returncode and done.stderr.count("goods_utils.py: fold 1 of run 'held' is in the hands of") == 2
+    assert "rank1" not in done.stderr  # a traceback's name for it
 
 
 def test_a_process_without_a_product_of_its_own_adds_nothing():
@@ -247,7 +263,7 @@ def test_two_processes_go_on_from_another_run(make, command, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         stopped_after(7, patched)
         fit(p)
-    said = launch_two(command(p.model_copy(update={"resume_from": str(p.run_dir)}), "later"))
+    said = trained_by_two(command(p.model_copy(update={"resume_from": str(p.run_dir)}), "later"))
     later = Run(p.run_dir.parent / "later")
     assert "taken over from" in said and "fold 1 goes on after step 1 of epoch 2" in said
     assert later.trained() == [0, 1] and later.record()["folds"].keys() == {"0", "1"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from backbones import change_weights
@@ -15,6 +16,7 @@ from goods.files import folder_hash
 from goods.members import open_run, predict_test
 from goods.params import Params
 from goods.run import Fold, Run
+from goods.training.fold import held_together
 from goods.training.rows import rows_hash
 from goods_utils import fit_fold
 
@@ -181,6 +183,20 @@ def test_a_second_training_of_a_fold_says_who_holds_it_and_changes_nothing(
         with pytest.raises(HeldError, match=r"fold 0 of run 'held' is in the hands of process \d+ on .* since 20"):
             fit_fold(p, copy.goods)
         assert sorted(p.run_dir.rglob("*")) == before
+
+
+def test_of_processes_that_train_together_all_say_who_holds_the_fold(copy: Trained, monkeypatch) -> None:
+    """The main one alone asks for it: what it hears goes to the others, which would wait for it else."""
+    monkeypatch.setattr("goods.run.HOLDER_SECONDS", 0.1)
+    sent = []
+    monkeypatch.setattr("goods.training.fold.broadcast_object_list", lambda found: sent.extend(found) or sent[:1])
+    fold = Run.of(copy.p).fold(0)
+    with fold.held():
+        for main in (True, False):
+            process = SimpleNamespace(is_main_process=main, num_processes=2)
+            with pytest.raises(HeldError, match=r"fold 0 of run .* is in the hands of"), held_together(fold, process):
+                pytest.fail("began")
+    assert len(sent) == 2 and sent[1] is None
 
 
 def test_whoever_waited_for_a_fold_finds_it_trained(copy: Trained, monkeypatch) -> None:
