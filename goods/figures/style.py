@@ -109,11 +109,11 @@ def short(value: object, width: int = 28, lines: int = 1) -> str:
     return "\n".join(rows).replace("$", r"\$")
 
 
-def names_of(classes: Sequence[str], width: int = 28) -> list[str]:
-    """The names of all classes, short enough for a figure."""
+def names_of(classes: Sequence[str], width: int = 28, lines: int = 1) -> list[str]:
+    """The names of all classes, short enough for a figure, in at most so many lines of so many letters."""
     # A name of which only boxes are left says nothing: its index does.
     said = [any(c.isalnum() for c in clean(name)) for name in classes]
-    return [short(name, width) if said[index] else f"class {index}" for index, name in enumerate(classes)]
+    return [short(name, width, lines) if said[index] else f"class {index}" for index, name in enumerate(classes)]
 
 
 def counts_of(labels: Sequence[int], classes: Sequence[str]) -> np.ndarray:

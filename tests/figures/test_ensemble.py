@@ -48,6 +48,9 @@ def test_prediction_balance_finds_the_largest_shift():
     np.testing.assert_allclose(train.get_xdata(), [0.5, 0.4, 0.1])
     np.testing.assert_allclose(test.get_xdata(), [0.8, 0.2, 0.0])
     assert title(prediction_balance([0, 1], [1, 0], CLASSES[:2])) == "Class shares are those of train"
+    fig = prediction_balance([0, 1], [1, 1, 1], CLASSES[:2], what="pseudo-labels")
+    assert "of the pseudo-labels" in title(fig)
+    assert fig.axes[0].get_xlabel() == "share of products (2 in train, 3 pseudo-labels)"
 
 
 def guesses(count=400, classes=3, seed=0):
@@ -64,7 +67,7 @@ def test_reliability_tells_honest_from_boastful(tmp_path):
     legend = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
     before, after = (float(text.rpartition("(")[2].rstrip(")")) for text in legend)
     assert after < 0.03 < 0.1 < before
-    assert title(fig) == f"The probabilities are {legend[1][-5:-1]} off on average, those of before {legend[0][-5:-1]}"
+    assert title(fig) == f"The probabilities are {legend[1][-5:-1]} off on average; before: {legend[0][-5:-1]}"
     check_drawn(fig, tmp_path / "f.png")
     assert title(reliability([], {})) == "There are no predictions to judge"
 
