@@ -105,7 +105,16 @@ def test_a_precision_without_a_threshold_is_named() -> None:
     table = pd.DataFrame({"threshold": [0.5, np.nan], "share": [0.9, 0.2], "precision": [0.96, 0.98]}, [0.95, 0.99])
     said = of_runs.accepted(table)
     assert said.endswith("10 % go to a person. At 99 % nothing can be promised: no threshold holds on all rows.")
-    assert of_runs.accepted(table, 0.99) == "No threshold promises 99 %: every prediction needs a look."
+    assert of_runs.accepted(table.tail(1)) == "No threshold promises even 99 %: every prediction needs a look."
+
+
+def test_the_answer_names_a_precision_that_can_be_promised() -> None:
+    wanted = pd.DataFrame({"threshold": [0.9, np.nan], "share": [0.4, 0.1], "precision": [0.9, 0.9]}, [0.9, 0.95])
+    issues = pd.DataFrame({"given": ["Books"]})
+    said = of_runs.together({"macro_f1": 0.6}, 50, "macro_f1", wanted, issues)
+    assert said[1] == "40 % of such products need no person's look, if 90 % right is enough."
+    said = of_runs.together({"macro_f1": 0.6}, 50, "macro_f1", wanted.tail(1), issues)
+    assert said[1] == "each of such products needs a person's look."
 
 
 def test_what_occurs_once_is_not_called_most_often() -> None:

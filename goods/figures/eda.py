@@ -91,7 +91,7 @@ def text_lengths(lengths: Sequence[int], limit: int, unit: str = "tokens") -> Fi
 
 @styled
 def photo_sizes(photos: pd.DataFrame) -> Figure:
-    """Width against height of the photos, larger dots for more of them, and how many there are of each Pillow mode.
+    """Width against height of the photos, larger dots for more of them, and of several modes how many of each.
 
     photos: one row per product with width, height (pixels) and mode; rows without a size (no photo) are left out.
     """
@@ -112,8 +112,9 @@ def photo_sizes(photos: pd.DataFrame) -> Figure:
     grey = modes[modes.index.isin(GREY_MODES)].sum() / total
     colour = f"all {short(modes.index[0])}" if len(modes) == 1 else f"{percent(grey)} are greyscale"
 
-    fig = new_figure(7, 3.3)
-    left, right = fig.subplots(1, 2)
+    panels = 1 + (len(modes) > 1)  # of one mode the title says enough
+    fig = new_figure(0.5 + 3.25 * panels, 3.3)
+    left, *rest = fig.subplots(1, panels, squeeze=False)[0]
     left.axline((low, low), (2 * low, 2 * low), color=GREY, linewidth=0.8, linestyle=":")
     left.scatter(*points.T, s=14 + 160 * np.sqrt(sizes / total), color=BLUE, alpha=0.45, linewidth=0)
     left.set(xlabel="width (px; dotted: square)", ylabel="height (px)", box_aspect=1)
@@ -126,9 +127,10 @@ def photo_sizes(photos: pd.DataFrame) -> Figure:
         axis.set_major_formatter("{x:,.0f}")
         axis.set_minor_formatter(NullFormatter())
     shown = modes.head(8)
-    draw_bars(right, shown.to_numpy(), [f"{count:,} ({percent(count / total)})" for count in shown])
-    name_rows(right, [short(mode) for mode in shown.index], "Pillow mode")
-    right.set(xlabel="photos", ylim=(max(len(shown), 6) - 0.4, -0.6))
+    for right in rest:
+        draw_bars(right, shown.to_numpy(), [f"{count:,} ({percent(count / total)})" for count in shown])
+        name_rows(right, [short(mode) for mode in shown.index], "Pillow mode")
+        right.set(xlabel="photos", ylim=(max(len(shown), 6) - 0.4, -0.6))
     return titled(fig, f"{title}; {colour}")
 
 

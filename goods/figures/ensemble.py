@@ -177,7 +177,8 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     """How often the surest predictions are right, by the share of all that they are: what needs no person's look.
 
     curve: share, precision and its lower bound `low`, out of fold, the surest first. chosen: one row per wanted
-    precision (index): share accepted and precision, each fold under the thresholds of the other folds.
+    precision (index): share accepted and precision, each fold under the thresholds of the other folds, and the
+    threshold on all rows; where that is nan nothing new is accepted, and the row is not drawn.
     """
     if curve.empty:
         return nothing("There are no predictions to accept")
@@ -185,7 +186,7 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     settled = curve[curve["share"] >= 0.02]  # the first few rows say nothing yet
     ax.plot(settled["share"], settled["precision"], color=BLUE, label="precision")
     ax.fill_between(settled["share"], settled["low"], settled["precision"], color=BLUE, alpha=0.15, linewidth=0)
-    taken = chosen[chosen["share"] > 0]
+    taken = chosen[(chosen["share"] > 0) & chosen["threshold"].notna()]
     ax.plot(taken["share"], taken["precision"], "o", color=VERMILION)
     for near in _near_ones(taken["share"]):  # their labels below the curve, which ends there
         at = taken.loc[near, ["share", "precision"]]

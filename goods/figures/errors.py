@@ -53,7 +53,7 @@ def confusion_matrix(
     confusion = confusion_of(labels, predictions, classes)
     if not confusion.sum():
         return nothing("There are no predictions to compare")
-    names, size, support = names_of(classes, 26), len(classes), confusion.sum(axis=1, keepdims=True)
+    names, size, support = names_of(classes), len(classes), confusion.sum(axis=1, keepdims=True)
     title = f"No mistakes: {count(len(labels), 'prediction')}, all right"
     for given, taken in mistaken(confusion)[:1]:
         often = f"{confusion[given, taken]:,} of {support[given, 0]:,}"

@@ -221,16 +221,21 @@ def believed(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
     return f"Calibration took the error from {digits(was)} to {digits(now)}; it is {how} ({100 * gap:+.1f} points)."
 
 
-def accepted(table: pd.DataFrame, wanted: float = 0.95) -> str:
+def accepted(table: pd.DataFrame) -> str:
     """How many need no look, and at what precision none can be promised; table: goods.accept.acceptance_table."""
-    near = min(table.index, key=lambda each: abs(each - wanted))
-    row = table.loc[near]
-    none = [f"{100 * each:g} %" for each, least in table["threshold"].items() if np.isnan(least)]
-    never = f" At {joined(none)} nothing can be promised: no threshold holds on all rows." if none else ""
-    if np.isnan(row["threshold"]):
-        return f"No threshold promises {100 * near:g} %: every prediction needs a look."
+    near, none = _promised(table), table.index[table["threshold"].isna()]
+    if near is None:
+        return f"No threshold promises even {100 * min(table.index):g} %: every prediction needs a look."
+    row, never = table.loc[near], joined([f"{100 * each:g} %" for each in none])
+    never = f" At {never} nothing can be promised: no threshold holds on all rows." if len(none) else ""
     return (f"At {100 * near:g} % wanted, {percent(row['share'])} need no look and {percent(row['precision'])} of them "
             f"are right; {percent(1 - row['share'])} go to a person.{never}")  # fmt: skip
+
+
+def _promised(table: pd.DataFrame, wanted: float = 0.95) -> float | None:
+    """The precision next to the wanted one at which something is accepted; None where nothing is at any."""
+    held = table.index[table["threshold"].notna() & (table["share"] > 0)]
+    return min(held, key=lambda each: abs(each - wanted), default=None)
 
 
 def found(labels: np.ndarray, logits: np.ndarray, classes: Sequence[str]) -> str:
@@ -279,10 +284,14 @@ def together(
     scores: Mapping[str, float], rows: int, metric: str, wanted: pd.DataFrame, issues: pd.DataFrame
 ) -> list[str]:
     """The answer of ensemble.ipynb."""
-    by, row = METRICS[metric], wanted.loc[min(wanted.index, key=lambda each: abs(each - 0.95))]
+    by, near = METRICS[metric], _promised(wanted)
+    look = "each of such products needs a person's look."
+    if near is not None:
+        share = percent(wanted.loc[near, "share"])
+        look = f"{share} of such products need no person's look, if {100 * near:g} % right is enough."
     return [
         f"{by.shown_as} {digits(scores[metric])} out of fold on {rows:,} products; that is what to expect of new ones.",
-        f"{percent(row['share'])} of such products need no person's look, if 95 % right is enough.",
+        look,
         f"{count(len(issues), 'label is', 'labels are')} worth another look before anything else is tuned.",
     ]
 
