@@ -266,8 +266,8 @@ def prediction_balance(
     shown = chosen[np.argsort(-before[chosen], kind="stable")]
     ax, rows = new_figure(height=height_of(len(shown)) + 0.3).subplots(), np.arange(len(shown))
     ax.hlines(rows, before[shown], after[shown], color=GREY, linewidth=1.2)
-    ax.plot(before[shown], rows, "o", color=BLUE, markersize=6, label="train")
-    ax.plot(after[shown], rows, "D", color=VERMILION, markersize=4.5, label=what)
+    ax.plot(before[shown], rows, "o", color=BLUE, markersize=6, label="train", clip_on=False)
+    ax.plot(after[shown], rows, "D", color=VERMILION, markersize=4.5, label=what, clip_on=False)
     rows_of = "class" if len(shown) == len(classes) else f"{MAX_ROWS} of {len(classes)} classes, those that shift most"
     name_rows(ax, [names[index] for index in shown], rows_of)
     ax.set_xlim(left=0)

@@ -99,7 +99,7 @@ def clean(value: object) -> str:
     return written("".join(kept))
 
 
-def short(value: object, width: int = 28, lines: int = 1) -> str:
+def short(value: object, width: int = 30, lines: int = 1) -> str:
     """A name to put into a figure: cleaned, cut with an ellipsis, in at most `lines` lines, `$` kept from mathtext."""
     text = clean(value)
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)  # these take the room of two letters
