@@ -244,7 +244,7 @@ def test_what_the_notebooks_say(executed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(PICTURES) - {"refit", "compare"}))
+@pytest.mark.parametrize("name", sorted(set(PICTURES) - {"refit"}))
 def test_a_notebook_reads_out_each_figure_and_says_so_at_its_end(executed, name):
     """Below each figure comes a sentence, and the notebook's last words but its files are its answer."""
     outputs = [output for output in executed[name].outputs() if "data" in output]
