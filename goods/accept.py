@@ -12,7 +12,7 @@ from goods.errors import GoodsError
 from goods.files import read_frame
 from goods.predictions import frame_logits
 from goods.run import Run
-from goods.words import digits
+from goods.words import digits, percent
 
 CONFIDENCE = 0.95  # that the precision is at least its lower bound
 NEVER = 2.0  # a threshold that no probability reaches
@@ -37,11 +37,11 @@ class Acceptance:
         """What it means, in a sentence."""
         if self.threshold == NEVER:
             return (f"nothing is accepted: of {self.rows:,} out-of-fold products no threshold leaves enough to tell "
-                    f"that {self.wanted:.1%} are right")  # fmt: skip
-        right = "" if np.isnan(self.precision) else f", and {self.precision:.1%} of them were right"
-        accepted = f"accepted from a probability of {digits(self.threshold)} on, so that {self.wanted:.1%} are right"
-        return (f"{accepted}: out of fold, each fold under the other folds' threshold, {self.share:.1%} of "
-                f"{self.rows:,} products were{right}")  # fmt: skip
+                    f"that {percent(self.wanted)} are right")  # fmt: skip
+        right = "" if np.isnan(self.precision) else f", and {percent(self.precision)} of them were right"
+        accepted = f"accepted from a probability of {digits(self.threshold)} on"
+        return (f"{accepted}, so that {percent(self.wanted)} are right: out of fold, each fold under the other folds' "
+                f"threshold, {percent(self.share)} of {self.rows:,} products were{right}")  # fmt: skip
 
 
 def precision_bound(right: np.ndarray, accepted: np.ndarray) -> np.ndarray:

@@ -349,7 +349,7 @@ def summary(all_runs: Comparison) -> pd.DataFrame:
         row = {"run": entry.name, all_runs.shown_as: digits(score.value) if score else "",
                "95 % interval": f"{digits(score.low)} to {digits(score.high)}" if score else ""}  # fmt: skip
         gain = all_runs.behind.get(entry.name)
-        row["over the best"] = with_interval(turned(gain)) if gain else ""
+        row["against the best"] = with_interval(turned(gain)) if gain else "the best" if entry is all_runs.best else ""
         row |= {"training": duration(entry.seconds), "memory": gib(entry.peak_gpu or entry.peak_ram)}
         rows.append(row | {"size": size(entry.size), "status": entry.status})
     return pd.DataFrame(rows).set_index("run")

@@ -10,6 +10,16 @@ SHOWN_AS = {"macro_f1": "macro-F1", "accuracy": "accuracy", "weighted_f1": "weig
 COUNT_CLASSES_ALIKE = ("macro_f1",)  # a product of a rare class counts for more; for the others all count alike
 
 
+COLUMNS = SHOWN_AS | {"gain_low": "from", "gain_high": "to", "noise": "within noise",
+                      "calibration_error": "calibration error", "best_epoch": "best epoch"}  # fmt: skip
+
+
+def column_shown(column: str) -> str:
+    """A column of scores or gains as people read it; any other as it is."""
+    name = column.removesuffix("_without")
+    return COLUMNS[name] + " without it" * (name != column) if name in COLUMNS else column
+
+
 def metric_first(metric: str, *others: str) -> list[str]:
     """Names of scores in the order to show them: the metric, then the others."""
     return list(dict.fromkeys((metric, *others)))

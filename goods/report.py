@@ -20,7 +20,7 @@ from goods.entries import Entry, read_entry, when_shown
 from goods.errors import DamagedFileError, GoodsError
 from goods.files import ROOT, read_frame, read_json_if_whole, write_text
 from goods.members import kind_of
-from goods.metric_names import SHOWN_AS, metric_first
+from goods.metric_names import SHOWN_AS, column_shown, metric_first
 from goods.metrics import calibration_error
 from goods.page import list_html, photo_html, render, table_html, without_machine
 from goods.params import OUTPUTS, Params
@@ -43,7 +43,6 @@ TABLES = {
     "teacher": "Gain over the run that made the pseudo-labels",
 }
 ROWS = {"chosen": "choice", "members": "member", "methods": "method", "added": "member", "teacher": "run"}
-COLUMNS = {"gain_low": "from", "gain_high": "to", "noise": "within noise"}
 REFITTED = "; the test set is predicted by one model of all rows (refit), for which the folds' score stands"
 TEMPLATE = """{% extends "base" %}{% block body %}
 <h1>{{ title }}</h1>
@@ -56,7 +55,8 @@ TEMPLATE = """{% extends "base" %}{% block body %}
 {% for heading, table in tables %}<h2>{{ heading }}</h2>{{ table }}
 {% endfor %}
 {% if accepted %}<h2>What needs no person's look</h2>
-<p>From which probability on predictions are right often enough, each fold under the thresholds of the other folds.</p>
+<p>From which probability on predictions are right often enough, each fold under the thresholds of the other folds.
+Where none is given, none is enough on all rows.</p>
 {{ accepted }}
 {% for name, data in curve %}<div class="figures one">
 <img alt="{{ name }}" src="data:image/png;base64,{{ data }}"></div>
@@ -220,9 +220,7 @@ def _rows(rows: dict[str, dict[str, Any]], index: str) -> Markup:
 
 def _shown(column: str) -> str:
     """A column of metrics.json as people read it."""
-    without = column.endswith("_without")
-    name = column.removesuffix("_without")
-    return COLUMNS.get(name, SHOWN_AS.get(name, name.replace("_", " "))) + " without it" * without
+    return column_shown(column).replace("_", " ")
 
 
 def _accepted(run: Run) -> Markup | None:

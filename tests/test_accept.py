@@ -63,10 +63,10 @@ def test_too_few_rows_accept_nothing_and_say_so() -> None:
     found = fit_acceptance(drawn(rows=40), 0.99)
     assert (found.threshold, found.share) == (NEVER, 0.0) and np.isnan(found.precision)
     assert found.sentence() == ("nothing is accepted: of 40 out-of-fold products no threshold leaves enough to tell "
-                                "that 99.0% are right")  # fmt: skip
+                                "that 99 % are right")  # fmt: skip
     said = Acceptance(0.95, 0.8125, 0.5, 0.962, 480).sentence()
-    assert said == ("accepted from a probability of .812 on, so that 95.0% are right: out of fold, each fold under "
-                    "the other folds' threshold, 50.0% of 480 products were, and 96.2% of them were right")  # fmt: skip
+    assert said == ("accepted from a probability of .812 on, so that 95 % are right: out of fold, each fold under "
+                    "the other folds' threshold, 50 % of 480 products were, and 96.2 % of them were right")  # fmt: skip
     for wanted in (0, 1, 95):
         with pytest.raises(GoodsError, match=f"precision {wanted} must lie between 0 and 1"):
             fit_acceptance(drawn(rows=40), wanted)

@@ -72,7 +72,9 @@ def test_the_best_run_is_named_with_those_it_does_not_beat(outputs: Path):
     )
     assert runs.behind["poor"].low > 0.1 and runs.behind["good"].noise
     table = summary(runs)
-    assert table.loc["poor", "over the best"].startswith("-.") and table.loc["better", "over the best"] == ""
+    assert (
+        table.loc["poor", "against the best"].startswith("-.") and table.loc["better", "against the best"] == "the best"
+    )
     assert table["status"].unique().tolist() == ["finished, 5 of 5 folds"]
     assert score_table(runs)["value"].is_monotonic_decreasing
 

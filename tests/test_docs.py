@@ -237,14 +237,14 @@ def test_what_the_notebooks_leave_in_the_run(executed, copy):
 
 @pytest.mark.slow
 def test_what_the_notebooks_say(executed):
-    found = re.search(r"fold 1: (\d+) products to learn from, (\d+) held back", executed["train"].printed())
+    found = re.search(r"Fold 1: (\d+) products to learn from, (\d+) held back", executed["train"].said())
     assert sum(map(int, found.groups())) == 126 and 35 <= int(found[2]) <= 50
     assert "42 rows for 42 test products." in executed["submission"].said()
     assert re.search(r"Together they have macro-F1 \.\d{3}, which (gains|loses) \.\d{3}", executed["train"].said())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(PICTURES) - {"refit", "compare"}))
+@pytest.mark.parametrize("name", sorted(set(PICTURES) - {"refit"}))
 def test_a_notebook_reads_out_each_figure_and_says_so_at_its_end(executed, name):
     """Below each figure comes a sentence, and the notebook's last words but its files are its answer."""
     outputs = [output for output in executed[name].outputs() if "data" in output]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 
@@ -81,6 +83,46 @@ def test_what_a_run_has_come_to() -> None:
     )
 
 
+def test_what_each_member_adds_takes_or_hardly_changes() -> None:
+    gains = {"gain_low": [0.01, -0.02, -0.01], "gain_high": [0.03, -0.01, 0.01]}
+    table = pd.DataFrame(gains, index=["head", "linear", "knn"])
+    assert of_runs.added(table) == (
+        "beyond noise, head adds to the whole; linear takes from it; leaving out knn would hardly be seen."
+    )
+    assert of_runs.added(table.tail(1)) == "beyond noise, no member adds anything."
+
+
+def test_the_strongest_word_may_speak_against_the_class() -> None:
+    words = pd.DataFrame({"word": ["Board", "Bluebird"], "lost": [-0.3, -0.04]})
+    said = of_runs.why({"all": 0.7, "without image": 0.1}, words)
+    assert (
+        said
+        == "Without the image .600 of its probability is gone. The strongest word, “Board”, speaks against it (-.300)."
+    )
+
+
+def test_a_precision_without_a_threshold_is_named() -> None:
+    table = pd.DataFrame({"threshold": [0.5, np.nan], "share": [0.9, 0.2], "precision": [0.96, 0.98]}, [0.95, 0.99])
+    said = of_runs.accepted(table)
+    assert said.endswith("10 % go to a person. At 99 % nothing can be promised: no threshold holds on all rows.")
+    assert of_runs.accepted(table.tail(1)) == "No threshold promises even 99 %: every prediction needs a look."
+
+
+def test_the_answer_names_a_precision_that_can_be_promised() -> None:
+    wanted = pd.DataFrame({"threshold": [0.9, np.nan], "share": [0.4, 0.1], "precision": [0.9, 0.9]}, [0.9, 0.95])
+    issues = pd.DataFrame({"given": ["Books"]})
+    said = of_runs.together({"macro_f1": 0.6}, 50, "macro_f1", wanted, issues)
+    assert said[1] == "40 % of such products need no person's look, if 90 % right is enough."
+    said = of_runs.together({"macro_f1": 0.6}, 50, "macro_f1", wanted.tail(1), issues)
+    assert said[1] == "each of such products needs a person's look."
+
+
+def test_what_occurs_once_is_not_called_most_often() -> None:
+    issues = pd.DataFrame({"given": ["Books", "Toys"], "suggested": ["Toys", "Books"]})
+    assert of_goods.doubted_share(issues, 100) == "2 of 100 labels (2 %), such as Books → Toys"
+    assert of_runs.doubted(issues) == "Each of the 2 shown is given as another class."
+
+
 def test_folds_that_are_not_trained_yet_are_named() -> None:
     said = of_runs.honest({"macro_f1": 0.5}, 60, [1, 3])
     assert said == "Out of fold, on 60 products: macro-F1 .500. Not trained yet: fold 1 and 3."
@@ -92,7 +134,7 @@ def test_what_is_said_of_products() -> None:
         of_products.nearest(tables) == "1 of 2 neighbours are of the product's own class, at cosines of .800 or more."
     )
     said = of_products.known_already([1.0, 0.995, 0.5])
-    assert said.startswith("1 of 3 test products have a training product with the same embedding, 2 one")
+    assert said.startswith("1 of 3 test products have a training product with the same embedding, 2 have")
     assert of_products.shares([0, 0, 1, 1], [0, 0, 0, 1], CLASSES).endswith("Books is more common here.")
 
 
@@ -103,6 +145,36 @@ def test_a_table_shows_texts_whole_scores_short_and_no_markup() -> None:
     page = readable(table).to_html()
     assert "long " * 39 in page and ">.934<" in page and ">1,204<" in page and ">3<" in page
     assert "&lt;b&gt;" in page and "Men &amp; Women" in page and "amp;amp;" not in page
+
+
+def test_a_table_has_one_line_of_heads_with_the_name_of_its_rows() -> None:
+    rows = pd.Index([0, 1], name="fold")
+    page = readable(pd.DataFrame({"score": [0.934, 0.9]}, rows)).to_html()
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", page)
+    assert heads == ["fold", "score"] and page.count("<tr>") == 3
+    counted = pd.DataFrame([[1, 2]], pd.Index(["ok"], name="status"), pd.Index(["train", "test"], name="table"))
+    assert re.findall(r"<th[^>]*>(.*?)</th>", readable(counted).to_html()) == ["status", "train", "test"]
+    both = readable(counted.rename(columns={"train": "status"})).to_html()  # a column has that name already
+    assert re.findall(r"<th[^>]*>(.*?)</th>", both) == ["&nbsp;", "status", "test", "ok"]
+
+
+def test_scores_have_the_names_that_people_use() -> None:
+    table = pd.DataFrame({"macro_f1": [0.9], "log_loss_without": [0.1], "gain_low": [0.0], "id_a": [1]}, ["accuracy"])
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", readable(table).to_html())
+    assert heads == ["&nbsp;", "macro-F1", "log-loss without it", "from", "id_a", "accuracy"]
+
+
+def test_no_line_of_a_sentence_begins_with_a_percent_sign() -> None:
+    assert "37&nbsp;%" in Sentence("37 % of them")._repr_html_()
+
+
+def test_a_zero_among_large_numbers_is_shown() -> None:
+    assert re.findall(r"<td[^>]*>(.*?)</td>", readable(pd.DataFrame({"kB": [0.0, 57.4]})).to_html()) == ["0", "57.4"]
+
+
+def test_a_column_of_long_texts_stays_wide_on_a_narrow_screen() -> None:
+    page = readable(pd.DataFrame({"text": ["long " * 40, ""], "class": ["Books", "Toys"]})).to_html()
+    assert re.findall(r"row\d_col\d", re.search(r"(.*) {[^}]*min-width", page)[1]) == ["row0_col0", "row1_col0"]
 
 
 def test_a_sentence_is_shown_as_it_is() -> None:

@@ -318,8 +318,9 @@ def _repeated(shas: pd.Series) -> int:
 
 
 def report_table(goods: Goods) -> pd.DataFrame:
-    """The counts of data_report.json, one column per table."""
-    return pd.DataFrame({name: goods.report[name] for name in ("train", "test")}).drop(index="content")
+    """The counts of data_report.json, one column per table, named in words."""
+    counts = pd.DataFrame({name: goods.report[name] for name in ("train", "test")}).drop(index="content")
+    return counts.rename(index=lambda name: name.replace("_", " "))
 
 
 def _refuse_bad_photos(goods: Goods, p: Params, folders: dict[str, Path], needed: bool) -> None:

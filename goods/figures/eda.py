@@ -91,7 +91,7 @@ def text_lengths(lengths: Sequence[int], limit: int, unit: str = "tokens") -> Fi
 
 @styled
 def photo_sizes(photos: pd.DataFrame) -> Figure:
-    """Width against height of the photos, larger dots for more of them, and how many there are of each Pillow mode.
+    """Width against height of the photos, larger dots for more of them, and of several modes how many of each.
 
     photos: one row per product with width, height (pixels) and mode; rows without a size (no photo) are left out.
     """
@@ -112,8 +112,9 @@ def photo_sizes(photos: pd.DataFrame) -> Figure:
     grey = modes[modes.index.isin(GREY_MODES)].sum() / total
     colour = f"all {short(modes.index[0])}" if len(modes) == 1 else f"{percent(grey)} are greyscale"
 
-    fig = new_figure(7, 3.3)
-    left, right = fig.subplots(1, 2)
+    panels = 1 + (len(modes) > 1)  # of one mode the title says enough
+    fig = new_figure(0.5 + 3.25 * panels, 3.3)
+    left, *rest = fig.subplots(1, panels, squeeze=False)[0]
     left.axline((low, low), (2 * low, 2 * low), color=GREY, linewidth=0.8, linestyle=":")
     left.scatter(*points.T, s=14 + 160 * np.sqrt(sizes / total), color=BLUE, alpha=0.45, linewidth=0)
     left.set(xlabel="width (px; dotted: square)", ylabel="height (px)", box_aspect=1)
@@ -126,9 +127,10 @@ def photo_sizes(photos: pd.DataFrame) -> Figure:
         axis.set_major_formatter("{x:,.0f}")
         axis.set_minor_formatter(NullFormatter())
     shown = modes.head(8)
-    draw_bars(right, shown.to_numpy(), [f"{count:,} ({percent(count / total)})" for count in shown])
-    name_rows(right, [short(mode) for mode in shown.index], "Pillow mode")
-    right.set(xlabel="photos", ylim=(max(len(shown), 6) - 0.4, -0.6))
+    for right in rest:
+        draw_bars(right, shown.to_numpy(), [f"{count:,} ({percent(count / total)})" for count in shown])
+        name_rows(right, [short(mode) for mode in shown.index], "Pillow mode")
+        right.set(xlabel="photos", ylim=(max(len(shown), 6) - 0.4, -0.6))
     return titled(fig, f"{title}; {colour}")
 
 
@@ -145,7 +147,7 @@ def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, see
     if len(classes) > MAX_GRID_CLASSES:
         chosen = np.argsort(-counts, kind="stable")[:MAX_GRID_CLASSES]
         which = f"the {MAX_GRID_CLASSES} most frequent of {len(classes)} classes"
-    side, gap, row = 0.92, 0.1, 1.56
+    side, gap, row = 0.92, 0.1, 1.64
     block = per_class * (side + gap) + gap  # one class: its photos in a row under its name
     across = min(max(1, int(10 // block)), -(-len(chosen) // 4))
     down = -(-len(chosen) // across)
@@ -155,7 +157,7 @@ def sample_grid(train: pd.DataFrame, classes: list[str], per_class: int = 3, see
         left, top, axes = gap + place // down * block, 0.72 + place % down * row, []
         rows = np.random.default_rng([seed, int(index)]).permutation(np.flatnonzero(labels == index))[:per_class]
         for product in train.iloc[rows].itertuples():
-            corner, caption = (left + len(axes) * (side + gap), top), short(product.title, 17, lines=2)
+            corner, caption = (left + len(axes) * (side + gap), top), short(product.title, 18, lines=3)
             axes.append(photo_axes(fig, corner, side, photos_shown(product), caption))
         missing, drawn = missing + sum(not ax.images for ax in axes), drawn + len(axes)
         first = axes[0] if axes else photo_axes(fig, (left, top), side, "", "", "no product")
@@ -183,7 +185,7 @@ def fold_balance(folds: Sequence[int], labels: Sequence[int], classes: list[str]
     if abs(points[worst, fold]) >= 0.05:
         title = (
             f"Class shares differ by at most {abs(points[worst, fold]):.1f} points: {names[worst]} is "
-            f"{percent(shares[worst, fold])} of fold {numbers[fold]}, {percent(overall[worst])} of all"
+            f"{percent(shares[worst, fold])} of fold\xa0{numbers[fold]}, {percent(overall[worst])} of all"
         )
     absent = int(((table == 0).any(axis=1) & (counts > 0)).sum())
     title += f"; {count(absent, 'class', 'classes')} missing from a fold" if absent else ""
@@ -205,7 +207,7 @@ def fold_balance(folds: Sequence[int], labels: Sequence[int], classes: list[str]
 
 @styled
 def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], kind: str = "photo", top: int = 8) -> Figure:
-    """Pairs of nearly the same products side by side, with their classes; those of two classes first, in red.
+    """Pairs of nearly the same products side by side, with their classes; those of two classes first, in orange.
 
     pairs: goods.trust.near_duplicates; its rows of that kind ("photo", "text") are drawn. Behind those of two classes
     come those across train and test.
@@ -215,7 +217,7 @@ def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], kind: str = "photo"
     if found.empty:
         return nothing(f"No two {what} are nearly the same")
     shown = found.sort_values(["conflict", "across"], ascending=False, kind="stable").head(top)
-    names, across, side, gap, row = names_of(classes, 22), 2, 1.2, 0.16, 2.0
+    names, across, side, gap, row = names_of(classes, 22, lines=2), 2, 1.2, 0.16, 2.0
     pair = 2 * (side + 0.06) + 2 * gap
     fig = new_figure(max(6.0, min(across, len(shown)) * pair + 2 * gap), 0.3 + -(-len(shown) // across) * row,
                      layout=None)  # fmt: skip
@@ -224,7 +226,7 @@ def duplicate_pairs(pairs: pd.DataFrame, classes: list[str], kind: str = "photo"
         for number, end in enumerate("ab"):
             label = each[f"label_{end}"]
             ax = photo_axes(fig, (left + number * (side + 0.06), top_edge), side, each[f"image_{end}"],
-                            short(each[f"title_{end}"], 20, lines=2))  # fmt: skip
+                            short(each[f"title_{end}"], 23, lines=3))  # fmt: skip
             colour = VERMILION if each["conflict"] else BLUE if label >= 0 else GREY
             ax.set_title(names[label] if label >= 0 else "test", fontsize=6.5, loc="left", pad=2, color=colour)
     title = f"{count(len(found), 'pair')} of {what} nearly the same, {found['across'].sum():,} across train and test"

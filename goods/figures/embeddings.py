@@ -87,7 +87,7 @@ def nearest_photos(rows: Sequence[pd.DataFrame], own: str = "class") -> Figure:
     """Products, one per row, each with those nearest to it: photos, classes and cosines.
 
     rows: of each product a table with cosine, class (a name, "" where it isn't known), title, image; itself first. A
-    neighbour of another class than the product's is red.
+    neighbour of another class than the product's is orange.
     """
     rows = [table for table in rows if len(table)]
     if not rows:
@@ -99,10 +99,10 @@ def nearest_photos(rows: Sequence[pd.DataFrame], own: str = "class") -> Figure:
         first = table["class"].iloc[0]
         for place, product in enumerate(table.itertuples()):
             corner = (gap + place * (side + gap) + (2 * gap if place else 0), 0.85 + line * row)
-            ax = photo_axes(fig, corner, side, product.image, short(product.title, 20, lines=2))
+            ax = photo_axes(fig, corner, side, product.image, short(product.title, 22, lines=3))
             name = table["class"].iloc[place]
             wrong = bool(place and first and name and name != first)
-            head = short(name or "test", 19)
+            head = short(name or "test", 22, lines=2)
             ax.set_title(head, fontsize=6.5, loc="left", pad=2, color=VERMILION if wrong else BLUE)
             if place:
                 ax.text(0.97, 0.03, digits(product.cosine), fontsize=6.5, ha="right", transform=ax.transAxes,

@@ -143,7 +143,7 @@ def reliability(labels: Sequence[int], outputs: dict[str, np.ndarray]) -> Figure
     top.legend(title="calibration error")
     first, last = next(iter(errors)), list(errors)[-1]
     finding = f"The probabilities are {digits(errors[last])} off on average"
-    return titled(fig, finding if first == last else f"{finding}, those of {first} {digits(errors[first])}")
+    return titled(fig, finding if first == last else f"{finding}; {first}: {digits(errors[first])}")
 
 
 @styled
@@ -177,7 +177,8 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     """How often the surest predictions are right, by the share of all that they are: what needs no person's look.
 
     curve: share, precision and its lower bound `low`, out of fold, the surest first. chosen: one row per wanted
-    precision (index): share accepted and precision, each fold under the thresholds of the other folds.
+    precision (index): share accepted and precision, each fold under the thresholds of the other folds, and the
+    threshold on all rows; where that is nan nothing new is accepted, and the row is not drawn.
     """
     if curve.empty:
         return nothing("There are no predictions to accept")
@@ -185,7 +186,7 @@ def acceptance(curve: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     settled = curve[curve["share"] >= 0.02]  # the first few rows say nothing yet
     ax.plot(settled["share"], settled["precision"], color=BLUE, label="precision")
     ax.fill_between(settled["share"], settled["low"], settled["precision"], color=BLUE, alpha=0.15, linewidth=0)
-    taken = chosen[chosen["share"] > 0]
+    taken = chosen[(chosen["share"] > 0) & chosen["threshold"].notna()]
     ax.plot(taken["share"], taken["precision"], "o", color=VERMILION)
     for near in _near_ones(taken["share"]):  # their labels below the curve, which ends there
         at = taken.loc[near, ["share", "precision"]]
@@ -228,7 +229,7 @@ def sureness(new: np.ndarray, known: np.ndarray, threshold: float) -> Figure:
     """
     if not len(new) or not len(known):
         return nothing("There are no predictions to compare")
-    ax, bins = new_figure().subplots(), np.linspace(0, 1, 21)
+    ax, bins = new_figure(8.0).subplots(), np.linspace(0, 1, 21)
     for values, color, name in ((known, BLUE, "training products, out of fold"), (new, VERMILION, "new products")):
         share = np.histogram(values, bins)[0] / len(values)
         ax.stairs(share, bins, color=color, linewidth=1.6, label=f"{name} ({digits(float(np.median(values)))})")
@@ -244,8 +245,10 @@ def sureness(new: np.ndarray, known: np.ndarray, threshold: float) -> Figure:
 
 
 @styled
-def prediction_balance(train_labels: Sequence[int], test_predictions: Sequence[int], classes: list[str]) -> Figure:
-    """Share of each class in train against its share among the test predictions.
+def prediction_balance(
+    train_labels: Sequence[int], test_predictions: Sequence[int], classes: list[str], what: str = "test predictions"
+) -> Figure:
+    """Share of each class in train against its share among the test predictions, or what else these are.
 
     train_labels: (n,), test_predictions: (m,) class indices. Of more than 40 classes the 40 that shift most.
     """
@@ -255,7 +258,7 @@ def prediction_balance(train_labels: Sequence[int], test_predictions: Sequence[i
     names, before, after = names_of(classes), train / train.sum(), test / test.sum()
     shift = np.abs(after - before)
     worst = int(shift.argmax())
-    shares = f"{percent(before[worst])} of train, {percent(after[worst])} of the test predictions"
+    shares = f"{percent(before[worst])} of train, {percent(after[worst])} of the {what}"
     title = f"{names[worst]} shifts most: {shares}" if shift[worst] >= 0.0005 else "Class shares are those of train"
     never = int(((test == 0) & (train > 0)).sum())
     title += f"; {count(never, 'class', 'classes')} never predicted" if never else ""
@@ -263,13 +266,13 @@ def prediction_balance(train_labels: Sequence[int], test_predictions: Sequence[i
     shown = chosen[np.argsort(-before[chosen], kind="stable")]
     ax, rows = new_figure(height=height_of(len(shown)) + 0.3).subplots(), np.arange(len(shown))
     ax.hlines(rows, before[shown], after[shown], color=GREY, linewidth=1.2)
-    ax.plot(before[shown], rows, "o", color=BLUE, markersize=6, label="train")
-    ax.plot(after[shown], rows, "D", color=VERMILION, markersize=4.5, label="test predictions")
-    what = "class" if len(shown) == len(classes) else f"{MAX_ROWS} of {len(classes)} classes, those that shift most"
-    name_rows(ax, [names[index] for index in shown], what)
+    ax.plot(before[shown], rows, "o", color=BLUE, markersize=6, label="train", clip_on=False)
+    ax.plot(after[shown], rows, "D", color=VERMILION, markersize=4.5, label=what, clip_on=False)
+    rows_of = "class" if len(shown) == len(classes) else f"{MAX_ROWS} of {len(classes)} classes, those that shift most"
+    name_rows(ax, [names[index] for index in shown], rows_of)
     ax.set_xlim(left=0)
     ax.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     ax.grid(True, axis="x")
-    ax.set_xlabel(f"share of products ({train.sum():,} in train, {test.sum():,} in test)")
+    ax.set_xlabel(f"share of products ({train.sum():,} in train, {test.sum():,} {what})")
     ax.legend()
     return titled(ax.figure, title)

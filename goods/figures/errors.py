@@ -12,6 +12,7 @@ from matplotlib.colors import Colormap, PowerNorm
 from matplotlib.figure import Figure
 
 from goods.data.photos import load_photo, open_upright
+from goods.figures.fonts import FONTS
 from goods.figures.style import (
     BLACK,
     BLUE,
@@ -52,7 +53,7 @@ def confusion_matrix(
     confusion = confusion_of(labels, predictions, classes)
     if not confusion.sum():
         return nothing("There are no predictions to compare")
-    names, size, support = names_of(classes, 22), len(classes), confusion.sum(axis=1, keepdims=True)
+    names, size, support = names_of(classes), len(classes), confusion.sum(axis=1, keepdims=True)
     title = f"No mistakes: {count(len(labels), 'prediction')}, all right"
     for given, taken in mistaken(confusion)[:1]:
         often = f"{confusion[given, taken]:,} of {support[given, 0]:,}"
@@ -118,7 +119,7 @@ def confused_pairs(labels: Sequence[int], predictions: Sequence[int], classes: l
     labels, predictions: (n,) class indices.
     """
     confusion = confusion_of(labels, predictions, classes)
-    names, support, shown = names_of(classes, 24), confusion.sum(axis=1), mistaken(confusion)[:top]
+    names, support, shown = names_of(classes, 26), confusion.sum(axis=1), mistaken(confusion)[:top]
     if not shown:
         return nothing("There are no mistakes" if confusion.sum() else "There are no predictions to compare")
     values, errors = np.array([confusion[pair] for pair in shown]), int(confusion.sum() - np.trace(confusion))
@@ -134,27 +135,27 @@ def confused_pairs(labels: Sequence[int], predictions: Sequence[int], classes: l
 
 
 @styled
-def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8) -> Figure:
+def worst_errors(frame: pd.DataFrame, classes: list[str], top: int = 8, what: str = "error") -> Figure:
     """Photos of the wrong predictions the model was surest of, with the given and the predicted class.
 
     frame: id, title, image (path or ""), label, prediction (class indices), probability (of the prediction, 0 to 1);
-    right predictions are passed over.
+    right predictions are passed over. `what` the title calls them, such as "doubtful label".
     """
     errors = frame[frame["label"] != frame["prediction"]].sort_values("probability", ascending=False, kind="stable")
     if errors.empty or top < 1:
         return nothing("There are no mistakes" if len(frame) else "There are no predictions to compare")
-    names, shown = names_of(classes, 21), errors.head(top)
+    names, shown = names_of(classes, 26), errors.head(top)
     across, side, gap, row = 4, 1.75, 0.2, 2.6
     fig = new_figure(across * (side + gap) + gap, 0.45 + -(-len(shown) // across) * row, layout=None)
     for place, error in enumerate(shown.itertuples()):
         corner = (gap + place % across * (side + gap), 0.85 + place // across * row)
         ax = photo_axes(fig, corner, side, photos_shown(error), short(error.title, 36, lines=2) or short(error.id))
         given, taken, sure = names[error.label], names[error.prediction], percent(error.probability)
-        ax.text(0, 1.12, f"given: {given}", color=BLUE, fontsize=7.5, transform=ax.transAxes)
-        ax.text(0, 1.03, f"predicted: {taken}", color=VERMILION, fontsize=7.5, transform=ax.transAxes)
+        ax.text(0, 1.12, f"given: {given}", color=BLUE, fontsize=6.5, transform=ax.transAxes)
+        ax.text(0, 1.03, f"predicted: {taken}", color=VERMILION, fontsize=6.5, transform=ax.transAxes)
         ax.text(0.98, 0.03, sure, color=VERMILION, fontsize=7.5, ha="right", bbox=LABEL_BOX, transform=ax.transAxes)
         if place == 0:
-            title = f"Surest of {count(len(errors), 'error')}: {given} taken for {taken} at {sure}"
+            title = f"Surest of {count(len(errors), what)}: {given} taken for {taken} at {sure}"
     return titled(fig, title)
 
 
@@ -172,8 +173,8 @@ def least_sure(frame: pd.DataFrame, top: int = 8) -> Figure:
     for place, product in enumerate(shown.itertuples()):
         corner = (gap + place % across * (side + gap), 0.85 + place // across * row)
         ax = photo_axes(fig, corner, side, product.image, short(product.title, 36, lines=2) or short(product.id))
-        ax.text(0, 1.12, short(product.first, 24), color=BLUE, fontsize=7.5, transform=ax.transAxes)
-        ax.text(0, 1.03, f"or {short(product.second, 21)}", color=GREY, fontsize=7.5, transform=ax.transAxes)
+        ax.text(0, 1.12, short(product.first, 30), color=BLUE, fontsize=7.5, transform=ax.transAxes)
+        ax.text(0, 1.03, f"or {short(product.second, 28)}", color=GREY, fontsize=7.5, transform=ax.transAxes)
         sure = percent(product.probability)
         ax.text(0.98, 0.03, sure, color=BLUE, fontsize=7.5, ha="right", bbox=LABEL_BOX, transform=ax.transAxes)
     first = next(shown.itertuples())
@@ -219,11 +220,12 @@ def _draw_words(ax: Axes, words: pd.DataFrame, shade: Colormap) -> None:
     """Words in lines of 79 letters, each on the shade of what it is worth; as many as the axes have lines for."""
     limit, x, y = max(0.01, words["lost"].abs().max() if len(words) else 0), 0.0, 0.0
     for word, lost in words[["word", "lost"]].itertuples(index=False):
-        shown = short(word, 30)
+        shown = short(word, 30) or "…"  # an emoji that no font here has
         if x + len(shown) > 79:
             x, y = 0.0, y + 1
         if y > 10:
             break
         box = {"facecolor": shade(0.5 + lost / limit / 2), "edgecolor": "none", "pad": 1.2, "alpha": 0.7}
-        ax.text(x, y, shown, fontsize=7.5, family="DejaVu Sans Mono", bbox=box, va="center")
+        ink = "white" if abs(lost) > 0.7 * limit else BLACK
+        ax.text(x, y, shown, fontsize=7.5, color=ink, family=["DejaVu Sans Mono", *FONTS], bbox=box, va="center")
         x += len(shown) + 1.2

@@ -43,20 +43,21 @@ def script_of(letter: str) -> str:
 def written(text: str) -> str:
     """The text as it can be drawn here: a font that has its letters is looked for, and what none has is replaced.
 
-    Korean and Japanese syllables become Latin letters, everything else a box for each run.
+    Korean and Japanese syllables become Latin letters, emoji fall away, everything else is a box for each run.
     """
     if all(ord(letter) in drawable() for letter in text):
         return text
     lost = {letter for letter in text if ord(letter) not in drawable()}
     for script in sorted({script_of(letter) for letter in lost}):
         _look_for_font(script, frozenset(letter for letter in lost if script_of(letter) == script))
-    return re.sub("□+", "□", "".join(c if ord(c) in drawable() else latin(c) for c in text))
+    shown = re.sub("□+", "□", "".join(c if ord(c) in drawable() else latin(c) for c in text))
+    return " ".join(shown.split())  # without the spaces around an emoji that has fallen away
 
 
 def latin(letter: str) -> str:
-    """A syllable in Latin letters, by its Unicode name; a box for what isn't one."""
-    if letter in KATAKANA_SIGNS:
-        return KATAKANA_SIGNS[letter]
+    """A syllable in Latin letters, by its Unicode name; nothing for an emoji, which only adorns; else a box."""
+    if letter in KATAKANA_SIGNS or script_of(letter) == "emoji":
+        return KATAKANA_SIGNS.get(letter, "")
     name = unicodedata.name(letter, "")
     found = re.match(r"(?:HANGUL SYLLABLE|(?:HIRAGANA|KATAKANA) LETTER(?: SMALL)?) (\w+)$", name)
     return found[1].lower() if found else "□"
@@ -76,8 +77,10 @@ def _look_for_font(script: str, letters: frozenset[str]) -> None:
 
 @functools.cache
 def _say_missing(called: str, font: str, package: str) -> None:
-    what = called if called == "emoji" else f"{called} letters"
-    print(f"The fonts here lack {what} of some names, so figures show others in their place; install {font} "
+    what, instead = f"{called} letters", "show others in their place"
+    if called == "emoji":
+        what, instead = called, "leave them out"
+    print(f"The fonts here lack {what} of some names, so figures {instead}; install {font} "
           f"(Debian, Ubuntu: {package}) and draw again.", flush=True)  # fmt: skip
 
 

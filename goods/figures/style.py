@@ -99,21 +99,22 @@ def clean(value: object) -> str:
     return written("".join(kept))
 
 
-def short(value: object, width: int = 28, lines: int = 1) -> str:
+def short(value: object, width: int = 30, lines: int = 1) -> str:
     """A name to put into a figure: cleaned, cut with an ellipsis, in at most `lines` lines, `$` kept from mathtext."""
     text = clean(value)
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)  # these take the room of two letters
-    width = max(2, width * len(text) // max(1, len(text) + wide))
+    wide += 0.25 * max(0, sum(map(str.isupper, text)) - len(text) // 4)  # a few capitals are room enough for
+    width = max(2, int(width * len(text) / max(1, len(text) + wide)))
     rows = textwrap.wrap(text, width, max_lines=lines, placeholder="…") if lines > 1 else [text]
     rows = [row if len(row) <= width else row[: width - 1].rstrip() + "…" for row in rows]
     return "\n".join(rows).replace("$", r"\$")
 
 
-def names_of(classes: Sequence[str], width: int = 28) -> list[str]:
-    """The names of all classes, short enough for a figure."""
+def names_of(classes: Sequence[str], width: int = 30, lines: int = 1) -> list[str]:
+    """The names of all classes, short enough for a figure, in at most so many lines of so many letters."""
     # A name of which only boxes are left says nothing: its index does.
     said = [any(c.isalnum() for c in clean(name)) for name in classes]
-    return [short(name, width) if said[index] else f"class {index}" for index, name in enumerate(classes)]
+    return [short(name, width, lines) if said[index] else f"class {index}" for index, name in enumerate(classes)]
 
 
 def counts_of(labels: Sequence[int], classes: Sequence[str]) -> np.ndarray:

@@ -186,7 +186,8 @@ def doubted_share(issues: pd.DataFrame, rows: int) -> str:
     """How many of the labels are in doubt, and which way most often; issues: given, suggested, one at least."""
     ways = (issues["given"] + " → " + issues["suggested"]).value_counts()
     share = percent(len(issues) / rows)
-    return f"{len(issues):,} of {rows:,} labels ({share}), most often {ways.index[0]} ({ways.iloc[0]:,})"
+    often = f"most often {ways.index[0]} ({ways.iloc[0]:,})" if ways.iloc[0] > 1 else f"such as {ways.index[0]}"
+    return f"{len(issues):,} of {rows:,} labels ({share}), {often}"
 
 
 def shift(auc: float, drivers: pd.DataFrame, other: str = "the test set") -> str:
@@ -226,9 +227,9 @@ def trust(pairs: pd.DataFrame, noise: float, auc: float, shared: pd.DataFrame) -
     if noise >= 0.1:
         labels = "so either many are wrong, or words tell these classes badly"
     like = "is like" if auc < 0.55 else "is a little unlike" if auc < 0.65 else "is unlike"
-    together = "group_by or group_column keeps such in one fold" if leak else "the folds leak nothing"
+    together = "group_by or group_column would keep such products in one fold" if leak else "the folds leak nothing"
     return [
         f"words contradict {percent(noise)} of the labels, {labels}; {differ:,} pairs of near-copies have two classes.",
-        f"the test set {like} the training set (AUC {digits(auc)}), and {across:,} pairs of near-copies lie across.",
+        f"the test set {like} the training set (AUC {digits(auc)}); {across:,} pairs of near-copies lie across both.",
         f"{count(leak, 'product shares', 'products share')} something with another fold: {together}.",
     ]

@@ -42,8 +42,8 @@ def known_already(cosines: Sequence[float]) -> str:
     cosines = np.asarray(cosines, dtype=float)
     same, near = int((cosines >= 0.9999).sum()), int((cosines >= 0.99).sum())
     half = f"half have one at {digits(float(np.median(cosines)))} or more"
-    return (f"{same:,} of {len(cosines):,} test products have a training product with the same embedding, {near:,} one "
-            f"at a cosine of .990 or more; {half}.")  # fmt: skip
+    return (f"{same:,} of {len(cosines):,} test products have a training product with the same embedding, {near:,} "
+            f"have one at a cosine of .990 or more; {half}.")  # fmt: skip
 
 
 def labelled(table: pd.DataFrame) -> str:
@@ -55,7 +55,7 @@ def labelled(table: pd.DataFrame) -> str:
         if never
         else "; it is sure enough of each class"
     )
-    return (f"{table['kept'].sum():,.0f} test products are labelled for an average fold, most of them {most} "
+    return (f"{table['kept'].sum():,.0f} test products are labelled for an average fold, the most of class {most} "
             f"({table['kept'].max():,.0f}){rest}.")  # fmt: skip
 
 
@@ -109,8 +109,8 @@ def least(table: pd.DataFrame) -> str:
 def submitted(named: pd.DataFrame) -> str:
     """How sure the rows of a submission are; named: goods.ensemble.submission.named_classes."""
     sure = named["probability"]
-    half = f"Half of the rows have a probability of {digits(sure.median())} or more"
-    return f"{half}, {(sure < 0.5).sum():,} less than .500."
+    half = f"half of the rows have a probability of {digits(sure.median())} or more"
+    return f"{half}; {(sure < 0.5).sum():,} have less than .500."
 
 
 def answered(statuses: pd.Series) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from goods.findings.of_goods import doubted_share
 from goods.metrics import METRICS, calibration_error
-from goods.words import count, digits, duration, joined, percent, span
+from goods.words import count, digits, duration, joined, percent, signed, span
 
 # One fold ------------------------------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ def outputs(scores: Mapping[str, Mapping[str, float]], metric: str) -> str:
     values = {name: float(of[metric]) for name, of in scores.items()}
     if len(values) < 2:
         name, value = next(iter(values.items()))
-        return f"{name.capitalize()} alone: {by.shown_as} {digits(value)}."
+        return f"There is one output, {name}: {by.shown_as} {digits(value)}."
     alone = {name: value for name, value in values.items() if name != "fused"}
     best = max(alone, key=lambda name: by.sign * alone[name])
     gain = by.sign * (values.get("fused", alone[best]) - alone[best])
@@ -136,8 +136,11 @@ def why(probabilities: Mapping[str, float], words: pd.DataFrame) -> str:
     lost = {what.removeprefix("without "): probabilities["all"] - value for what, value in probabilities.items()
             if what != "all"}  # fmt: skip
     rests = max(lost, key=lambda name: lost[name]) if lost else ""
-    strongest = words.loc[words["lost"].idxmax()] if len(words) else None
-    word = f" The strongest word is “{strongest['word']}” ({digits(float(strongest['lost']))})." if len(words) else ""
+    word = ""
+    if len(words):
+        strongest = words.loc[words["lost"].abs().idxmax()]
+        way = "for" if strongest["lost"] > 0 else "against"
+        word = f" The strongest word, “{strongest['word']}”, speaks {way} it ({signed(float(strongest['lost']))})."
     return f"Without the {rests} {digits(lost[rests])} of its probability is gone.{word}" if lost else word.strip()
 
 
@@ -183,15 +186,20 @@ def ways(table: pd.DataFrame, metric: str) -> str:
 
 
 def added(table: pd.DataFrame) -> str:
-    """Which member adds beyond noise, and which doesn't; table: gain and its interval by member."""
+    """Which member adds beyond noise, which takes away, and which would hardly be missed; table: gain and its interval
+    by member."""
     if "gain_low" not in table:
         return ""
-    sure = [str(name) for name, row in table.iterrows() if row["gain_low"] > 0]
-    rest = [str(name) for name in table.index if str(name) not in sure]
-    said = (
-        f"{joined(sure)} add{'s' * (len(sure) == 1)} beyond noise" if sure else "No member adds anything beyond noise"
-    )
-    return f"{said}; leaving out {joined(rest)} would hardly be seen." if sure and rest else f"{said}."
+    adds, takes = table["gain_low"] > 0, table["gain_high"] < 0
+    sure, against, rest = ([str(name) for name in table.index[of]] for of in (adds, takes, ~adds & ~takes))
+    said = ["beyond noise, no member adds anything"]
+    if sure:
+        said = [f"beyond noise, {joined(sure)} add{'s' * (len(sure) == 1)} to the whole"]
+    if against:
+        said.append(f"{joined(against)} take{'s' * (len(against) == 1)} from it")
+    if sure and rest:
+        said.append(f"leaving out {rest[0] if len(rest) == 1 else f'one of {joined(rest)}'} would hardly be seen")
+    return f"{'; '.join(said)}."
 
 
 def gained(table: pd.DataFrame) -> str:
@@ -213,16 +221,21 @@ def believed(labels: np.ndarray, before: np.ndarray, after: np.ndarray) -> str:
     return f"Calibration took the error from {digits(was)} to {digits(now)}; it is {how} ({100 * gap:+.1f} points)."
 
 
-def accepted(table: pd.DataFrame, wanted: float = 0.95) -> str:
+def accepted(table: pd.DataFrame) -> str:
     """How many need no look, and at what precision none can be promised; table: goods.accept.acceptance_table."""
-    near = min(table.index, key=lambda each: abs(each - wanted))
-    row = table.loc[near]
-    none = [f"{100 * each:g} %" for each, share in table["share"].items() if not share]
-    never = f" At {joined(none)} nothing can be promised." if none else ""
-    if not row["share"]:
-        return f"No threshold promises {100 * near:g} %: every prediction needs a look."
+    near, none = _promised(table), table.index[table["threshold"].isna()]
+    if near is None:
+        return f"No threshold promises even {100 * min(table.index):g} %: every prediction needs a look."
+    row, never = table.loc[near], joined([f"{100 * each:g} %" for each in none])
+    never = f" At {never} nothing can be promised: no threshold holds on all rows." if len(none) else ""
     return (f"At {100 * near:g} % wanted, {percent(row['share'])} need no look and {percent(row['precision'])} of them "
             f"are right; {percent(1 - row['share'])} go to a person.{never}")  # fmt: skip
+
+
+def _promised(table: pd.DataFrame, wanted: float = 0.95) -> float | None:
+    """The precision next to the wanted one at which something is accepted; None where nothing is at any."""
+    held = table.index[table["threshold"].notna() & (table["share"] > 0)]
+    return min(held, key=lambda each: abs(each - wanted), default=None)
 
 
 def found(labels: np.ndarray, logits: np.ndarray, classes: Sequence[str]) -> str:
@@ -236,8 +249,8 @@ def found(labels: np.ndarray, logits: np.ndarray, classes: Sequence[str]) -> str
     area = {int(k): average_precision_score(labels == k, probabilities[:, k]) for k in present}
     low = [k for k in area if area[k] < 0.9]
     worst = min(area, key=lambda k: area[k])
-    return (f"{len(low)} of {len(area)} classes have an average precision below .900; {classes[worst]} is lowest "
-            f"({digits(area[worst])}).")  # fmt: skip
+    below = f"{len(low)} of {len(area)} classes have" if low else f"none of {len(area)} classes has"
+    return f"{below} an average precision below .900; {classes[worst]} is lowest ({digits(area[worst])})."
 
 
 def doubts(issues: pd.DataFrame, rows: int) -> str:
@@ -252,14 +265,16 @@ def doubted(issues: pd.DataFrame) -> str:
     if issues.empty:
         return ""
     given = issues["given"].value_counts()
+    if given.iloc[0] == 1 < len(issues):
+        return f"Each of the {len(issues)} shown is given as another class."
     return f"Of the {len(issues)} shown, {count(int(given.iloc[0]), 'is', 'are')} given as {given.index[0]}."
 
 
 def refitted(metrics: Mapping[str, Any], folds: pd.DataFrame, metric: str) -> list[str]:
     """The answer of refit.ipynb; metrics: of the refit; folds: a row of scores per fold."""
-    choice, scores = metrics["made_from"].get("choice") or "the end, as the folds", folds[metric]
+    choice, scores = metrics["made_from"].get("choice") or "the end, as the folds were", folds[metric]
     return [
-        f"one model of {metrics['rows']:,} rows, trained to {choice}. It has no score of its own;",
+        f"one model of {metrics['rows']:,} rows, trained to {choice}; it has no score of its own.",
         f"expect the {METRICS[metric].shown_as} of the folds, {digits(scores.mean())} on average "
         f"({span(scores.tolist(), digits)}).",
     ]
@@ -269,10 +284,14 @@ def together(
     scores: Mapping[str, float], rows: int, metric: str, wanted: pd.DataFrame, issues: pd.DataFrame
 ) -> list[str]:
     """The answer of ensemble.ipynb."""
-    by, row = METRICS[metric], wanted.loc[min(wanted.index, key=lambda each: abs(each - 0.95))]
+    by, near = METRICS[metric], _promised(wanted)
+    look = "each of such products needs a person's look."
+    if near is not None:
+        share = percent(wanted.loc[near, "share"])
+        look = f"{share} of such products need no person's look, if {100 * near:g} % right is enough."
     return [
         f"{by.shown_as} {digits(scores[metric])} out of fold on {rows:,} products; that is what to expect of new ones.",
-        f"{percent(row['share'])} of such products need no person's look, if 95 % right is enough.",
+        look,
         f"{count(len(issues), 'label is', 'labels are')} worth another look before anything else is tuned.",
     ]
 

@@ -228,7 +228,7 @@ def test_the_notebook(server: LanguageModel, sample: Sample, tmp_path: Path) -> 
              "llm_model": "mini", "llm_base_url": f"{server.url}/v1"}  # fmt: skip
     done = papermill("notebooks/compress_text.ipynb", tmp_path / "done.ipynb", *arguments(**given))
     assert done.status == 0, done.stderr
-    assert len(done.pictures()) == 2 and "share of the texts that fit in" in done.printed()
+    assert len(done.pictures()) == 2 and "Share of the texts that fit in" in done.said()
     assert not re.search(r"Warning\b|Traceback", done.printed())
     assert {f.name for f in (tmp_path / "demo" / "compressed").iterdir()} >= {"train.csv", "test.csv", "report.json"}
     assert KEY not in (tmp_path / "done.ipynb").read_text()

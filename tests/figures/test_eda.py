@@ -80,6 +80,7 @@ def test_photo_sizes_finds(sizes, modes, finding, tmp_path):
     photos = pd.DataFrame(sizes, columns=["width", "height"]).assign(mode=modes)
     fig = photo_sizes(photos)
     assert title(fig) == finding
+    assert len(fig.axes) == len({*modes})  # of one mode alone no bars
     check_drawn(fig, tmp_path / "photos.png")
 
 

@@ -48,6 +48,9 @@ def test_prediction_balance_finds_the_largest_shift():
     np.testing.assert_allclose(train.get_xdata(), [0.5, 0.4, 0.1])
     np.testing.assert_allclose(test.get_xdata(), [0.8, 0.2, 0.0])
     assert title(prediction_balance([0, 1], [1, 0], CLASSES[:2])) == "Class shares are those of train"
+    fig = prediction_balance([0, 1], [1, 1, 1], CLASSES[:2], what="pseudo-labels")
+    assert "of the pseudo-labels" in title(fig)
+    assert fig.axes[0].get_xlabel() == "share of products (2 in train, 3 pseudo-labels)"
 
 
 def guesses(count=400, classes=3, seed=0):
@@ -64,7 +67,7 @@ def test_reliability_tells_honest_from_boastful(tmp_path):
     legend = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
     before, after = (float(text.rpartition("(")[2].rstrip(")")) for text in legend)
     assert after < 0.03 < 0.1 < before
-    assert title(fig) == f"The probabilities are {legend[1][-5:-1]} off on average, those of before {legend[0][-5:-1]}"
+    assert title(fig) == f"The probabilities are {legend[1][-5:-1]} off on average; before: {legend[0][-5:-1]}"
     check_drawn(fig, tmp_path / "f.png")
     assert title(reliability([], {})) == "There are no predictions to judge"
 
@@ -121,12 +124,14 @@ def test_the_map_says_how_pure_neighbourhoods_are():
 def test_acceptance_finds_what_needs_no_look(tmp_path):
     share = np.linspace(0.01, 1, 100)
     curve = pd.DataFrame({"share": share, "precision": 1 - share / 5, "low": 0.98 - share / 5})
-    chosen = pd.DataFrame({"share": [0.5, 0.25, 0.0], "precision": [0.91, 0.96, np.nan]}, index=[0.9, 0.95, 0.99])
+    rows = {0.9: (0.5, 0.91, 0.6), 0.95: (0.25, 0.96, 0.8), 0.98: (0.2, 0.97, np.nan), 0.99: (0.0, np.nan, np.nan)}
+    chosen = pd.DataFrame.from_dict(rows, orient="index", columns=["share", "precision", "threshold"])
     fig = acceptance(curve, chosen)
     assert title(fig) == "At a wanted precision of 95 %, 25 % need no look, and 96 % of them are right out of fold"
     assert [text.get_text() for text in fig.axes[0].texts] == ["95 %", "90 %"]
     check_drawn(fig, tmp_path / "acceptance.png")
     near = pd.DataFrame({"share": [0.99, 0.98, 0.9], "precision": [0.962, 0.968, 0.991]}, index=[0.9, 0.95, 0.98])
+    near["threshold"] = 0.5
     assert [text.get_text() for text in acceptance(curve, near).axes[0].texts] == ["98 %", "90, 95 %"]
     assert title(acceptance(curve, chosen.tail(1))) == "All accepted, 80 % are right; too few to promise more"
     assert title(acceptance(curve.head(0), chosen)) == "There are no predictions to accept"

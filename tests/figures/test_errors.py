@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from drawn import CLASSES, LABELS, PREDICTIONS, check_drawn, names, products, texts, title
@@ -59,6 +61,21 @@ def test_worst_errors_come_surest_first():
     assert [row[0] for row in shown] == ["given: All Beauty", "given: Beauty", "given: Beauty"]
     right = frame[frame["label"] == frame["prediction"]]
     assert title(worst_errors(right, CLASSES)) == "There are no mistakes"
+
+
+def test_worst_errors_are_called_what_they_are():
+    frame = products(1, 1).assign(label=0, prediction=1, probability=0.9)
+    assert title(worst_errors(frame, CLASSES, what="doubtful label")).startswith("Surest of 1 doubtful label: Books")
+
+
+def test_long_names_of_classes_stay_whole_and_beside_each_other():
+    classes = ["Tools & Home Improvement", "Cell Phones & Accessories"]
+    frame = products(4, 2).assign(prediction=[1, 0, 1, 0], probability=0.9)
+    fig = worst_errors(frame, classes)
+    shown = [text for ax in fig.axes for text in ax.texts if text.get_text().startswith("predicted")]
+    assert [text.get_text() for text in shown[:2]] == [f"predicted: {name}" for name in reversed(classes)]
+    boxes = [text.get_window_extent() for text in shown]
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_least_sure_shows_the_two_classes_they_lie_between(tmp_path):

@@ -80,6 +80,12 @@ def test_what_no_font_has_is_put_into_latin_letters_or_a_box_and_said_once(capsy
     assert capsys.readouterr().out.strip() == HINT.format("Thai", "Noto Sans Thai", "fonts-noto-core")
 
 
+def test_an_emoji_that_no_font_has_falls_away_with_its_space(capsys: pytest.CaptureFixture) -> None:
+    assert [short(name) for name in ("Cup 🎁", "🎁 Cup 👍🏽 red", "🎁", "Cup 😀")] == ["Cup", "Cup red", "", "Cup 😀"]
+    said = "The fonts here lack emoji of some names, so figures leave them out; "
+    assert capsys.readouterr().out.strip() == said + "install Symbola (Debian, Ubuntu: fonts-symbola) and draw again."
+
+
 def test_arabic_and_the_older_emoji_need_no_other_font(capsys: pytest.CaptureFixture) -> None:
     assert (short("مرحبا"), short("😀")) == ("مرحبا", "😀")
     assert capsys.readouterr().out == ""

@@ -55,6 +55,14 @@ def test_without_patches_the_photo_is_shown_alone(turned: str) -> None:
     assert [text.get_text() for text in drawn("", None).axes[0].texts] == ["no photo"]
 
 
+@pytest.mark.filterwarnings("error:Glyph")
+def test_words_are_drawn_in_letters_that_the_narrow_font_lacks(tmp_path: Path) -> None:
+    words = pd.DataFrame({"word": ["Cup", "😀", "🎁", "ღ"], "lost": [0.1, 0.2, 0.3, 0.1]})
+    fig = occlusion("", None, words, PROBABILITIES, "Tea")
+    assert [text.get_text() for text in fig.axes[1].texts] == ["Cup", "😀", "…", "ღ"]
+    fig.savefig(tmp_path / "words.png")
+
+
 def test_the_title_says_what_is_left() -> None:
     title = drawn("", None).get_suptitle().replace("\n", " ")
     assert title == "Tea with probability .900: .400 without image and .700 without text"

@@ -68,7 +68,7 @@ def test_nothing_to_show(classes, tmp_path):
 def test_names_are_kept_from_mathtext_and_shortened():
     (ax,) = class_balance([0, 0, 1, 2, 3], ["$a$ $b$", "_x", "y" * 50, "🪭🪭"]).axes
     drawn = [label._preprocess_math(label.get_text()) for label in ax.get_yticklabels()]
-    assert drawn == [("$a$ $b$", False), ("_x", False), ("y" * 27 + "…", False), ("class 3", False)]
+    assert drawn == [("$a$ $b$", False), ("_x", False), ("y" * 29 + "…", False), ("class 3", False)]
 
 
 def test_any_photo(tmp_path):
@@ -142,6 +142,12 @@ def test_a_notebook_shows_each_figure_once_and_keeps_its_own_plots(tmp_path):
 
 def test_titles_are_shown_as_people_read_them():
     assert short("Men &amp; Women") == "Men & Women"
+
+
+def test_capitals_take_more_room_than_small_letters():
+    assert short("conan structure sweater", 23) == "conan structure sweater"
+    assert short("CONAN STRUCTURE SWEATER", 23, lines=2) == "CONAN STRUCTURE\nSWEATER"
+    assert short("Tools & Home Improvement", 24) == "Tools & Home Improvement"
 
 
 def test_several_photos_of_a_product_are_shown_in_a_grid(tmp_path):
