@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +144,9 @@ def test_a_run_that_does_not_fit_is_not_pushed(kaggle: Kaggle, sample: Any) -> N
     assert "this session may take 3.0: it ends when they do" in push.quota_notes(3.0)[0]
     linear = defaults | {"config": "params/linear.yaml"}
     assert push.check_plan(linear, MACHINES["NvidiaL4"], 12) == ["no plan was made: kind linear has none"]
+    for more in ({"extra_embeddings": "models/none"}, {"kind": "embeddings", "embeddings_files": "models/none.npz"}):
+        said = push.check_plan(defaults | {"settings": settings | more}, MACHINES["NvidiaTeslaT4"], 12)
+        assert re.match(r"no plan was made: .*none(\.npz|/config\.json) is not here", said[0])
     with pytest.raises(GoodsError, match="doesn't fit one T4"):
         push.check_plan(defaults | {"settings": settings | {"hidden_dim": 10_000_000}}, MACHINES["NvidiaTeslaT4"], 12)
     with pytest.raises(GoodsError, match=r"a session ends after 9 .*set max_hours to 8\.5 or less"):
