@@ -155,6 +155,7 @@ class Job:
             raise GoodsError(f"{self.out} has no ending: goods.catalogue fills a folder; for a file, .parquet or .csv")
         files, facts = Outputs(self.out), self.facts
         if done := check_free(files, facts):
+            shutil.rmtree(files.parts, ignore_errors=True)  # left by a call that was cut off at its very end
             return done
         files.parts.mkdir(parents=True, exist_ok=True)
         with held(files.parts / "held.lock", str(self.out), [files.parts]):
@@ -294,7 +295,9 @@ def check_free(files: Outputs, facts: dict[str, Any]) -> dict[str, Any]:
     summary = done.pop("summary", {})
     if files.out.exists() and done == facts:
         return summary
-    for path, before in ((files.out, done), (files.parts, begun)):
+    # Parts are begun only where no file is: one without a record beside them is theirs, cut off before it was said.
+    made = begun if begun == facts and not files.record.exists() else done
+    for path, before in ((files.out, made), (files.parts, begun)):
         if path.exists() and before != facts and not (path == files.parts and not before):
             raise other_job(path, before, facts)
     return {}

@@ -17,6 +17,7 @@ from odd_photos import cut, encoded
 
 from goods.classify import Outputs, named_paths, result_table
 from goods.errors import ParameterError
+from goods.files import write_json
 from goods.predictor import Predictor
 from goods_utils import main
 
@@ -147,6 +148,26 @@ def test_a_killed_call_goes_on_to_the_same_bytes(predict, killed_after, tmp_path
     killed_after(0)
     assert predict(out=str(path)).status == 0  # done already
     assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("then", ["write_json", "shutil.rmtree"])
+def test_a_call_that_is_killed_when_its_file_is_there_goes_on(predict, tmp_path: Path, monkeypatch, then: str) -> None:
+    """Before it is written what the file was made from, or before the parts are removed."""
+    files, joined = Outputs(tmp_path / "predictions.parquet"), []
+
+    def dying_once_joined(*given: object, **named: object) -> None:
+        if files.out.exists() and not joined:
+            joined.append(files.out.read_bytes())
+            raise KeyboardInterrupt
+        return call(*given, **named)
+
+    call = shutil.rmtree if then == "shutil.rmtree" else write_json
+    monkeypatch.setattr(f"goods.classify.{then}", dying_once_joined)
+    with pytest.raises(KeyboardInterrupt):
+        predict()
+    assert files.parts.exists() and files.record.exists() == (then == "shutil.rmtree")
+    assert predict().status == 0
+    assert files.out.read_bytes() == joined[0] and files.record.exists() and not files.parts.exists()
 
 
 def test_a_file_of_another_job_is_not_written_over(predict, refused, sample: Sample, tmp_path: Path) -> None:
