@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/five_hundred_kills.py [--kills 500] [--minutes 60] [--seed 0]
 
-On demand, since it takes about half an hour of a core. The whole road of a tuned dual encoder and of a linear run:
+On demand, since it takes ten minutes or more of a core. The whole road of a tuned dual encoder and of a linear run:
 photos and tables read, embeddings cached, two folds trained with a state saved after every step, the ensemble, the
 submission, and the prediction of a table by the finished run. Each kill falls into a step chosen at random, at a
 random moment of it; the same call is then given again, until it gets to its end, and what it leaves is compared with
