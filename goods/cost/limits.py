@@ -21,7 +21,7 @@ READ_AHEAD = 2  # batches, by each of them
 HELD_PREDICTIONS = 3  # at once, at least: of three outputs, of three costs that are tried, before and after calibration
 
 
-def refuse_too_large(p: Params, large: dict[str, int], counted: str, sides: tuple[str, ...] = ()) -> None:
+def refuse_too_large(p: Params, large: dict[str, int], counted: str, sides: tuple[str, ...] | None) -> None:
     """Raises GoodsError where a run takes more memory than there is; `large`: what is unusual of it.
 
     counted: what computes its predictions, "training" (of `sides` of a product), "embedding", "texts" or "heads"; ""
@@ -62,7 +62,7 @@ def held(p: Params, counted: str) -> int:
     return predictions + workers * (WORKER_BYTES + READ_AHEAD * batch)
 
 
-def computing(p: Params, counted: str, sides: tuple[str, ...]) -> int:
+def computing(p: Params, counted: str, sides: tuple[str, ...] | None) -> int:
     """Bytes that a device needs to compute predictions; see refuse_too_large."""
     precision = pick_precision(p.mixed_precision)
     further = measure_further(p, precision) if counted in ("training", "embedding", "heads") else None
