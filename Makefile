@@ -39,11 +39,11 @@ lint: .venv/installed ## ruff, and notebooks without outputs
 	{ echo "notebooks are committed without outputs: $(PY) -m nbstripout --keep-id notebooks/*.ipynb"; exit 1; }
 
 # In an environment of its own: the project's can't be installed while its requirements and the lock contradict each other.
-lock: ## requirements.lock and kaggle_kernel/requirements.lock anew, for Python 3.11 to 3.13 on all systems
+lock: ## .ci/requirements.lock and kaggle_kernel/requirements.lock anew, for Python 3.11 to 3.13 on all systems
 	$(check-python)
 	@$(PYTHON) -m venv --clear build/lock && build/lock/bin/python $(PIP) uv==$(UV)
 	@build/lock/bin/uv $(LOCK) --custom-compile-command "make lock" --python build/lock/bin/python \
-	pyproject.toml --extra dev -o requirements.lock
+	pyproject.toml --extra dev -o .ci/requirements.lock
 	@build/lock/bin/uv $(LOCK) --custom-compile-command "make lock" --python build/lock/bin/python \
 	kaggle_kernel/requirements.txt -o kaggle_kernel/requirements.lock
 
@@ -95,11 +95,11 @@ define check-python
 { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not that; name one: make ... PYTHON=python3.12" >&2; exit 1; }
 endef
 
-.venv/installed: requirements.txt requirements.lock pyproject.toml
+.venv/installed: requirements.txt .ci/requirements.lock pyproject.toml
 	$(check-python)
 	@$(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "Installing into .venv; the first time this takes some minutes."
-	@$(PY) $(PIP) -e ".[dev]" -c requirements.lock
+	@$(PY) $(PIP) -e ".[dev]" -c .ci/requirements.lock
 	@$(PY) $(COMPILE) .venv/lib > /dev/null || true
 	@touch $@
 

@@ -180,7 +180,7 @@ def joined() -> Any:
     try:
         import ray
     except ImportError:
-        raise GoodsError("--engine ray needs the package ray: pip install -e '.[ray]'") from None
+        raise GoodsError("--engine ray needs the package ray: pip install -r requirements-ray.txt") from None
     if not ray.is_initialized():
         os.environ.setdefault("RAY_worker_niceness", "0")  # of a cluster begun here: ray's own is 15
         ray.init(logging_level="WARNING", include_dashboard=False)

@@ -14,6 +14,7 @@ from goods.files import ROOT
 
 MOST_ENTRIES = 22  # of the root: what a newcomer sees first
 KAGGLE = ROOT / "kaggle_kernel"
+LOCK = ROOT / ".ci" / "requirements.lock"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -42,8 +43,8 @@ def test_the_root_is_a_page_to_read() -> None:
 @pytest.mark.parametrize(
     ("pinned", "lock"),
     [
-        (requirements(ROOT / "requirements.txt"), ROOT / "requirements.lock"),
-        (PROJECT["project"]["optional-dependencies"]["dev"], ROOT / "requirements.lock"),
+        (requirements(ROOT / "requirements.txt"), LOCK),
+        (PROJECT["project"]["optional-dependencies"]["dev"], LOCK),
         (requirements(KAGGLE / "requirements.txt"), KAGGLE / "requirements.lock"),
     ],
     ids=["run", "dev", "kaggle"],
@@ -58,11 +59,13 @@ def test_each_requirement_stands_in_the_lock_with_its_version(pinned: list[str],
 
 def test_requirements_are_pinned_exactly() -> None:
     dev = PROJECT["project"]["optional-dependencies"]["dev"]
-    for requirement in (*requirements(ROOT / "requirements.txt"), *dev):
+    base, *of_ray = requirements(ROOT / "requirements-ray.txt")
+    assert base == "-r requirements.txt"
+    for requirement in (*requirements(ROOT / "requirements.txt"), *of_ray, *dev):
         assert re.fullmatch(r"[a-z0-9-]+==[\w.]+", requirement), requirement
 
 
-@pytest.mark.parametrize("lock", [ROOT / "requirements.lock", KAGGLE / "requirements.lock"], ids=["run", "kaggle"])
+@pytest.mark.parametrize("lock", [LOCK, KAGGLE / "requirements.lock"], ids=["run", "kaggle"])
 def test_a_lock_holds_no_address_and_no_path(lock: Path) -> None:
     text = lock.read_text(encoding="utf-8")
     assert not re.search(r"://|@|\bindex\b|--|/(?:tmp|home|root|usr)\b", text)
@@ -74,4 +77,4 @@ def test_every_install_takes_the_lock() -> None:
     assert len(installs) == 2
     assert all(line.endswith("requirements.lock") for line in installs)
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    assert environment["dependencies"][-1] == {"pip": ["-c requirements.lock", "-e ."]}
+    assert environment["dependencies"][-1] == {"pip": ["-c .ci/requirements.lock", "-e ."]}

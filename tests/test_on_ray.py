@@ -31,7 +31,9 @@ from goods_utils import main
 needs_ray = [
     pytest.mark.slow,
     pytest.mark.skipif("GOODS_SLOW" not in os.environ, reason="takes a minute or two: GOODS_SLOW=1 runs it"),
-    pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed: pip install -e '.[ray]'"),
+    pytest.mark.skipif(
+        not importlib.util.find_spec("ray"), reason="ray is not installed: pip install -r requirements-ray.txt"
+    ),
 ]
 COPIES, PARTS = 40, 105  # of the 42 products of test.csv; parts of sixteen
 
@@ -188,4 +190,4 @@ def test_options_without_meaning_are_refused(run: Run, sample: Sample, tmp_path:
     assert "--actors 2 has no meaning" in said("parts", "--actors", "2")
     assert "--actors 0 has no meaning" in said("parts", "--engine", "ray", "--actors", "0")
     monkeypatch.setitem(sys.modules, "ray", None)  # as where it isn't installed
-    assert "--engine ray needs the package ray: pip install -e '.[ray]'" in said("parts", "--engine", "ray")
+    assert "--engine ray needs the package ray: pip install -r requirements-ray.txt" in said("parts", "--engine", "ray")
