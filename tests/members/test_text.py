@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_predictions(make):
 
 @pytest.mark.slow
 def test_stopping_in_time_again_and_again_changes_nothing(make):
-    recipe = TEXT | {"num_epochs": 12}
+    recipe = TEXT | {"num_epochs": 4}
     whole = make(**recipe, run="whole")
     fit(whole)
     stopped = make(**recipe, run="stopped", max_hours=0.3 / 3600)
