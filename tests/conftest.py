@@ -211,6 +211,7 @@ def fit_in_stretches(p: Params) -> int:
     """Trains fold p.fold by the same call again and again, each stopped by max_hours; how often it was stopped."""
     stops, clock = 0, Ticking()
     with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("GOODS_STARTED", raising=False)  # of a pipeline that a test before has run in this process
         for module in ("goods.run", "goods.training.loop"):
             patched.setattr(f"{module}.time", clock)
         while not (p.run_dir / f"fold{p.fold}" / "metrics.json").is_file():
