@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -193,27 +194,15 @@ def put_together(p: Params, goods: Goods) -> Ensemble:
     return ensemble_run(p, goods)
 
 
-class Ticking:
-    """A clock on which 50 ms go by at each look at it, however busy the machine is."""
-
-    def __init__(self) -> None:
-        self.now = time.time()
-
-    def time(self) -> float:
-        self.now += 0.05
-        return self.now
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
-
-
 def fit_in_stretches(p: Params) -> int:
-    """Trains fold p.fold by the same call again and again, each stopped by max_hours; how often it was stopped."""
-    stops, clock = 0, Ticking()
+    """Trains fold p.fold by the same call again and again, each stopped by max_hours; how often it was stopped.
+
+    At each look at the clock 50 ms go by, however busy the machine is.
+    """
+    stops, clock = 0, count(time.time(), 0.05)
     with pytest.MonkeyPatch.context() as patched:
-        patched.delenv("GOODS_STARTED", raising=False)  # of a pipeline that a test before has run in this process
-        for module in ("goods.run", "goods.training.loop"):
-            patched.setattr(f"{module}.time", clock)
+        patched.setattr(time, "time", lambda: next(clock))
+        patched.delenv("GOODS_STARTED", raising=False)
         while not (p.run_dir / f"fold{p.fold}" / "metrics.json").is_file():
             with pytest.raises(SystemExit) as over:
                 fit(p)
