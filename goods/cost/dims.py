@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pandas as pd
 
 from goods.cost.empty import read_config
@@ -55,16 +57,17 @@ def columns_dim(p: Params) -> int:
     return columns.width if columns else 0
 
 
-def vectors_bytes(p: Params, dims: dict[str, int], rows: int) -> int:
+def vectors_bytes(p: Params, dims: dict[str, int], once: Collection[str], rows: int) -> int:
     """Bytes of the machine's memory for what the heads read of `rows` training products, where they learn from it.
 
-    Files of vectors stay as they were read. All training products stand there in fp32, and, unless a backbone under the
-    heads is tuned, once more as the parts that a fold learns from and is scored on.
+    dims: by where it comes from; once: the sides of a product that are embedded once. Files of vectors stay as they
+    were read. All training products stand there in fp32, and, unless a backbone under the heads is tuned, once more as
+    the parts that a fold learns from and is scored on.
     """
     files = [*_matrices(p), *([read_matrix(p.embeddings_files, p.id_column)] if p.embeddings_files else [])]
     stored = sum(values.nbytes for matrix in files for values in matrix.arrays.values())
-    held = 2 * sum(dims.values()) if p.tune == "head" else dims.get("extra", 0) + dims.get("columns", 0)
-    return stored + 4 * rows * held
+    held = sum(dim for name, dim in dims.items() if p.tune == "head" or name in ("extra", "columns", *once))
+    return stored + 4 * rows * held * (2 if p.tune == "head" else 1)
 
 
 def _matrices(p: Params) -> list[Matrix]:

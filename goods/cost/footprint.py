@@ -28,7 +28,7 @@ from goods.cost.empty import empty_encoder
 from goods.models.device import DTYPES
 from goods.models.encoders import SIDES, Encoder
 from goods.models.heads import GoodsClassifier, GoodsHeads
-from goods.models.tuning import block_rates, checkpoint_activations, halve_frozen, set_trainable
+from goods.models.tuning import block_rates, checkpoint_activations, fixed_sides, halve_frozen, set_trainable
 from goods.params import Params
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class Footprint:
     step_most: Counter[str]  # bytes by part, each at its own maximum
     evaluation: dict[str, int]
     evaluation_most: Counter[str]
-    embedding: int  # bytes per product in the cache, of the encoder itself
+    embedded: dict[str, int]  # of a product's sides those that are embedded once, with their dimensions
     flops: dict[str, float]  # per product
 
     @property
@@ -279,13 +279,17 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str, sides
         evaluation, *dims = count_embedding(fake_of(encoder), *_inputs(encoder, p, p.eval_batch_size, sides), dtype)
         model = GoodsClassifier(encoder, GoodsHeads(*dims, p, *further.values()))
         flops = {f"forward, {name}": evaluation.flops[name] / p.eval_batch_size for name in sides}
-        step = StepMeter()
+        step, side_dims = StepMeter(), dict(zip(SIDES, dims, strict=True))
+        fixed = sides if p.tune == "head" else fixed_sides(encoder.backbone, p, sides)
         if p.tune != "head":
             for module in model.modules():
                 if type(module) is nn.Dropout:
                     module.__class__ = CudaDropout
-            more = {name: torch.empty(micro, dim) for name, dim in further.items() if dim}
-            step = count_step(model, *_inputs(encoder, p, micro, sides), dtype, micro < p.batch_size, more)
+            given = further | {side: side_dims[side] for side in fixed}
+            more = {name: torch.empty(micro, dim) for name, dim in given.items() if dim}
+            read = [None if side in fixed else of
+                    for side, of in zip(SIDES, _inputs(encoder, p, micro, sides), strict=True)]  # fmt: skip
+            step = count_step(model, *read, dtype, micro < p.batch_size, more)
             flops |= {f"training, {name}": n / micro for name, n in step.flops.items()}
     trained = {name: parameter.shape for name, parameter in model.named_parameters() if parameter.requires_grad}
     return Footprint(
@@ -298,7 +302,7 @@ def measure_footprint(config: PretrainedConfig, p: Params, precision: str, sides
         step_most=step.most,
         evaluation=evaluation.peak,
         evaluation_most=evaluation.most,
-        embedding=4 * sum(dims),
+        embedded={side: side_dims[side] for side in fixed},
         flops=flops,
     )
 

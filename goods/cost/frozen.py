@@ -56,7 +56,7 @@ def measure_heads(p: Params) -> Footprint:
         step_most=step.most,
         evaluation=evaluation.peak,
         evaluation_most=evaluation.most,
-        embedding=0,
+        embedded={},
         flops={"heads": sum(step.flops.values()) / micro},
     )
 

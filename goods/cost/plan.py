@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -160,8 +160,8 @@ def plan_run(p: Params, gpu: str | None = None, products: int | None = None, sid
     memory, flops = footprint.phases(p), footprint.flops
     if further:
         memory, flops = memory | {FURTHER_TEXTS: further.memory}, flops | {FURTHER_TEXTS: further.flops}
-    vectors = vectors_bytes(p, footprint.dims, rows[0]) / GIB
-    hours = estimate_hours(p, flops, rows, card, precision)
+    vectors = vectors_bytes(p, footprint.dims, footprint.embedded, rows[0]) / GIB
+    hours = estimate_hours(p, flops, footprint.embedded, rows, card, precision)
     disk = estimate_disk(p, footprint, rows)
     return Plan(
         params=p,
@@ -298,25 +298,28 @@ def _smaller_batches(p: Params, footprint: Footprint, limit: float) -> dict[str,
 
 
 def estimate_hours(
-    p: Params, flops: dict[str, float], rows: tuple[int, int], gpu: Gpu, precision: str
+    p: Params, flops: dict[str, float], once: Collection[str], rows: tuple[int, int], gpu: Gpu, precision: str
 ) -> dict[str, float]:
-    """Hours of all folds by what they are spent on; empty for a card whose peak isn't known."""
+    """Hours of all folds by what they are spent on; empty for a card whose peak isn't known.
+
+    flops: per product. once: the sides of a product that are embedded once.
+    """
     peak = _peak(gpu, precision)
     if peak is None:
         return {}
     (train, test), folds, predicting = rows, len(p.chosen_folds), 1 if p.refit else len(p.chosen_folds)
     learned = (folds * (1 - 1 / p.n_folds) + p.refit) * p.num_epochs * train  # products, each as often as it is seen
-    forward = sum(n for name, n in flops.items() if name.startswith("forward"))
+    every = {name.removeprefix("forward, "): n for name, n in flops.items() if name.startswith("forward")}
+    forward = sum(n for side, n in every.items() if side not in once)  # of those that are read again and again
+    embedded = (train + test) * (sum(every.values()) - forward) + train * forward * bool(p.warm_start_epochs)
     work = {f"{FURTHER_TEXTS}, once": (train + test) * flops[FURTHER_TEXTS]} if FURTHER_TEXTS in flops else {}
+    work |= {"embeddings, once": embedded} if embedded else {}
     if HEADS in flops:
         work |= {HEADS: learned * flops[HEADS]}
-    elif p.tune == "head":
-        work |= {"embeddings, once": (train + test) * forward}
-    else:
+    elif p.tune != "head":
         step = sum(n for name, n in flops.items() if name.startswith("training"))
         validations = p.num_epochs + 1 + (4 if p.wise_ft else 0)
         twice = 2 if p.test_time_flip else 1
-        work |= {"embeddings, once": train * forward} if p.warm_start_epochs else {}
         work |= {
             "training": learned * step,
             "validation": folds * validations * train / p.n_folds * forward * twice,
@@ -340,11 +343,12 @@ def estimate_disk(p: Params, footprint: Footprint, rows: tuple[int, int]) -> dic
     scale = 8 * sum(footprint.dims.values())  # mean and standard deviation of each dimension
     state = footprint.optimizer(p) + 4 * footprint.trainable * (1 + bool(p.ema_decay) + p.soup + p.wise_ft)
     train, test = rows
-    embedded = train + test if p.tune == "head" else train if p.warm_start_epochs else 0
+    kept = sum(footprint.embedded.values())
+    warm = footprint.dims.get("image", 0) + footprint.dims.get("text", 0) - kept if p.warm_start_epochs else 0
     sizes = {
         "weights of all folds": (len(p.chosen_folds) + p.refit) * (2 * backbone + 4 * heads + scale),
         "states of a fold in training": 2 * state,
-        "embeddings": embedded * footprint.embedding + (train + test) * 4 * encoded_dim(p),
+        "embeddings": 4 * ((train + test) * (kept + encoded_dim(p)) + train * warm),
     }
     return {name: size / GB for name, size in sizes.items() if size}
 

@@ -53,10 +53,15 @@ class PhotoDataset(Dataset):
 
 
 class TensorsDataset(Dataset):
-    """Tensors of equal length, taken a whole batch at a time: one indexing instead of a thousand."""
+    """Tensors of equal length, taken a whole batch at a time: one indexing instead of a thousand.
+
+    Where texts are among them, lengths (n,) of their longest windows serve to put like with like.
+    """
 
     def __init__(self, **columns: torch.Tensor) -> None:
         self.columns = columns
+        ids = columns.get("input_ids")
+        self.lengths = None if ids is None else (ids != NO_TOKEN).sum(-1).amax(1)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))

@@ -26,6 +26,7 @@ from goods.models.encoders import SIDES, Encoder, load_encoder
 from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, heads_of, make_heads
 from goods.models.tuning import (
     checkpoint_activations,
+    fixed_sides,
     halve_frozen,
     load_trained,
     read_trained,
@@ -107,11 +108,14 @@ def _frozen(p: Params, fold: Fold, inputs: Inputs, sides: Sides) -> tuple[nn.Mod
 
 def _tuned(p: Params, fold: Fold, inputs: Inputs, sides: Sides) -> tuple[nn.Module, Chunks]:
     model = load(p, fold, sides)
-    inputs.will_decode(model.encoder.image_size)
-    inputs.will_add(p)
+    fixed = fixed_sides(model.encoder.backbone, p, sides)
+    inputs.will_embed(p, sides, fixed)
+    if "image" not in fixed:
+        inputs.will_decode(model.encoder.image_size)
 
     def chunks(products: pd.DataFrame) -> Iterator[TensorsDataset]:
-        return inputs.chunks(photo_dataset(p, model.encoder, products, sides, inputs=inputs), p)
+        dataset = dataset_of(p, model.encoder, products, sides, inputs)
+        return inputs.chunks(dataset, p) if isinstance(dataset, PhotoDataset) else iter([dataset])
 
     return model, chunks
 
@@ -131,9 +135,9 @@ def make_task(p: Params, goods: Goods, folds: pd.DataFrame, saved: dict[str, Ten
     targets = as_tensors(labels)
     columns = part.learn_columns(p)
     heads = heads_of(saved, p) if saved else first_heads(p, part, targets["train"], sides, columns)
-    model = make_classifier(p, heads, sides)
+    model, inputs = make_classifier(p, heads, sides), Inputs()
     of_train, of_valid = (
-        photo_dataset(p, model.encoder, rows, sides, targets[of], of == "train", further=columns) if len(rows) else None
+        dataset_of(p, model.encoder, rows, sides, inputs, targets[of], of == "train", columns) if len(rows) else None
         for rows, of in ((part.learned, "train"), (part.held_back, "valid"))
     )
     return Task(model, of_train, of_valid, part.learned["id"].to_numpy(), labels, sides, columns)
@@ -163,26 +167,29 @@ def make_classifier(p: Params, heads: GoodsHeads, sides: Sides = SIDES) -> Goods
     return classifier
 
 
-def photo_dataset(
+def dataset_of(
     p: Params,
     encoder: Encoder,
     table: pd.DataFrame,
-    sides: Sides = SIDES,
+    sides: Sides,
+    inputs: Inputs,
     labels: Tensor | None = None,
     train: bool = False,
-    inputs: Inputs | None = None,
     further: Columns | None = None,
-) -> PhotoDataset:
+) -> PhotoDataset | TensorsDataset:
     """Photos and token windows of a table's products as the classifier takes them, to train on changed at random.
 
-    Of a product's several photos one is drawn in training, else all are embedded, and the mean counts.
+    Of a product's several photos one is drawn in training, else all are embedded, and the mean counts. What a training
+    leaves as it is comes as embeddings, which are made once.
     """
-    columns = columns_of(table, further)
-    if "text" in sides:
+    fixed = fixed_sides(encoder.backbone, p, sides)
+    columns = columns_of(table, further) | inputs.embeddings(p, table, sides, fixed)
+    if "text" in sides and "text" not in fixed:
         columns["input_ids"] = encoder.tokenize(table["text"].tolist(), table["title"].tolist(), p.text_windows)
-    columns |= (inputs or Inputs()).extra(p, table)
     if labels is not None:
         columns["label"] = labels
+    if "image" in fixed:
+        return TensorsDataset(**columns)
     augment = Augment(p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg)
     changes = augment if train and any(augment) else None
     return PhotoDataset(photos_in(table), encoder.image_size, changes, p.seed + p.seed_offset, draw=train, **columns)

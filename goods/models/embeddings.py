@@ -266,13 +266,18 @@ def _encoded(encoder: TextEncoder, tokens: list[list[int]], batch_size: int) -> 
     return torch.cat(parts)[order.argsort().to(pick_device())]
 
 
-def embedders_of(p: Params, sides: Sequence[str] = SIDES) -> dict[str, Embedder]:
-    """What embeds each of these sides of a product, "image" and "text"; of a dual encoder one for both."""
+def embedders_of(p: Params, sides: Sequence[str] = SIDES, wanted: Sequence[str] | None = None) -> dict[str, Embedder]:
+    """What embeds each of these sides of a product, "image" and "text"; of a dual encoder one for both.
+
+    Of a model that looks at `sides`; with `wanted`, of those of them alone.
+    """
     if "text" not in sides:
-        return {"image": PhotoEmbedder(p)}
-    if p.text_model_name:
-        return {"image": PhotoEmbedder(p), "text": TextTowerEmbedder(p)}
-    return dict.fromkeys(SIDES, Embedder(p))
+        found = {"image": PhotoEmbedder(p)}
+    elif p.text_model_name:
+        found = {"image": PhotoEmbedder(p), "text": TextTowerEmbedder(p)}
+    else:
+        found = dict.fromkeys(SIDES, Embedder(p))
+    return found if wanted is None else {side: found[side] for side in wanted}
 
 
 def _write_cache(folder: Path, names: list[str], embeddings: Tensor) -> None:
@@ -328,8 +333,8 @@ def embed_products(
     """
     if p.embeddings_files:
         return together(given_vectors(p, table), extra_embeddings(p, table))
-    embedders, ids = embedders or embedders_of(p, sides), table["id"].tolist()
-    embeddings = {"image": _photos_of(embedders["image"], table, ids)}
+    embedders, ids = embedders_of(p, sides) if embedders is None else embedders, table["id"].tolist()
+    embeddings = {"image": _photos_of(embedders["image"], table, ids)} if "image" in embedders else {}
     if "text" in embedders:
         embeddings["text"] = embedders["text"].texts(table["text"].tolist(), table["title"].tolist(), ids)
     return embeddings | extra_embeddings(p, table)

@@ -138,19 +138,24 @@ class GoodsClassifier(nn.Module):
 
     def forward(
         self,
-        pixels: Tensor,
+        pixels: Tensor | None = None,
         input_ids: Tensor | None = None,
         extra: Tensor | None = None,
         photos: Tensor | None = None,
         columns: Tensor | None = None,
+        image: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """(batch, 3, size, size) uint8, (batch, windows, length) ids to {output: (batch, num_classes)}.
 
-        With `photos`, (batch,), pixels are (batch, most, 3, size, size), of which so many are a product's own.
+        With `photos`, (batch,), pixels are (batch, most, 3, size, size), of which so many are a product's own. In place
+        of pixels or ids their embeddings may be given, (batch, image_dim), (batch, text_dim).
         """
-        several = photos is not None
-        image = self.encoder.embed_several(pixels, photos) if several else self.encoder.embed_images(pixels)
-        text = None if input_ids is None else self.encoder.embed_texts(input_ids)
+        if pixels is not None:
+            several = photos is not None
+            image = self.encoder.embed_several(pixels, photos) if several else self.encoder.embed_images(pixels)
+        if input_ids is not None:
+            text = self.encoder.embed_texts(input_ids)
         return self.heads(image, text, extra, columns)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,18 @@ def set_trainable(backbone: PreTrainedModel, p: Params) -> None:
         raise GoodsError(f"frozen names '{missing[0]}', but no part of the backbone begins so; one that does is {some}")
 
 
+def fixed_sides(backbone: PreTrainedModel, p: Params, sides: Sequence[str]) -> tuple[str, ...]:
+    """Those of a product's sides, "image" and "text", whose embeddings stay what they are through a training.
+
+    What set_trainable left of the backbone to train reads none of them, and photos are not changed at random. Reads
+    frozen, augment_* and test_time_flip.
+    """
+    trained = {name.startswith("text") for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    changed = any((p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg, p.test_time_flip))
+    moving = {"image": False in trained or changed, "text": True in trained}
+    return tuple(side for side in sides if not moving[side])
+
+
 def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
     """Puts LoRA adapters (arXiv 2106.09685) into the layers p.lora_targets of the blocks of both towers."""
     from peft import LoraConfig, inject_adapter_in_model  # three seconds that only this mode pays
@@ -67,8 +80,9 @@ def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
         if own and not any(re.fullmatch(pattern, name) for name in own):
             raise GoodsError(f"lora_targets {', '.join(p.lora_targets)} match no layer of the {tower}_model; its "
                              f"blocks have {_last_names(own)}")  # fmt: skip
-    config = LoraConfig(r=p.lora_rank, lora_alpha=p.lora_alpha, lora_dropout=p.lora_dropout, target_modules=pattern)
-    inject_adapter_in_model(config, backbone)
+    frozen = rf"({'|'.join(map(re.escape, p.frozen))}).*" if p.frozen else None
+    shape = {"r": p.lora_rank, "lora_alpha": p.lora_alpha, "lora_dropout": p.lora_dropout}
+    inject_adapter_in_model(LoraConfig(**shape, target_modules=pattern, exclude_modules=frozen), backbone)
 
 
 def _last_names(layers: list[str]) -> str:

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from goods.data.datasets import PhotoDataset, TensorsDataset, TokensDataset, collate
+from goods.data.datasets import PhotoDataset, TensorsDataset, collate
 from goods.models.device import pick_precision
 from goods.params import Params
 from goods.progress import progress_bar
@@ -46,8 +46,8 @@ def predict(model: nn.Module, dataset: Dataset, p: Params, accelerator: Accelera
     """
     model = accelerator.unwrap_model(model).to(accelerator.device).eval()
     rows = list(range(len(dataset)))
-    if isinstance(dataset, TokensDataset):
-        rows = dataset.lengths.argsort(stable=True).tolist()
+    if (lengths := getattr(dataset, "lengths", None)) is not None:
+        rows = lengths.argsort(stable=True).tolist()
     rows = rows[accelerator.process_index :: accelerator.num_processes]
     batches = [rows[at : at + p.eval_batch_size] for at in range(0, len(rows), p.eval_batch_size)]
     parts = []

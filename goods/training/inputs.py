@@ -46,11 +46,17 @@ class Inputs:
     """Those of a run's own tables: the photos are known to open, and frozen embeddings are kept on disk."""
 
     def __init__(self) -> None:
-        self._embedders: dict[tuple[Params, Sides], dict[str, Embedder]] = {}
+        self._embedders: dict[tuple[Params, Sides, Sides | None], dict[str, Embedder]] = {}
 
-    def embeddings(self, p: Params, products: pd.DataFrame, sides: Sides = SIDES) -> dict[str, Tensor]:
-        """{"image": (n, image_dim), "text": (n, text_dim)} from frozen encoders, "extra" from extra_embeddings."""
-        return embed_products(p, products, sides, self._embedders.setdefault((p, sides), embedders_of(p, sides)))
+    def embeddings(
+        self, p: Params, products: pd.DataFrame, sides: Sides = SIDES, wanted: Sides | None = None
+    ) -> dict[str, Tensor]:
+        """{"image": (n, image_dim), "text": (n, text_dim)} from frozen encoders, "extra" from extra_embeddings.
+
+        sides: those that the model looks at; wanted: of which of them, None for all.
+        """
+        embedders = self._embedders.setdefault((p, sides, wanted), embedders_of(p, sides, wanted))
+        return embed_products(p, products, sides, embedders)
 
     def extra(self, p: Params, products: pd.DataFrame) -> dict[str, Tensor]:
         """{"extra": (n, extra_dim)}; {} without extra_embeddings."""
@@ -60,8 +66,8 @@ class Inputs:
         """The dataset with its photos decoded, in as many chunks as memory asks for."""
         return decoded_chunks(dataset, p)
 
-    def will_embed(self, p: Params, sides: Sides = SIDES) -> None:
-        """Said by a member beforehand: it will ask for embeddings."""
+    def will_embed(self, p: Params, sides: Sides = SIDES, wanted: Sides | None = None) -> None:
+        """Said by a member beforehand: it will ask for these embeddings."""
 
     def will_add(self, p: Params) -> None:
         """Said by a member beforehand: it will ask for extra embeddings."""
@@ -99,13 +105,12 @@ class SharedInputs(Inputs):
         most = PHOTO_ROWS if self._readers else TEXT_ROWS
         return max(1, min(most, PIXEL_BYTES // held)) if held else most
 
-    def will_embed(self, p: Params, sides: Sides = SIDES) -> None:
+    def will_embed(self, p: Params, sides: Sides = SIDES, wanted: Sides | None = None) -> None:
         """Loads the encoders, so that what is wrong with them is said at once."""
         if p.embeddings_files:
             self._will_read("embeddings_files", p.embeddings_files, p)
-        else:
-            embedders = self._embedders_of(p, sides)
-            self._readers[embedders["image"].encoder.image_size].add(self._image_key(p, embedders["image"]))
+        elif photos := self._embedders_of(p, sides, wanted).get("image"):
+            self._readers[photos.encoder.image_size].add(self._image_key(p, photos))
         self.will_add(p)
 
     def will_add(self, p: Params) -> None:
@@ -137,15 +142,18 @@ class SharedInputs(Inputs):
         """Said by a member beforehand: it will ask for photos of this size."""
         self._readers[size].add(len(self._readers[size]))
 
-    def embeddings(self, p: Params, products: pd.DataFrame, sides: Sides = SIDES) -> dict[str, Tensor]:
+    def embeddings(
+        self, p: Params, products: pd.DataFrame, sides: Sides = SIDES, wanted: Sides | None = None
+    ) -> dict[str, Tensor]:
         """As Inputs; each distinct one is computed once per table."""
         if p.embeddings_files:
             self.check_vectors(products["id"].tolist())
             return together(given_vectors(p, products), self.extra(p, products))
-        embedders, ids = self._embedders_of(p, sides), products["id"].tolist()
-        photos, images = embedders["image"], as_tuples(photos_in(products))
-        key = self._image_key(p, photos)
-        found = {"image": self._once(key, images, lambda: self._photo_embeddings(photos, images, ids, p))}
+        embedders, ids, found = self._embedders_of(p, sides, wanted), products["id"].tolist(), {}
+        if "image" in embedders:
+            photos, images = embedders["image"], as_tuples(photos_in(products))
+            key = self._image_key(p, photos)
+            found["image"] = self._once(key, images, lambda: self._photo_embeddings(photos, images, ids, p))
         if "text" in embedders:
             reader, texts, titles = embedders["text"], products["text"].tolist(), products["title"].tolist()
             key = ("text", *self._contents(p, reader.model_name), p.max_text_length, p.text_windows, p.text_columns)
@@ -200,10 +208,10 @@ class SharedInputs(Inputs):
         status = self._status[1]
         return [[place for place in own if can_be_shown(status[place])] or own[:1] for own in _places(images)]
 
-    def _embedders_of(self, p: Params, sides: Sides) -> dict[str, Embedder]:
+    def _embedders_of(self, p: Params, sides: Sides, wanted: Sides | None) -> dict[str, Embedder]:
         """The frozen encoders, each loaded once for all image sizes and text settings."""
         found = {}
-        for side, embedder in embedders_of(p, sides).items():
+        for side, embedder in embedders_of(p, sides, wanted).items():
             what = type(embedder), *self._contents(p, embedder.model_name)
             key = (*what, p.image_size, p.max_text_length, p.text_windows)
             if key not in self._encoders:

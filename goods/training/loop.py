@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from goods.data.datasets import PhotoDataset, TokensDataset
+from goods.data.datasets import PhotoDataset
 from goods.errors import GoodsError, OtherRunError, StoppedInTime, TimeOverError, listing
 from goods.files import write_text
 from goods.machine import peak_memory
@@ -140,8 +140,8 @@ def remaining_batches(training: Training) -> Iterator[tuple[dict[str, Tensor], T
     world, rank = training.accelerator.num_processes, training.accelerator.process_index
     generator = torch.Generator().manual_seed((p.seed * 1009 + p.seed_offset) * 1009 + at.epoch)
     order = torch.randperm(len(task.ids), generator=generator)
-    if isinstance(task.train, TokensDataset):
-        order = bucketed(order, task.train.lengths, p.batch_size, generator)
+    if (lengths := getattr(task.train, "lengths", None)) is not None:
+        order = bucketed(order, lengths, p.batch_size, generator)
     batches = order.split(p.batch_size)[at.step :]
     # All processes take each step: one without a row takes the first, which weighs nothing in its loss.
     shares = [rows[rank::world].tolist() or rows[:1].tolist() for rows in batches]

@@ -131,6 +131,21 @@ def test_hours(small: Any) -> None:
     assert head.hours == {"embeddings, once": pytest.approx(11_000 * forward / rate)}
 
 
+@pytest.mark.slow
+def test_a_frozen_tower_costs_once(small: Any) -> None:
+    p = small(num_epochs=4, n_folds=5, mixed_precision="fp16", tune="full")
+    both, locked = (plan_run(p.model_copy(update={"frozen": of}), "T4", products=1000) for of in ((), ("vision_model",)))
+    rate = 65e12 * find_gpu("T4").utilisation * 3600
+    assert locked.hours["embeddings, once"] == pytest.approx(11_000 * locked.flops["forward, image"] / rate)
+    assert locked.hours["validation"] == pytest.approx(5 * 5 * 200 * locked.flops["forward, text"] / rate)
+    assert locked.flops["forward, image"] == both.flops["forward, image"]
+    assert locked.flops["training, forward"] < both.flops["training, forward"] - both.flops["forward, image"] * 0.99
+    assert locked.memory["training"][ACTIVATIONS] < both.memory["training"][ACTIVATIONS] / 2
+    assert locked.disk["embeddings"] == pytest.approx(11_000 * 4 * 128 / 1e9) and "embeddings" not in both.disk
+    moving = plan_run(p.model_copy(update={"frozen": ("vision_model",), "augment_flip": 0.5}), "T4", products=1000)
+    assert moving.flops["training, forward"] == both.flops["training, forward"]
+
+
 def test_rows_come_from_the_tables(small: Any, tmp_path: Path) -> None:
     p = small(tune="head")
     assert plan_run(p, "T4").rows == (50_000, 10_000)

@@ -15,24 +15,28 @@ from conftest import fit
 
 from goods.cost.empty import read_config
 from goods.cost.footprint import measure_footprint
+from goods.data.datasets import collate
+from goods.data.folds import read_folds
 from goods.data.tables import read_goods
 from goods.errors import ParameterError
 from goods.explain import explain
 from goods.files import folder_hash
 from goods.members import dual, image, kind_of, predict_test, predictor_of
-from goods.models.encoders import load_encoder
+from goods.models.encoders import SIDES, load_encoder
 from goods.models.heads import make_heads
 from goods.models.tuning import set_trainable
 from goods.params import OUTPUTS, Params
 from goods.predictions import frame_logits, outputs_of
 from goods.run import Run
-from goods.training.inputs import SharedInputs
+from goods.training.inputs import Inputs, SharedInputs
 
 SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "batch_size": 28, "eval_batch_size": 42, "num_classes": 21,
          "image_size": None, "num_epochs": 1, "learning_rate": 1e-3, "last_blocks": 1, "hidden_dim": 8}  # fmt: skip
 # How each is tuned, with which encoder of photos; the layers of LoRA are the photos' and, for two encoders, the texts'.
 WAYS = {"head": "vit", "last": "convnext", "lora": "dinov3", "full": "dinov2"}
 ways = pytest.mark.parametrize("tune", WAYS)
+CASES = [(kind, tune, []) for kind in ("image", "dual") for tune in WAYS]
+CASES += [("dual", tune, [tower]) for tune in ("lora", "full") for tower in ("vision_model", "text_model")]
 
 
 @pytest.fixture
@@ -50,10 +54,11 @@ def of(make, encoder_dir: Path, tmp_path: Path) -> Callable[..., Params]:
 
 
 @pytest.mark.slow
-@ways
-@pytest.mark.parametrize("kind", ["image", "dual"])
-def test_a_fold_trains_and_its_files_predict_new_products_as_they_did_the_test_set(of, kind: str, tune: str) -> None:
-    p = of(kind, tune)
+@pytest.mark.parametrize("kind, tune, frozen", CASES)
+def test_a_fold_trains_and_its_files_predict_new_products_as_they_did_the_test_set(
+    of, kind: str, tune: str, frozen: list[str]
+) -> None:
+    p = of(kind, tune, frozen=frozen)
     outputs = ["image"] if kind == "image" else list(OUTPUTS)
     assert outputs_of(fit(p)) == outputs
     goods, fold = read_goods(p), Run.of(p).fold(1)
@@ -82,13 +87,29 @@ def test_a_prediction_by_photo_alone_is_explained_by_its_patches(of) -> None:
     )
 
 
+def test_what_is_frozen_is_embedded_once_and_what_the_classifier_says_is_the_same(of) -> None:
+    p = of("dual", "full", frozen=["vision_model"])
+    goods = read_goods(p)
+    task = dual.make_task(p, goods, read_folds(goods, p), {})
+    model, rows = task.model.eval(), list(range(5))
+    batch = collate(task.train.__getitems__(rows))
+    assert batch.keys() == {"image", "input_ids", "label"} and task.train.lengths.max() > task.train.lengths.min()
+    chosen = goods.train.set_index("id", drop=False).loc[task.ids[rows]]
+    whole = dual.dataset_of(p.model_copy(update={"test_time_flip": True}), model.encoder, chosen, SIDES, Inputs())
+    pixels = torch.stack([whole[row]["pixels"] for row in rows])
+    with torch.no_grad():
+        by_photo = model(pixels=pixels, input_ids=batch["input_ids"])
+        for name, logits in model(image=batch["image"], input_ids=batch["input_ids"]).items():
+            torch.testing.assert_close(logits, by_photo[name], rtol=0, atol=1e-5)
+
+
 def test_of_several_photos_the_mean_counts(of) -> None:
     p = of("image", "full")
     goods = read_goods(p)
     one, two = goods.train["image"][0], goods.train["image"][9]
     model = dual.make_classifier(p, make_heads({"image": torch.randn(9, 16)}, p), image.PHOTOS).eval()
     several = goods.train.head(1).assign(images=[(one, two)])
-    dataset = dual.photo_dataset(p, model.encoder, several, image.PHOTOS)
+    dataset = dual.dataset_of(p, model.encoder, several, image.PHOTOS, Inputs())
     item = dataset[0]
     assert set(item) == {"pixels", "photos"} and item["photos"] == 2
     with torch.no_grad():

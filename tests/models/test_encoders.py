@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,9 +17,10 @@ from goods.data.datasets import NO_TOKEN, collate
 from goods.errors import GoodsError
 from goods.models.backbone import DualEncoder, load_backbone, load_processor
 from goods.models.embeddings import embed_products, embedders_of
-from goods.models.encoders import EncoderPair, load_encoder, token_counter
+from goods.models.encoders import SIDES, EncoderPair, load_encoder, token_counter
+from goods.models.image_encoder import load_image_encoder
 from goods.models.text_encoder import load_text_encoder
-from goods.models.tuning import block_rates, set_trainable
+from goods.models.tuning import block_rates, fixed_sides, set_trainable
 from goods.params import Params, load_params
 
 TITLES = ["Blue cup", "", "Lamp"]
@@ -116,6 +118,34 @@ def test_each_tower_gets_adapters_unless_it_is_frozen(p: Params, tmp_path: Path)
         trained(load_encoder(p), p, tune="lora", lora_targets=("query",))
     alone = trained(load_encoder(p), p, tune="lora", lora_targets=("query",), frozen=("vision_model",))
     assert towers(alone) == {"text_model"}
+    own = load_encoder(p)
+    set_trainable(own.backbone, p.model_copy(update={"tune": "lora", "lora_targets": ("query", "q_proj"),
+                                                     "frozen": ("vision_model",)}))  # fmt: skip
+    assert towers({name for name, _ in own.backbone.named_parameters() if ".lora_" in name}) == {"text_model"}
+
+
+def test_a_side_is_fixed_where_nothing_that_reads_it_is_trained(p: Params, pair: EncoderPair) -> None:
+    def fixed(encoder: Any, sides: tuple[str, ...] = SIDES, **given: object) -> tuple[str, ...]:
+        own = p.model_copy(update=given)
+        set_trainable(encoder.backbone, own)
+        return fixed_sides(encoder.backbone, own, sides)
+
+    assert fixed(pair, tune="full") == fixed(pair, tune="last") == ()
+    locked = {"tune": "full", "frozen": ("vision_model",)}
+    assert fixed(pair, **locked) == ("image",)
+    assert fixed(pair, **locked, augment_flip=0.5) == fixed(pair, **locked, test_time_flip=True) == ()
+    assert fixed(pair, tune="last", frozen=("text_model",), augment_flip=0.5) == ("text",)
+    assert fixed(pair, tune="full", frozen=("vision_model.backbone.embeddings",)) == ()
+    assert fixed(pair, tune="full", frozen=("vision_model", "text_model")) == SIDES
+    assert fixed(load_image_encoder(p.model_name, None), ("image",), tune="full") == ()
+
+
+def test_clip_reads_photos_with_its_projection_too(p: Params, clip: Path) -> None:
+    encoder = load_encoder(p.model_copy(update={"model_name": str(clip), "text_model_name": None}))
+    for frozen, expected in ((("vision_model",), ()), (("vision_model", "visual_projection"), ("image",))):
+        own = p.model_copy(update={"tune": "full", "frozen": frozen})
+        set_trainable(encoder.backbone, own)
+        assert fixed_sides(encoder.backbone, own, SIDES) == expected
 
 
 def test_parameters_that_do_not_fit(p: Params, encoder_dir: Path, vit: Path) -> None:
