@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from goods.catalogue import run_shard
+from goods.catalogue import PartReader, part_rows, run_shard
 from goods.classify import Job, predicted_rows, prepare_job
 from goods.data.ahead import PhotoReader
 from goods.files import resolve
@@ -70,13 +70,18 @@ def beside_bare(job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of processors and by the clock for the table, and those of the bare models for the same products."""
     alone, away = np.zeros(2), np.zeros(2)
 
-    def classify(stretches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def classify(due: Sequence[int]) -> Iterator[tuple[int, pd.DataFrame, bool]]:
         nonlocal alone, away
-        for products in stretches:
-            began = np.array([time.process_time(), time.perf_counter()])
-            alone += bare(job, products)
-            away += np.array([time.process_time(), time.perf_counter()]) - began
-            yield predicted_rows(job.predictor, products, job.acceptance, job.probabilities)
+        reader, step = PartReader(job.table, part_rows(job)), job.predictor.rows
+        for number in due:
+            products = reader.read(number)
+            for at in range(0, len(products), step):
+                stretch = job.with_photos(products.iloc[at : at + step])
+                began = np.array([time.process_time(), time.perf_counter()])
+                alone += bare(job, stretch)
+                away += np.array([time.process_time(), time.perf_counter()]) - began
+                predicted = predicted_rows(job.predictor, stretch, job.acceptance, job.probabilities)
+                yield number, predicted, at + step >= len(products)
 
     return spent(lambda: run_shard(job, classify=classify)) - away, alone
 

@@ -10,10 +10,11 @@ see the folder, and the bytes are the same.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from goods.classify import PHOTO, Counted, Job, other_job, predicted_rows, summary_sentence
+from goods.data.products import ProductTable
 from goods.errors import GoodsError, listing
 from goods.files import held, is_alive, read_frame, read_json_if_whole, write_frame, write_json
 from goods.progress import progress_bar
 
-Classify = Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]  # stretches of products to their predictions
+# From the numbers of parts to their predictions: the part's number, rows of it, whether they are its last ones.
+Classify = Callable[[Sequence[int]], Iterator[tuple[int, pd.DataFrame, bool]]]
 PART_STRETCHES = 8  # of predictor.rows: 8,192 products with photos, minutes of a T4's work, which a kill may cost
 
 
@@ -135,7 +138,7 @@ def facts_of(job: Job) -> dict[str, Any]:
 def run_shard(job: Job, shard: Shard = Shard(), classify: Classify | None = None) -> dict[str, int]:
     """Writes the parts of a shard that aren't there yet to the folder job.out; returns what is worth saying of them.
 
-    classify: who does the work, in the stretches' order; this process, where nobody is named. Columns: those of
+    classify: who does the work, in any order of the parts; this process, where nobody is named. Columns: those of
     Job.run, and photo_status. Raises GoodsError where the folder is of another job, HeldError where
     another process is at work on the shard.
     """
@@ -144,47 +147,54 @@ def run_shard(job: Job, shard: Shard = Shard(), classify: Classify | None = None
     folder.begin(facts_of(job))
     with held(folder.lock(shard), f"shard {shard} of {job.out}"):
         folder.clear([folder.part(number) for number in numbers])
-        due = {number for number in numbers if not folder.part(number).is_file()}
+        due = [number for number in numbers if not folder.part(number).is_file()]
         of_shard = [min(rows, job.table.rows - number * rows) for number in numbers]
         done = sum(of_shard) - sum(min(rows, job.table.rows - number * rows) for number in due)
         name = f"shard {shard}" if shard.count > 1 else f"run {job.predictor.run.name}"
         with progress_bar(total=sum(of_shard), initial=done, desc=name, unit=" products") as bar:
-            _write(job, folder, due, classify or partial(_here, job), bar)
+            _write(job, folder, due, classify or partial(classify_parts, job), bar)
     return finish(job, folder, [folder.part(number) for number in numbers])
 
 
-def _here(job: Job, stretches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    return (predicted_rows(job.predictor, products, job.acceptance, job.probabilities) for products in stretches)
-
-
-def _write(job: Job, folder: PartsFolder, due: set[int], classify: Classify, bar: Any) -> None:
-    places, written = deque[tuple[int, bool]](), list[pd.DataFrame]()
-
-    def noted() -> Iterator[pd.DataFrame]:
-        for place, products in _stretches(job, due):
-            places.append(place)
-            yield products
-
-    for predicted in classify(noted()):
-        number, last = places.popleft()
-        written.append(predicted)
+def _write(job: Job, folder: PartsFolder, due: Sequence[int], classify: Classify, bar: Any) -> None:
+    written = defaultdict[int, list[pd.DataFrame]](list)
+    for number, predicted, last in classify(due):
+        written[number].append(predicted)
         bar.update(len(predicted))
         if last:
-            write_frame(folder.part(number), pd.concat(written, ignore_index=True))
-            written = []
+            write_frame(folder.part(number), pd.concat(written.pop(number), ignore_index=True))
 
 
-def _stretches(job: Job, due: set[int]) -> Iterator[tuple[tuple[int, bool], pd.DataFrame]]:
-    """The stretches of the parts that are due, each with the part's number and whether it is the part's last one."""
-    if not due:
-        return
-    rows, step = part_rows(job), job.predictor.rows
-    for number, products in enumerate(job.table.stretches(rows)):
-        if number in due:
-            for at in range(0, len(products), step):
-                yield (number, at + step >= len(products)), job.with_photos(products.iloc[at : at + step])
-        if number == max(due):
-            return
+def classify_parts(job: Job, due: Sequence[int]) -> Iterator[tuple[int, pd.DataFrame, bool]]:
+    """In this process: a part's number, predictions of a stretch of it, whether it is the last one of the part."""
+    reader = PartReader(job.table, part_rows(job))
+    for number in due:
+        left = len(products := reader.read(number))
+        for predicted in predicted_stretches(job, products):
+            left -= len(predicted)
+            yield number, predicted, not left
+
+
+def predicted_stretches(job: Job, products: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The predictions of a part's products, stretch by stretch, as goods.classify.predicted_rows has them."""
+    for at in range(0, len(products), job.predictor.rows):
+        stretch = job.with_photos(products.iloc[at : at + job.predictor.rows])
+        yield predicted_rows(job.predictor, stretch, job.acceptance, job.probabilities)
+
+
+class PartReader:
+    """The products of a table's parts, of so many rows each: fastest in their order, for it is read from its start."""
+
+    def __init__(self, table: ProductTable, rows: int) -> None:
+        self._table, self._rows, self._next = table, rows, 0
+        self._parts = table.stretches(rows)
+
+    def read(self, number: int) -> pd.DataFrame:
+        """The rows of a part, without their photos."""
+        if number < self._next:
+            self._parts, self._next = self._table.stretches(self._rows), 0
+        skipped, self._next = number - self._next, number + 1
+        return next(islice(self._parts, skipped, None))
 
 
 def finish(job: Job, folder: PartsFolder, parts: Sequence[Path]) -> dict[str, int]:

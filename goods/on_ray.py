@@ -1,34 +1,40 @@
-"""A table through predictors on Ray: actors that load a run once each, on one machine or many.
+"""A table through predictors on Ray Data: actors that load a run once each, on one machine or many.
 
     goods_utils.py predict ... --out outputs/catalogue --engine ray
 
-The call that gives the work reads the table, hands out stretches of it, and writes the parts; an actor gets products
-and gives back their predictions. So an actor or a machine that is lost costs the stretches in its hands, which others
-do again, and nobody but that one call writes a file. Plain actors, not Ray Data: its checkpoint is a list of ids beside
-the output, which is read whole before it goes on, where a part that is there says as much by its number.
+The call that gives the work hands out the numbers of the parts that aren't there yet, and writes each part that comes
+back; an actor reads a part's products from the table and predicts them. So an actor or a machine that is lost costs the
+parts in its hands, which others do again, and nobody but that one call writes a file. What is done stands in the parts,
+not in Ray Data's own checkpoint, which is a list of ids beside the output that is read whole before it goes on.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import pyarrow as pa
 
-from goods.accept import Acceptance
-from goods.classify import Job, predicted_rows
+from goods.catalogue import PartReader, facts_of, predicted_stretches
+from goods.classify import Job
 from goods.errors import GoodsError, OtherRunError
+from goods.models.backbone import first_line
 from goods.predictor import Predictor, load_predictor
 
-STRETCHES_EACH = 2  # in an actor's hands: the next one is there when it has done one
-STRETCHES_AHEAD = 4  # for each actor, of a table that is read: what is done out of turn waits for those before it
-MOST_ENDS = 4  # of actors over the same stretch, or while they load
-PATIENCE_SECONDS = 60.0  # without an actor, before that is said
+if TYPE_CHECKING:
+    import numpy as np
+    from ray.data import DataContext
+
+MOST_RESTARTS = 8  # of an actor: machines come and go, but a part that no memory is enough for must not go on for ever
+IN_HAND = 2  # parts that an actor has: the next one is there when it has done one
+MOST_LOADS = 4  # of a run by actors that end meanwhile, one after the other
+PART = "_part"  # the column that says which part a row is of
 
 
 @dataclass(frozen=True)
@@ -44,141 +50,88 @@ class Loading:
         return load_predictor(self.folder, self.models, **self.settings)
 
 
-class Actor:
-    """A predictor in a process of Ray's."""
+class Classifier:
+    """A predictor in a process of Ray's, from a part's number to its predictions."""
 
-    def load(self, loading: Loading, fingerprint: str) -> None:
-        """Raises GoodsError where this machine's run isn't that of `fingerprint`."""
-        self._predictor = loading.load()
-        if self._predictor.fingerprint != fingerprint:
-            raise OtherRunError(f"{loading.folder} holds another run on {platform.node()}; copy it there again")
+    def __init__(self, loading: Loading, job: Job, facts: Mapping[str, Any]) -> None:
+        """job: without its predictor; facts: goods.catalogue.facts_of it. What goes wrong is kept for the first part:
+        from here Ray would hand on its text alone."""
+        self._wrong: Exception | None = None
+        try:
+            predictor = loading.load()
+            for what, path, same in (
+                ("run", loading.folder, predictor.fingerprint == facts["fingerprint"]),
+                ("table", job.table.path, job.table.contents() == facts["table"]),
+            ):
+                if not same:
+                    raise OtherRunError(f"{path} holds another {what} on {platform.node()}; copy it there again")
+            self._job, self._reader = replace(job, predictor=predictor), PartReader(job.table, facts["part_rows"])
+        except (GoodsError, OSError) as error:
+            self._wrong = error
 
-    def classify(self, products: pd.DataFrame, acceptance: Acceptance, probabilities: bool) -> pd.DataFrame:
-        """See goods.classify.predicted_rows."""
-        return predicted_rows(self._predictor, products, acceptance, probabilities)
+    def __call__(self, parts: dict[str, np.ndarray]) -> pa.Table:
+        """Columns as goods.classify.predicted_rows has them, and PART. Raises GoodsError where this machine's run or
+        table isn't that of the call."""
+        if self._wrong:
+            raise self._wrong
+        [number] = parts["item"].tolist()
+        made = predicted_stretches(self._job, self._reader.read(number))
+        return pa.Table.from_pandas(pd.concat(made, ignore_index=True).assign(**{PART: number}), preserve_index=False)
 
 
 def classified(
-    job: Job, loading: Loading, stretches: Iterator[pd.DataFrame], actors: int | None = None
-) -> Iterator[pd.DataFrame]:
-    """The rows of each stretch's predictions, in their order, as goods.classify.predicted_rows has them.
+    job: Job, loading: Loading, due: Sequence[int], actors: int | None = None
+) -> Iterator[tuple[int, pd.DataFrame, bool]]:
+    """The number of each part that is due with its predictions, as they come.
 
     actors: how many work side by side; by default one for each GPU of the cluster, or where it has none, for each CPU.
     Joins the cluster that RAY_ADDRESS names or that runs on this machine, or begins one. Raises GoodsError where ray is
     not installed, and what goes wrong in an actor.
     """
-    crew = Crew(job, loading, actors)
-    numbered, done, due = enumerate(stretches), dict[int, pd.DataFrame](), 0
+    ray = joined()
+    if not due:
+        return
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    size = min(actors or gpus or cpus or 1, len(due))
+    set_context(ray.data.DataContext.get_current())
+    predictions = ray.data.from_items(list(due), override_num_blocks=len(due)).map_batches(
+        Classifier,
+        fn_constructor_args=(loading, replace(job, predictor=None), facts_of(job)),
+        batch_size=1,
+        num_cpus=1,
+        num_gpus=int(bool(gpus)),
+        ray_remote_args_fn=lambda: {"max_restarts": MOST_RESTARTS},
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=IN_HAND
+        ),
+    )
     try:
-        while True:
-            while crew.given + len(done) < STRETCHES_AHEAD * crew.size and (entry := next(numbered, None)):
-                crew.give(*entry)
-            if not crew.given:
-                return
-            done |= crew.wait()
-            while due in done:
-                yield done.pop(due)
-                due += 1
-    finally:
-        crew.end()
+        for rows in predictions.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield rows[PART][0].as_py(), rows.drop_columns(PART).to_pandas(), True
+        return
+    except ray.exceptions.RayTaskError as error:
+        wrong = error.cause
+    except ray.exceptions.RayActorError as error:
+        why = f"most often for lack of memory: look at ray's log, or take fewer on a machine ({first_line(error)})"
+        wrong = GoodsError(f"actors ended again and again, {why}; what is written stays")
+    raise wrong  # by itself: what Ray raised would keep the actors alive
 
 
-class Crew:
-    """Actors, the stretches that each has in hand, and those that wait for one."""
-
-    def __init__(self, job: Job, loading: Loading, size: int | None) -> None:
-        self._ray = joined()
-        resources = self._ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        self.size, self._job, self._loading = size or gpus or cpus or 1, job, loading
-        self._how = {"num_cpus": 1, "num_gpus": int(bool(gpus)), "max_restarts": 0, "max_task_retries": 0}
-        self._open: dict[int, pd.DataFrame] = {}  # given and not done
-        self._waiting: deque[int] = deque()
-        self._calls: dict[Any, tuple[Any, int | None]] = {}  # of each call under way its actor and stretch
-        self._load: Counter[Any] = Counter()  # stretches in an actor's hands
-        self._ends: Counter[int | None] = Counter()  # of actors, by what they were at
-        for _ in range(self.size):
-            self._begin_actor()
-
-    @property
-    def given(self) -> int:
-        """Stretches that aren't done."""
-        return len(self._open)
-
-    def give(self, number: int, products: pd.DataFrame) -> None:
-        """A stretch to be done."""
-        self._open[number] = products
-        self._waiting.append(number)
-        self._hand_out()
-
-    def wait(self) -> dict[int, pd.DataFrame]:
-        """What is done meanwhile, perhaps nothing; what a lost actor had in hand is given to others."""
-        ended, _ = self._ray.wait(list(self._calls), timeout=PATIENCE_SECONDS)
-        if not ended and not self._load:
-            print("no actor is there yet: ray waits for a machine with a free CPU or GPU", flush=True)
-        found = {}
-        for call in ended:
-            actor, number = self._calls.pop(call, (None, None))
-            if not actor:
-                continue  # it was of an actor that is gone since
-            try:
-                result = self._ray.get(call)
-            except self._ray.exceptions.RayTaskError as error:
-                raise error.cause from None
-            except self._ray.exceptions.RayError:
-                self._replace(actor, number)
-                continue
-            self._ends.pop(number, None)
-            if number is None:
-                self._load[actor] = 0  # it has loaded
-                continue
-            self._load[actor] -= 1
-            found[number] = result
-            del self._open[number]
-        self._hand_out()
-        return found
-
-    def end(self) -> None:
-        """Ends the actors; the cluster stays as it is."""
-        for actor in {actor for actor, _ in self._calls.values()} | set(self._load):
-            self._ray.kill(actor)
-
-    def _begin_actor(self) -> None:
-        actor = self._ray.remote(Actor).options(**self._how).remote()
-        self._calls[actor.load.remote(self._loading, self._job.predictor.fingerprint)] = actor, None
-
-    def _hand_out(self) -> None:
-        while self._waiting and self._load:
-            actor, load = min(self._load.items(), key=lambda each: each[1])
-            if load >= STRETCHES_EACH:
-                return
-            number = self._waiting.popleft()
-            products, job = self._open[number], self._job
-            call = actor.classify.remote(products, job.acceptance, job.probabilities)
-            self._calls[call], self._load[actor] = (actor, number), load + 1
-
-    def _replace(self, actor: Any, number: int | None) -> None:
-        """Gives what a lost actor had in hand to others, first of all, and begins another one."""
-        lost = [call for call, (of, _) in self._calls.items() if of == actor]
-        in_hand = sorted(filter(lambda each: each is not None, {number, *(self._calls.pop(call)[1] for call in lost)}))
-        self._waiting.extendleft(reversed(in_hand))
-        self._load.pop(actor, None)
-        self._ends[in_hand[0] if in_hand else None] += 1
-        if self._ends[in_hand[0] if in_hand else None] >= MOST_ENDS:
-            at = f"the products from {self._first_id(in_hand[0])} on" if in_hand else "the loading of the run"
-            raise GoodsError(f"{MOST_ENDS} actors ended one after the other over {at}, most often for lack of memory: "
-                             "look at ray's log, or take fewer actors on a machine; what is written stays")  # fmt: skip
-        self._ray.kill(actor)
-        self._begin_actor()
-
-    def _first_id(self, number: int) -> str:
-        return str(self._open[number][self._job.predictor.p.id_column].iloc[0])
+def set_context(context: DataContext) -> None:
+    """How Ray Data works here: one progress bar, errors as they are, and patience with clusters that are full."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is said once, in a sentence
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    context.max_consecutive_actor_init_deaths = MOST_LOADS - 1
+    context.execution_no_progress_timeout_s = -1  # of parts that take long, and machines that come late
 
 
 def joined() -> Any:
     """The module ray, at work in a cluster; raises GoodsError where it is not installed."""
     try:
         import ray
+        import ray.data
     except ImportError:
         raise GoodsError("--engine ray needs the package ray: pip install -r requirements-ray.txt") from None
     if not ray.is_initialized():

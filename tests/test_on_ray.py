@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import itertools
 import os
+import pickle
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,10 @@ import psutil
 import pytest
 from conftest import Sample, Trained, put_together
 
-from goods.catalogue import PartsFolder, run_shard
+from goods.catalogue import PartsFolder, Shard, facts_of, run_shard
 from goods.classify import Job, prepare_job
 from goods.errors import GoodsError, OtherRunError
-from goods.on_ray import Loading, classified
+from goods.on_ray import PART, Classifier, Loading, classified
 from goods.run import Run
 from goods_utils import main
 
@@ -111,7 +114,7 @@ def kill_one_actor() -> None:
     at_work = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if "ray::Actor" in " ".join(process.info["cmdline"] or [])
+        if "MapWorker" in " ".join(process.info["cmdline"] or [])
     ]
     at_work[0].send_signal(signal.SIGKILL)
 
@@ -128,10 +131,7 @@ def test_a_lost_machine_and_a_killed_actor_lose_no_product(job, run: Run, cluste
 
     first = when(5, there.out, lose(kill_one_actor))
     second = when(20, there.out, lose(lambda: cluster.remove_node(machines[0], allow_graceful=False)))
-    assert (
-        run_shard(there, classify=lambda stretches: classified(there, loading(run), stretches))["rows"]
-        == here.table.rows
-    )
+    assert run_shard(there, classify=lambda due: classified(there, loading(run), due))["rows"] == here.table.rows
     first.join(), second.join()
     assert len(parts_then) == 2 and max(parts_then) < PARTS == len(PartsFolder(there.out).parts())
     one, two = pd.read_parquet(here.out), pd.read_parquet(there.out)
@@ -150,15 +150,15 @@ def test_a_call_that_was_killed_goes_on_with_other_actors(job, run: Run, cluster
     machine = cluster.add_node(num_cpus=1)
     begun = job("begun")
 
-    def killed(stretches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        yield from itertools.islice(classified(begun, loading(run), stretches), 9)
+    def killed(due: Sequence[int]) -> Iterator[tuple[int, pd.DataFrame, bool]]:
+        yield from itertools.islice(classified(begun, loading(run), due), 4)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_shard(begun, classify=killed)
     before = {path: path.stat().st_mtime_ns for path in PartsFolder(begun.out).parts()}
     assert len(before) == 4
-    run_shard(begun, classify=lambda stretches: classified(begun, loading(run), stretches, actors=1))
+    run_shard(begun, classify=lambda due: classified(begun, loading(run), due, actors=1))
     after = {path: path.stat().st_mtime_ns for path in PartsFolder(begun.out).parts()}
     assert len(after) == PARTS and before.items() <= after.items()
     cluster.remove_node(machine)
@@ -173,9 +173,41 @@ def test_what_is_wrong_in_an_actor_is_said_as_here(job, run: Run, cluster: Any, 
         (Loading(run.folder, {}, {"mixed_precision": "bf16"}), OtherRunError),
     ):
         with pytest.raises(kind, match="there is no run in" if kind is GoodsError else "holds another run on"):
-            run_shard(wrong, classify=lambda stretches, other=other: classified(wrong, other, stretches))
+            run_shard(wrong, classify=lambda due, other=other: classified(wrong, other, due))
     assert not PartsFolder(wrong.out).parts()
     cluster.remove_node(machine)
+
+
+@with_ray
+def test_actors_that_end_again_and_again_end_the_call(job, run: Run, cluster: Any, monkeypatch) -> None:
+    monkeypatch.setattr("goods.on_ray.MOST_RESTARTS", 1)
+    machine, doomed, over = cluster.add_node(num_cpus=1), job("doomed"), threading.Event()
+
+    def kill_each() -> None:
+        while not over.wait(0.2):
+            with contextlib.suppress(IndexError, psutil.Error):
+                kill_one_actor()
+
+    thread = threading.Thread(target=kill_each, daemon=True)
+    thread.start()
+    with pytest.raises(GoodsError, match="actors ended again and again, most often for lack of memory"):
+        run_shard(doomed, classify=lambda due: classified(doomed, loading(run), due))
+    over.set(), thread.join()
+    cluster.remove_node(machine)
+
+
+def test_an_actor_reads_its_parts_in_any_order_and_refuses_another_table(job, run: Run) -> None:
+    whole = job("whole")
+    facts, alone = facts_of(whole), replace(whole, predictor=None)
+    actor = pickle.loads(pickle.dumps(Classifier))(loading(run), pickle.loads(pickle.dumps(alone)), facts)
+    parts = [actor({"item": np.array([number])}).to_pandas() for number in (2, 0, 1)]
+    assert [part[PART][0] for part in parts] == [2, 0, 1] and list(map(len, parts)) == [16, 16, 16]
+    run_shard(whole, Shard(1, PARTS // 3))
+    for part in parts:
+        written = pd.read_parquet(PartsFolder(whole.out).part(int(part[PART][0])))
+        pd.testing.assert_frame_equal(part.drop(columns=PART), written, check_dtype=False, rtol=0, atol=1e-6)
+    with pytest.raises(OtherRunError, match=r"new\.csv holds another table on .*; copy it there again"):
+        Classifier(loading(run), alone, facts | {"table": "another"})({"item": np.array([0])})
 
 
 def test_options_without_meaning_are_refused(run: Run, sample: Sample, tmp_path: Path, capsys, monkeypatch) -> None:

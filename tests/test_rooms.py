@@ -37,7 +37,8 @@ FLOORS = [
     {"members", "entries"},
     {"explain", "report", "predictor", "model_card", "compare", "review"},
     {"classify", "export", "review_widget"},
-    {"catalogue", "on_ray", "compare_page"},
+    {"catalogue", "compare_page"},
+    {"on_ray"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FIGURES_KNOW = ("goods.figures", "goods.data.photos", "goods.files", "goods.metrics", "goods.words")

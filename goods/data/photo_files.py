@@ -39,6 +39,9 @@ class PhotoFolder:
         self.folder = folder
         self._listed: dict[str, dict[str, str]] = {}
 
+    def __reduce__(self) -> tuple[type[PhotoFolder], tuple[Path]]:
+        return PhotoFolder, (self.folder,)  # another process lists what it is asked for
+
     def find(self, name: str) -> str:
         """The path of a photo, "" where there is none: a file name, with or without its ending, or a path.
 

@@ -134,7 +134,9 @@ def test_hours(small: Any) -> None:
 @pytest.mark.slow
 def test_a_frozen_tower_costs_once(small: Any) -> None:
     p = small(num_epochs=4, n_folds=5, mixed_precision="fp16", tune="full")
-    both, locked = (plan_run(p.model_copy(update={"frozen": of}), "T4", products=1000) for of in ((), ("vision_model",)))
+    both, locked = (
+        plan_run(p.model_copy(update={"frozen": of}), "T4", products=1000) for of in ((), ("vision_model",))
+    )
     rate = 65e12 * find_gpu("T4").utilisation * 3600
     assert locked.hours["embeddings, once"] == pytest.approx(11_000 * locked.flops["forward, image"] / rate)
     assert locked.hours["validation"] == pytest.approx(5 * 5 * 200 * locked.flops["forward, text"] / rate)
