@@ -175,7 +175,10 @@ class TuningParams(_Group):
         ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
         description="tune lora: layers of each block that get an adapter",
     )
-    frozen: Names = Field((), description="parts of the backbone that are never trained, by the start of their names")
+    frozen: Names = Field(
+        (),
+        description="parts of the backbone never trained, by the start of their names; a whole tower is embedded once",
+    )
     warm_start_epochs: Int = Field(
         0, ge=0, description="epochs in which the heads are first fitted on frozen embeddings (LP-FT)"
     )

@@ -197,7 +197,8 @@ def blend_members(
 
     members: (members, n, num_classes) out-of-fold log-probabilities. Each fold is predicted by fits on all of the
     others, at a temperature fitted on predictions of the others by fits that saw neither. "average" is the mean of the
-    probabilities of all FITTED, each calibrated like that.
+    probabilities of all FITTED, each calibrated like that; it gets no temperature of its own, which would make it too
+    sure.
 
     Of several methods each fold takes the one that those predictions score best by the metric, of equals the first, and
     new rows the one that all folds' predictions score best. With "average" among them it is but that or "best", to put
@@ -229,7 +230,8 @@ def blend_members(
     for k in parts:
         name, rows = picked.get(k, method), folds == k
         oof[rows], uncalibrated[rows] = scaled[name][rows], raw[name][rows]
-    return Blend(method, combiner, fit_temperature(raw[method], labels), oof, scaled, uncalibrated, picked)
+    temperature = 1.0 if method == AVERAGE else fit_temperature(raw[method], labels)
+    return Blend(method, combiner, temperature, oof, scaled, uncalibrated, picked)
 
 
 def _fits(
@@ -283,7 +285,7 @@ def _left_out(
         each = [temperatures[name] for name in FITTED]
         for part in (logits, seen) if seen else (logits,):
             part[AVERAGE] = mean_at([part[name] for name in FITTED], each)
-        temperatures[AVERAGE] = fit_temperature(seen[AVERAGE], known) if seen else 1.0
+        temperatures[AVERAGE] = 1.0
     return _LeftOut(logits, seen, known, temperatures)
 
 
