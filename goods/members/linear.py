@@ -17,7 +17,7 @@ from goods.data.further import further_columns
 from goods.data.tables import Goods, all_products
 from goods.ensemble.folds import ensemble_folds as ensemble
 from goods.files import write_frame
-from goods.machine import used
+from goods.machine import give_back, used
 from goods.members import KINDS, Predict
 from goods.members.base import due_folds, finish, fit_in_parallel, part_of
 from goods.models.tfidf import (
@@ -50,9 +50,11 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     """
     code = KINDS["linear"].code()
     if due := due_folds(p, goods, list(numbers), code):
+        groups = product_groups(all_products(goods), p)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            counts = count_tokens(tfidf_columns(all_products(goods))).mapped(Path(folder))
-            fit_in_parallel(_fit_fold, due, p, goods, counts, code)
+            counts = count_tokens(tfidf_columns(all_products(goods))).filed(Path(folder))
+            give_back()
+            fit_in_parallel(_fit_fold, due, p, goods, counts, groups, code)
 
 
 def save(model: LinearModel, fold: Fold) -> None:
@@ -76,7 +78,7 @@ def predictor(p: Params, folds: Sequence[Fold], inputs: Inputs) -> Predict:
     return predict
 
 
-def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: str) -> None:
+def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, groups: np.ndarray, code: str) -> None:
     fold = Run.of(p).fold(number)
     with fold.held():
         if not to_train(fold, p, what_makes(fold, p, goods, code), say=False):
@@ -89,8 +91,7 @@ def _fit_fold(number: int, p: Params, goods: Goods, counts: TokenCounts, code: s
             words = tfidf.features(counts, rows)
             return words if further is None else csr_matrix(hstack([words, further[rows]]))
 
-        groups = product_groups(part.products, p)[part.rows]
-        inner = make_folds(part.learned["id"].to_numpy(), part.labels, groups, INNER_FOLDS, p.seed)
+        inner = make_folds(part.learned["id"].to_numpy(), part.labels, groups[part.rows], INNER_FOLDS, p.seed)
         cost, temperature = choose_cost(lambda rows: features(part.rows[rows]), part.labels, inner, p)
         svm = make_svm(cost, p).fit(features(part.rows), part.labels)
         held_back, test = (

@@ -6,9 +6,10 @@ each weighs, comes from its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,24 +36,43 @@ def tfidf_columns(table: pd.DataFrame, further: Sequence[str] = ()) -> pd.DataFr
 class TokenCounts:
     """Of each part, its tokens in order, and weights (n, tokens): 1 + log of how often a product has a token."""
 
-    tokens: dict[str, np.ndarray]
-    weights: dict[str, csr_matrix]
+    tokens: Mapping[str, np.ndarray]
+    weights: Mapping[str, csr_matrix]
 
-    def mapped(self, folder: Path) -> TokenCounts:
-        """The same, with weights that lie in files below this folder: processes share them, none holds a copy."""
+    def filed(self, folder: Path) -> TokenCounts:
+        """The same in files below this folder, read where they are used: processes share them, and none holds them."""
+        for name, weights in self.weights.items():
+            np.save(folder / f"{name}-data.npy", weights.data)
+            np.save(folder / f"{name}-indices.npy", weights.indices)
+            np.save(folder / f"{name}-indptr.npy", weights.indptr)
+            (folder / f"{name}.txt").write_bytes("\n".join(self.tokens[name]).encode())
+        sizes = {name: weights.shape for name, weights in self.weights.items()}
+        return TokenCounts(_FiledTokens(folder, sizes), _FiledWeights(folder, sizes))
 
-        def in_file(name: str, values: np.ndarray) -> np.ndarray:
-            path = folder / f"{name}.npy"
-            np.save(path, values)
-            return np.load(path, mmap_mode="r")
 
-        weights = {
-            name: csr_matrix(
-                tuple(in_file(f"{name}-{part}", getattr(of, part)) for part in ("data", "indices", "indptr")), of.shape
-            )
-            for name, of in self.weights.items()
-        }
-        return TokenCounts(self.tokens, weights)
+class _Filed(Mapping[str, Any]):
+    """By parts of these sizes (products, tokens), what `filed` has written."""
+
+    def __init__(self, folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
+        self.folder, self.sizes = folder, sizes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+class _FiledTokens(_Filed):
+    def __getitem__(self, name: str) -> np.ndarray:
+        text = (self.folder / f"{name}.txt").read_bytes().decode()
+        return np.array(text.split("\n") if self.sizes[name][1] else [], dtype=object)
+
+
+class _FiledWeights(_Filed):
+    def __getitem__(self, name: str) -> csr_matrix:
+        parts = (np.load(self.folder / f"{name}-{part}.npy", mmap_mode="r") for part in ("data", "indices", "indptr"))
+        return csr_matrix(tuple(parts), self.sizes[name])
 
 
 def count_tokens(texts: pd.DataFrame) -> TokenCounts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -78,10 +80,13 @@ def test_texts_without_a_word_are_a_sentence():
         fit_tfidf(counts, np.arange(2))
 
 
-def test_mapped_counts_are_the_same_and_lie_in_files_that_processes_share(tmp_path):
-    counts = count_tokens(tfidf_columns(pd.DataFrame({"text": ["red mug", "red cup"], "title": ["", ""]})))
-    mapped = counts.mapped(tmp_path)
-    assert mapped.tokens == counts.tokens
+def test_filed_counts_are_the_same_and_no_process_holds_them(tmp_path):
+    texts = ["red mug \r\u2028 é", "red cup \r\u2028 é"]
+    counts = count_tokens(tfidf_columns(pd.DataFrame({"text": texts, "title": ["", ""]})))
+    filed = counts.filed(tmp_path)
+    again = pickle.loads(pickle.dumps(filed))
+    assert len(pickle.dumps(again)) < 1000 and any("é" in token for token in counts.tokens["characters"])
     for name, weights in counts.weights.items():  # that of the titles, which have no word, is empty
-        np.testing.assert_array_equal(mapped.weights[name].toarray(), weights.toarray())
-        assert isinstance(mapped.weights[name].data.base.base, np.memmap)
+        assert again.tokens[name].tolist() == counts.tokens[name].tolist()
+        np.testing.assert_array_equal(again.weights[name].toarray(), weights.toarray())
+        assert isinstance(again.weights[name].data.base.base, np.memmap)
