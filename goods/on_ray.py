@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -95,17 +96,19 @@ def classified(
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     size = min(actors or gpus or cpus or 1, len(due))
     set_context(ray.data.DataContext.get_current())
-    predictions = ray.data.from_items(list(due), override_num_blocks=len(due)).map_batches(
-        Classifier,
-        fn_constructor_args=(loading, replace(job, predictor=None), facts_of(job)),
-        batch_size=1,
-        num_cpus=1,
-        num_gpus=int(bool(gpus)),
-        ray_remote_args_fn=lambda: {"max_restarts": MOST_RESTARTS},
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=IN_HAND
-        ),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of max_restarts, for which Ray has no other place yet
+        predictions = ray.data.from_items(list(due), override_num_blocks=len(due)).map_batches(
+            Classifier,
+            fn_constructor_args=(loading, replace(job, predictor=None), facts_of(job)),
+            batch_size=1,
+            num_cpus=1,
+            num_gpus=int(bool(gpus)),
+            ray_remote_args_fn=lambda: {"max_restarts": MOST_RESTARTS},
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=IN_HAND
+            ),
+        )
     try:
         for rows in predictions.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield rows[PART][0].as_py(), rows.drop_columns(PART).to_pandas(), True

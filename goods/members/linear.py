@@ -50,9 +50,11 @@ def fit(p: Params, goods: Goods, numbers: Sequence[int]) -> None:
     """
     code = KINDS["linear"].code()
     if due := due_folds(p, goods, list(numbers), code):
-        groups = product_groups(all_products(goods), p)
+        products = all_products(goods)
+        groups = product_groups(products, p)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            counts = count_tokens(tfidf_columns(all_products(goods))).filed(Path(folder))
+            counts = count_tokens(tfidf_columns(products)).filed(Path(folder))
+            del products
             give_back()
             fit_in_parallel(_fit_fold, due, p, goods, counts, groups, code)
 
