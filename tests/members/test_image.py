@@ -36,7 +36,7 @@ SMALL = {"n_folds": 3, "fold": 1, "num_workers": 0, "batch_size": 28, "eval_batc
 WAYS = {"head": "vit", "last": "convnext", "lora": "dinov3", "full": "dinov2"}
 ways = pytest.mark.parametrize("tune", WAYS)
 CASES = [(kind, tune, []) for kind in ("image", "dual") for tune in WAYS]
-CASES += [("dual", tune, [tower]) for tune in ("lora", "full") for tower in ("vision_model", "text_model")]
+CASES += [("dual", "lora", ["text_model"]), ("dual", "full", ["vision_model"])]
 
 
 @pytest.fixture
