@@ -57,7 +57,7 @@ sample: .venv/installed ## the sample competition and its tiny model: data/sampl
 	@$(PY) -m goods.data.sample
 
 bench: .venv/installed ## what costs what, as ratios inside one run: benchmarks/results.md
-	@$(PY) benchmarks/bench.py
+	@$(PY) -m benchmarks.bench
 
 # USER is a variable of the shell, too: only one given to make counts.
 kernel: .venv/installed ## builds the Kaggle kernel: make kernel USER=me [COMPETITION= MODEL= WEIGHTS= RESUME=yes INTERNET=yes ARGS="--set folds=[0]"]

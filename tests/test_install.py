@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import tomllib
@@ -78,3 +79,14 @@ def test_every_install_takes_the_lock() -> None:
     assert all(line.endswith("requirements.lock") for line in installs)
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     assert environment["dependencies"][-1] == {"pip": ["-c .ci/requirements.lock", "-e ."]}
+
+
+def test_what_measures_is_run_as_a_module():
+    # By its path, the folder comes first where modules are looked for: benchmarks/cuda.py would hide NVIDIA's cuda.
+    commands = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "$(PY) -m benchmarks.bench" in commands and not re.findall(r"\$\(PY\) benchmarks/", commands)
+
+
+@pytest.mark.parametrize("name", ["bench", "predict", "cuda"])
+def test_what_measures_can_be_loaded(name):
+    importlib.import_module(f"benchmarks.{name}")
