@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from goods.catalogue import PartReader, part_rows, run_shard
+from goods.catalogue import PartReader, part_rows, run_shard, stretches_of
 from goods.classify import Job, predicted_rows, prepare_job
 from goods.data.ahead import PhotoReader
 from goods.files import resolve
@@ -72,16 +72,15 @@ def beside_bare(job: Job) -> tuple[np.ndarray, np.ndarray]:
 
     def classify(due: Sequence[int]) -> Iterator[tuple[int, pd.DataFrame, bool]]:
         nonlocal alone, away
-        reader, step = PartReader(job.table, part_rows(job)), job.predictor.rows
+        reader = PartReader(job.table, part_rows(job))
         for number in due:
-            products = reader.read(number)
-            for at in range(0, len(products), step):
-                stretch = job.with_photos(products.iloc[at : at + step])
+            left = len(products := reader.read(number))
+            for stretch in stretches_of(job, products):
                 began = np.array([time.process_time(), time.perf_counter()])
                 alone += bare(job, stretch)
                 away += np.array([time.process_time(), time.perf_counter()]) - began
-                predicted = predicted_rows(job.predictor, stretch, job.acceptance, job.probabilities)
-                yield number, predicted, at + step >= len(products)
+                left -= len(stretch)
+                yield number, predicted_rows(job.predictor, stretch, job.acceptance, job.probabilities), not left
 
     return spent(lambda: run_shard(job, classify=classify)) - away, alone
 

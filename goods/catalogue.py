@@ -177,9 +177,14 @@ def classify_parts(job: Job, due: Sequence[int]) -> Iterator[tuple[int, pd.DataF
 
 def predicted_stretches(job: Job, products: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The predictions of a part's products, stretch by stretch, as goods.classify.predicted_rows has them."""
-    for at in range(0, len(products), job.predictor.rows):
-        stretch = job.with_photos(products.iloc[at : at + job.predictor.rows])
+    for stretch in stretches_of(job, products):
         yield predicted_rows(job.predictor, stretch, job.acceptance, job.probabilities)
+
+
+def stretches_of(job: Job, products: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """A part's products as many at a time as are best worked on at once, with their photos."""
+    for at in range(0, len(products), job.predictor.rows):
+        yield job.with_photos(products.iloc[at : at + job.predictor.rows])
 
 
 class PartReader:

@@ -17,7 +17,7 @@ from goods.errors import GoodsError
 from goods.files import atomic_path
 from goods.models.backbone import first_line
 from goods.models.device import DTYPES
-from goods.params import Params
+from goods.params import AugmentParams, Params
 
 if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ def fixed_sides(backbone: PreTrainedModel, p: Params, sides: Sequence[str]) -> t
     frozen, augment_* and test_time_flip.
     """
     trained = {name.startswith("text") for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-    changed = any((p.augment_crop, p.augment_flip, p.augment_colour, p.augment_blur, p.augment_jpeg, p.test_time_flip))
+    changed = any(getattr(p, name) for name in AugmentParams.model_fields)
     moving = {"image": False in trained or changed, "text": True in trained}
     return tuple(side for side in sides if not moving[side])
 
