@@ -80,6 +80,10 @@ def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:
         if own and not any(re.fullmatch(pattern, name) for name in own):
             raise GoodsError(f"lora_targets {', '.join(p.lora_targets)} match no layer of the {tower}_model; its "
                              f"blocks have {_last_names(own)}")  # fmt: skip
+    if all(name.startswith(p.frozen) for name in layers):
+        raise GoodsError(
+            "frozen leaves no layer for the adapters of tune lora; where nothing is to be tuned, tune=head"
+        )
     frozen = rf"({'|'.join(map(re.escape, p.frozen))}).*" if p.frozen else None
     shape = {"r": p.lora_rank, "lora_alpha": p.lora_alpha, "lora_dropout": p.lora_dropout}
     inject_adapter_in_model(LoraConfig(**shape, target_modules=pattern, exclude_modules=frozen), backbone)

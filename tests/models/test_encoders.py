@@ -118,6 +118,10 @@ def test_each_tower_gets_adapters_unless_it_is_frozen(p: Params, tmp_path: Path)
         trained(load_encoder(p), p, tune="lora", lora_targets=("query",))
     alone = trained(load_encoder(p), p, tune="lora", lora_targets=("query",), frozen=("vision_model",))
     assert towers(alone) == {"text_model"}
+    with pytest.raises(GoodsError, match="frozen leaves no layer for the adapters of tune lora"):
+        trained(
+            load_encoder(p), p, tune="lora", lora_targets=("query", "q_proj"), frozen=("vision_model", "text_model")
+        )
     own = load_encoder(p)
     set_trainable(own.backbone, p.model_copy(update={"tune": "lora", "lora_targets": ("query", "q_proj"),
                                                      "frozen": ("vision_model",)}))  # fmt: skip
