@@ -27,7 +27,7 @@ from goods.files import atomic_path, clear_temporaries, folder_hash, resolve
 from goods.models.backbone import DualEncoder, check_model_dir, mean_by_product
 from goods.models.device import autocast, pick_device, pick_precision, tensors_hash
 from goods.models.encoders import SIDES, load_encoder, load_text_tower, window_tokens
-from goods.models.image_encoder import ImageEncoder
+from goods.models.image_encoder import ImageEncoder, read_photo_settings, tower_is_whole
 from goods.models.text_encoder import TextEncoder, load_text_encoder, with_max_length
 from goods.models.tuning import halve_frozen
 from goods.params import Params
@@ -64,8 +64,12 @@ class Embedder:
         """The frozen encoder, on the device that is there."""
         return self._frozen(load_encoder(self.p.model_copy(update={"text_model_name": None})))
 
+    def can_share(self, other: Embedder) -> bool:
+        """Whether its weights are among those of another, of the same contents."""
+        return type(other) is type(self)
+
     def share_weights(self, other: Embedder) -> None:
-        """Takes the weights of another's encoder, of the same contents; its settings may differ."""
+        """Takes the weights of another's encoder, which has them; its settings may differ."""
         self.encoder = self._like(other.encoder).to(pick_device()).eval()
 
     def _like(self, encoder: DualEncoder) -> DualEncoder:
@@ -183,7 +187,10 @@ class Embedder:
 class PhotoEmbedder(Embedder):
     """Embeddings of photos from the image encoder in p.model_name, or a dual encoder's image tower; kept as others."""
 
-    kind_of_photos = "photo"  # CLIP's tower by itself gives others than the whole: not projected
+    @cached_property
+    def kind_of_photos(self) -> str:
+        """In the cache; CLIP's tower by itself gives others than the whole, not projected, and SigLIP's the same."""
+        return Embedder.kind_of_photos if tower_is_whole(self.model_name) else "photo"
 
     @cached_property
     def folder(self) -> Path:
@@ -195,8 +202,14 @@ class PhotoEmbedder(Embedder):
         """The frozen image encoder, on the device that is there."""
         return self._frozen(load_encoder(self.p, ("image",)))
 
-    def _like(self, encoder: ImageEncoder) -> ImageEncoder:
-        return ImageEncoder(encoder.backbone, encoder.settings, self.p.image_size)
+    def can_share(self, other: Embedder) -> bool:
+        """Whether its weights are among those of another, of the same contents: a dual encoder has them, too."""
+        whole = type(other) is Embedder and self.kind_of_photos == other.kind_of_photos
+        return whole or super().can_share(other)
+
+    def _like(self, encoder: ImageEncoder | DualEncoder) -> ImageEncoder:
+        tower = encoder.backbone.vision_model if isinstance(encoder, DualEncoder) else encoder.backbone
+        return ImageEncoder(tower, read_photo_settings(self.model_name), self.p.image_size)
 
 
 class TextEmbedder(Embedder):

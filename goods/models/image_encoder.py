@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PretrainedConfig, PreTrainedModel
 
 HIDES_PATCHES = ("vit_mae",)  # most of them, at random: no photo has an embedding of its own
+UNPROJECTED = ("siglip", "siglip2")  # dual encoders that take a photo's embedding from the tower as it is
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,17 @@ def load_image_backbone(model_name: str) -> PreTrainedModel:
 def image_config(config: PretrainedConfig) -> PretrainedConfig:
     """Of a dual encoder's config that of its image tower, else the config itself."""
     return getattr(config, "vision_config", None) or config
+
+
+def tower_is_whole(model_name: str) -> bool:
+    """Whether a dual encoder's image tower, by itself, gives what the whole encoder gives of a photo.
+
+    Read from the directory's files; where they don't say it, it isn't.
+    """
+    folder = resolve(model_name)
+    config = read_json(folder / "config.json", "download it again")
+    own = side_of(config.get("vision_config", {}).get("image_size"))
+    return config.get("model_type") in UNPROJECTED and own == read_photo_settings(model_name).size is not None
 
 
 def check_takes_photos(backbone: PreTrainedModel, model_name: str) -> PreTrainedModel:

@@ -212,19 +212,22 @@ class SharedInputs(Inputs):
         """The frozen encoders, each loaded once for all image sizes and text settings."""
         found = {}
         for side, embedder in embedders_of(p, sides, wanted).items():
-            what = type(embedder), *self._contents(p, embedder.model_name)
-            key = (*what, p.image_size, p.max_text_length, p.text_windows)
+            contents = self._contents(p, embedder.model_name)
+            key = (contents, type(embedder), p.image_size, p.max_text_length, p.text_windows)
             if key not in self._encoders:
-                alike = [other for known, other in self._encoders.items() if known[: len(what)] == what]
-                if alike:
-                    embedder.share_weights(alike[0])
-                self._encoders[key] = embedder
+                alike = [other for known, other in self._encoders.items() if known[0] == contents]
+                if owners := [other for other in alike if embedder.can_share(other)]:
+                    embedder.share_weights(owners[0])
                 _ = embedder.encoder
+                for other in alike:
+                    if other.can_share(embedder):  # as a tower that was loaded before the whole
+                        other.share_weights(embedder)
+                self._encoders[key] = embedder
             found[side] = self._encoders[key]
         return found
 
     def _extra_encoder(self, p: Params, model_name: str) -> TextEmbedder:
-        key = ("extra", *self._contents(p, model_name))
+        key = (self._contents(p, model_name), "extra")
         if key not in self._encoders:
             self._encoders[key] = TextEmbedder(p, model_name)
             _ = self._encoders[key].encoder

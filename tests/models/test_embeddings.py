@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from backbones import change_weights, classifier, cut, make_decoder, photo, say_how
+from conftest import Sample
 from safetensors import safe_open
 from torch.utils.data import default_collate
 
@@ -24,11 +25,20 @@ from goods.data.datasets import PhotoDataset
 from goods.data.photos import load_photo
 from goods.data.tables import read_goods
 from goods.errors import GoodsError
-from goods.files import ROOT
+from goods.files import ROOT, read_json, write_json
 from goods.members import predict_test
-from goods.models.backbone import DualEncoder
-from goods.models.embeddings import Embedder, TextEmbedder, embed_products, extra_embeddings, save_embeddings
+from goods.models.backbone import DualEncoder, PhotoEncoder
+from goods.models.embeddings import (
+    Embedder,
+    PhotoEmbedder,
+    TextEmbedder,
+    embed_products,
+    extra_embeddings,
+    save_embeddings,
+)
+from goods.models.encoders import SIDES
 from goods.models.heads import heads_like
+from goods.models.image_encoder import ImageEncoder, tower_is_whole
 from goods.models.neighbours import joined, known_already, map_points, neighbours
 from goods.models.text_encoder import TextEncoder
 from goods.params import Params
@@ -96,6 +106,49 @@ def test_what_is_new_is_computed_and_nothing_else(p: Params, products: Products)
     embedder.photos(products.images, products.shas)
     embedder.texts(products.texts, products.texts)
     assert seen == {"pixel_values": 10, "input_ids": 10}  # another size is another embedding
+
+
+def test_siglips_tower_alone_and_the_whole_keep_their_photos_together(p: Params, products: Products) -> None:
+    alone = PhotoEmbedder(p).photos(products.images, products.shas)
+    embedder, seen = watched(p)
+    assert torch.equal(embedder.photos(products.images, products.shas), alone) and not seen
+    shutil.rmtree(embedder.folder)
+    assert torch.equal(embedder.photos(products.images, products.shas), alone)  # computed by the whole
+    other = PhotoEmbedder(p)
+    assert torch.equal(other.photos(products.images, products.shas), alone) and "encoder" not in vars(other)
+
+
+def test_clips_tower_alone_gives_others_than_the_whole(p: Params, clip: Path, products: Products) -> None:
+    p = p.model_copy(update={"model_name": str(clip), "image_size": None, "max_text_length": 16})
+    alone, whole = (of(p).photos(products.images, products.shas) for of in (PhotoEmbedder, Embedder))
+    assert alone.shape != whole.shape
+
+
+def test_a_tower_that_was_trained_for_photos_of_another_size_is_not_the_whole(tmp_path: Path, sample: Sample) -> None:
+    folder = Path(shutil.copytree(sample.model, tmp_path / "siglip"))
+    assert tower_is_whole(str(folder))
+    settings = folder / "preprocessor_config.json"
+    write_json(settings, read_json(settings, "") | {"size": {"height": 32, "width": 32}})
+    assert not tower_is_whole(str(folder))
+
+
+@pytest.mark.parametrize("order", [("whole", "alone"), ("alone", "whole")])
+def test_members_on_one_tower_share_its_weights_and_its_work(p: Params, products: Products, order, monkeypatch) -> None:
+    count, embed = Counter[str](), PhotoEncoder.embed_images
+    monkeypatch.setattr(
+        PhotoEncoder, "embed_images", lambda of, pixels: count.update(photos=len(pixels)) or embed(of, pixels)
+    )
+    table = pd.DataFrame({"id": [str(k) for k in range(12)], "title": "", "text": products.texts})
+    table["image"] = products.images
+    looks, shared = {"whole": SIDES, "alone": ("image",)}, SharedInputs()
+    for name in order:
+        shared.will_embed(p, looks[name])
+    found = {name: shared.embeddings(p, table, looks[name])["image"] for name in order}
+    assert torch.equal(found["whole"], found["alone"]) and count["photos"] == 12
+    whole, alone = (shared._embedders_of(p, looks[name], None)["image"].encoder for name in ("whole", "alone"))
+    assert isinstance(whole, DualEncoder) and isinstance(alone, ImageEncoder)
+    held = {tensor.data_ptr() for tensor in whole.backbone.parameters()}
+    assert {tensor.data_ptr() for tensor in alone.backbone.parameters()} < held
 
 
 def test_a_rougher_precision_leaves_nothing_to_a_finer_one(p: Params, products: Products) -> None:
