@@ -26,6 +26,7 @@ from goods.models.encoders import SIDES, Encoder, load_encoder
 from goods.models.heads import GoodsClassifier, GoodsHeads, heads_like, heads_of, make_heads
 from goods.models.tuning import (
     checkpoint_activations,
+    drop_towers,
     fixed_sides,
     halve_frozen,
     load_trained,
@@ -109,6 +110,7 @@ def _frozen(p: Params, fold: Fold, inputs: Inputs, sides: Sides) -> tuple[nn.Mod
 def _tuned(p: Params, fold: Fold, inputs: Inputs, sides: Sides) -> tuple[nn.Module, Chunks]:
     model = load(p, fold, sides)
     fixed = fixed_sides(model.encoder.backbone, p, sides)
+    drop_towers(model.encoder.backbone, fixed)  # `inputs` has what embeds them
     inputs.will_embed(p, sides, fixed)
     if "image" not in fixed:
         inputs.will_decode(model.encoder.image_size)

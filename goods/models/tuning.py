@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a second and a half that only those who load a model pay
     from transformers import PreTrainedModel
 
 
+TOWERS = {"image": "vision_model", "text": "text_model"}  # what each side of a product goes through
 # By the start of their names within a tower; a classifier gives the first three no gradient, and what follows a text
 # encoder's pooling ("after.") stays as its maker trained it.
 NEVER_TRAINED = ("logit_scale", "logit_bias", "embeddings.mask_token", "embeddings.token_embedding",
@@ -61,6 +62,13 @@ def fixed_sides(backbone: PreTrainedModel, p: Params, sides: Sequence[str]) -> t
     changed = any(getattr(p, name) for name in AugmentParams.model_fields)
     moving = {"image": False in trained or changed, "text": True in trained}
     return tuple(side for side in sides if not moving[side])
+
+
+def drop_towers(backbone: nn.Module, sides: Sequence[str]) -> None:
+    """Takes the towers of these sides out, and their weights out of memory: what they'd embed comes from elsewhere."""
+    for side in sides:
+        if hasattr(backbone, TOWERS[side]):
+            setattr(backbone, TOWERS[side], nn.Identity())
 
 
 def _add_adapters(backbone: PreTrainedModel, p: Params) -> None:

@@ -103,6 +103,14 @@ def test_what_is_frozen_is_embedded_once_and_what_the_classifier_says_is_the_sam
             torch.testing.assert_close(logits, by_photo[name], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_what_predicts_holds_a_frozen_tower_once(of) -> None:
+    p = of("dual", "full", frozen=["vision_model"])
+    fit(p)
+    model, _ = dual._tuned(p, Run.of(p).fold(1), SharedInputs(), SIDES)
+    assert {name.split(".")[0] for name, _ in model.encoder.backbone.named_parameters()} == {"text_model"}
+
+
 def test_of_several_photos_the_mean_counts(of) -> None:
     p = of("image", "full")
     goods = read_goods(p)
