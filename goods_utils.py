@@ -337,6 +337,9 @@ def predict(options: argparse.Namespace) -> None:
     except (GoodsError, OSError) as error:
         print(f"goods_utils.py: {sentence(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def _done(job: Job, options: argparse.Namespace, loading: Loading) -> str:

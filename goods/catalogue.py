@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from goods.classify import PHOTO, Counted, Job, other_job, predicted_rows, summary_sentence
+from goods.classify import AGAIN, PHOTO, Counted, Job, other_job, predicted_rows, summary_sentence
 from goods.data.products import ProductTable
-from goods.errors import GoodsError, listing
+from goods.errors import DamagedFileError, GoodsError, listing
 from goods.files import held, is_alive, read_frame, read_json_if_whole, write_frame, write_json
 from goods.progress import progress_bar
 
@@ -103,8 +103,12 @@ class PartsFolder:
         """What is worth saying of these parts; raises DamagedFileError where one isn't whole."""
         counted = Counted()
         for path in parts:
-            counted.add(read_frame(path, ["id", "accept", PHOTO], "remove it, and give the same command again"))
+            counted.add(read_frame(path, ["id", "accept", PHOTO], AGAIN))
         return counted
+
+    def rows(self) -> int:
+        """How many products all parts hold; raises DamagedFileError where one isn't whole."""
+        return sum(map(_rows, self.parts()))
 
     def doubled(self) -> list[str]:
         """The names of the parts that hold a product which stands in them, or in another one, once more."""
@@ -118,6 +122,13 @@ class PartsFolder:
             for stale in self.path.glob(f".{path.name}.*.tmp"):
                 if not is_alive(int(stale.name.split(".")[-3])):
                     stale.unlink(missing_ok=True)
+
+
+def _rows(path: Path) -> int:
+    try:
+        return pq.read_metadata(path).num_rows
+    except Exception:  # pyarrow raises anything on damaged bytes
+        raise DamagedFileError(f"{path} is missing or damaged; {AGAIN}") from None
 
 
 def id_hashes(ids: pd.Series) -> np.ndarray:
@@ -208,18 +219,17 @@ def finish(job: Job, folder: PartsFolder, parts: Sequence[Path]) -> dict[str, in
     Raises GoodsError where all is done and not every product is there once.
     """
     summary = folder.count(parts).summary()
-    there = folder.parts()
-    if sum(pq.read_metadata(path).num_rows for path in there) == job.table.rows:
+    if folder.rows() == job.table.rows:
         if doubled := folder.doubled():
             raise GoodsError(f"{folder.path} holds products twice: remove its {listing(doubled)}, and give the same "
                              "commands again")  # fmt: skip
-        folder.count(there).list_bad_images(folder.bad_images)
+        folder.count(folder.parts()).list_bad_images(folder.bad_images)
     return summary
 
 
 def report(job: Job, summary: dict[str, int]) -> str:
     """What has become of a shard, and of the whole table."""
     folder = PartsFolder(job.out)
-    left = job.table.rows - sum(pq.read_metadata(path).num_rows for path in folder.parts())
+    left = job.table.rows - folder.rows()
     said = summary_sentence(summary, job.out, folder.bad_images)
     return f"{said}; {left:,} products of the table are left to other shards" if left else f"{said}; the table is whole"

@@ -36,8 +36,10 @@ from goods.sheets import as_sheet, read_sheet, write_sheet
 from goods.training.inputs import AND
 
 PLACES = ("", "second_", "third_")  # of the classes that are named, the likeliest first
+NAMED = ("label", "second", "third")
 PHOTO = "photo_status"  # in a part only: what its photo was like
 ENDINGS = (".parquet", ".csv")
+AGAIN = "remove it, and give the same command again"
 NO_PHOTOS = "none"  # in place of a folder
 SAMPLE_ROWS = 5000  # products that are compared with the training ones
 
@@ -157,19 +159,31 @@ class Job:
         if done := check_free(files, facts):
             shutil.rmtree(files.parts, ignore_errors=True)  # left by a call that was cut off at its very end
             return done
-        files.parts.mkdir(parents=True, exist_ok=True)
-        with held(files.parts / "held.lock", str(self.out), [files.parts]):
-            write_json(files.begun, facts)
-            parts = [files.part(number) for number in range(-(-self.table.rows // facts["part_rows"]))]
-            self._write(parts, facts["part_rows"])
-            summary = join_parts(files, parts)
-            write_json(files.record, facts | {"summary": summary})
+        try:
+            with held(files.parts / "held.lock", str(self.out), [files.parts]):
+                summary = check_free(files, facts) or self._make(files, facts)  # who held it may have done the same job
+        except FileNotFoundError:  # who held it has done with its folder
+            if not (summary := check_free(files, facts)):
+                raise
         shutil.rmtree(files.parts, ignore_errors=True)
+        return summary
+
+    def _make(self, files: Outputs, facts: dict[str, Any]) -> dict[str, Any]:
+        write_json(files.begun, facts)
+        parts = [files.part(number) for number in range(-(-self.table.rows // facts["part_rows"]))]
+        self._write(parts, facts["part_rows"])
+        summary = join_parts(files, parts)
+        write_json(files.record, facts | {"summary": summary, "bytes": files.out.stat().st_size})
         return summary
 
     def read(self) -> pd.DataFrame:
         """What run() has written."""
-        return read_frame(self.out) if self.out.suffix == ".parquet" else read_sheet(self.out, dtype={"id": str})
+        if self.out.suffix == ".parquet":
+            return read_frame(self.out)
+        numbers = all(isinstance(label, int) for label in self.predictor.labels)
+        texts = {"id": str} | ({} if numbers else dict.fromkeys(NAMED, str))
+        empty = {name: [""] for name in ("third", "third_probability")}  # nothing else is: "NA" and "null" are words
+        return read_sheet(self.out, dtype=texts, keep_default_na=False, na_values=empty)
 
     def sample(self, rows: int = SAMPLE_ROWS, seed: int = 0) -> pd.DataFrame:
         """Some of the products, drawn from all of the table, with the paths of their photos as `image`.
@@ -193,7 +207,7 @@ class Job:
     def with_names(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Rows of read() with the names of the classes in place of their labels."""
         name_of = dict(zip(map(str, self.predictor.labels), self.predictor.classes, strict=True))
-        named = {column: predictions[column].astype(str).map(name_of) for column in ("label", "second", "third")}
+        named = {column: predictions[column].astype(str).map(name_of) for column in NAMED}
         return predictions.assign(**named)
 
     def least_sure(self, top: int = 8) -> pd.DataFrame:
@@ -292,8 +306,10 @@ def check_free(files: Outputs, facts: dict[str, Any]) -> dict[str, Any]:
     Raises GoodsError where the file or its parts are of another job.
     """
     done, begun = read_json_if_whole(files.record), read_json_if_whole(files.begun)
-    summary = done.pop("summary", {})
+    summary, size = done.pop("summary", {}), done.pop("bytes", None)
     if files.out.exists() and done == facts:
+        if size not in (None, files.out.stat().st_size):
+            raise GoodsError(f"{files.out} isn't what was written there; {AGAIN}")
         return summary
     # Parts are begun only where no file is: one without a record beside them is theirs, cut off before it was said.
     made = begun if begun == facts and not files.record.exists() else done
@@ -305,7 +321,7 @@ def check_free(files: Outputs, facts: dict[str, Any]) -> dict[str, Any]:
 
 def other_job(path: Path, before: Mapping[str, Any], facts: Mapping[str, Any]) -> GoodsError:
     """What to raise where `path` is of a job with the facts `before`, {} where they aren't known."""
-    differ = [name for name in facts if before.get(name) != facts[name]]
+    differ = [name for name in {**facts, **before} if before.get(name) != facts.get(name)]
     why = f"it was made with another {', '.join(differ)}" if before else "it isn't known what it was made from"
     back = "give that back, or " if before else ""
     return GoodsError(f"{path} is there already, and {why}; {back}take another name for --out, or remove it")
@@ -348,7 +364,7 @@ def join_parts(files: Outputs, parts: Sequence[Path]) -> dict[str, Any]:
     counted = Counted()
     with atomic_path(files.out) as temporary, _writer(files.out.suffix, temporary) as write:
         for part in parts:
-            frame = read_frame(part, ["id", PHOTO], "remove it, and give the same command again")
+            frame = read_frame(part, ["id", PHOTO], AGAIN)
             counted.add(frame)
             write(frame.drop(columns=PHOTO))
     counted.list_bad_images(files.bad_images)
@@ -372,6 +388,8 @@ class Counted:
         listed = pd.concat(self._bad).rename(columns={PHOTO: "status"})
         if len(listed):
             write_sheet(path, listed)
+        else:
+            path.unlink(missing_ok=True)  # an earlier one, of photos that are there by now
 
     def summary(self) -> dict[str, int]:
         """rows, accepted, and how many photos are missing, truncated and unreadable."""

@@ -26,7 +26,7 @@ from goods.errors import GoodsError, OtherRunError, ParameterError, listing
 from goods.files import file_hash, folder_hash, read_json, resolve
 from goods.members import kind_of, predictor_of, vectors_hash
 from goods.model_paths import path_of, with_paths
-from goods.params import RUNTIME_FIELDS, Params
+from goods.params import RUNTIME_FIELDS, Params, load_params
 from goods.places import table_pieces, vector_pieces
 from goods.predictions import main_of
 from goods.run import VERSION, Fold, Run
@@ -369,9 +369,10 @@ def whole_runs(run: Run) -> Iterator[tuple[Run, FoldMean | RunBlend]]:
 
 def parameters_of(run: Run, settings: Mapping[str, Any]) -> Params:
     """The parameters of a run that lies in any folder, with other `settings`."""
+    checked = load_params(**settings)
     try:
         known = {name: value for name, value in run.parameters().items() if name in Params.model_fields}
-        p = Params(**known | dict(settings))
+        p = Params(**known | {name: getattr(checked, name) for name in settings})
     except ValueError as error:
         raise ParameterError(f"the parameters in {run.record_file} can't be used: {error}") from None
     return p.model_copy(update={"outputs_dir": str(run.folder.parent), "run": run.folder.name, "debug": False})

@@ -14,7 +14,7 @@ from conftest import Sample, Trained, put_together
 
 from goods.catalogue import PartsFolder, Shard, run_shard
 from goods.classify import Job, prepare_job
-from goods.errors import GoodsError
+from goods.errors import DamagedFileError, GoodsError
 from goods.predictions import frame_logits
 from goods.predictor import Predictor, load_predictor
 from goods.run import Run
@@ -107,6 +107,15 @@ def test_shards_that_were_killed_and_called_again_leave_the_same_bytes(job, dyin
     found, test = pd.read_parquet(folder.path), pd.read_parquet(run.test)
     assert found["id"].tolist() == test["id"].tolist()
     np.testing.assert_allclose(found["probability"], np.exp(frame_logits(test).max(1)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_damaged_part_of_another_shard_is_named(job, tmp_path: Path) -> None:
+    run_shard(job(), Shard(1, 3))
+    (tmp_path / "parts" / "part-000000.parquet").write_bytes(b"PAR1 half a copy")
+    with pytest.raises(DamagedFileError, match=r"part-000000\.parquet is missing or damaged; remove it, and give the"):
+        run_shard(job(), Shard(2, 3))
+    assert (tmp_path / "parts" / "part-000001.parquet").is_file()
 
 
 @pytest.mark.slow

@@ -15,10 +15,11 @@ from conftest import Sample
 from loopback import Handler, Server, serving
 from odd_photos import cut, encoded
 
-from goods.classify import Outputs, named_paths, result_table
+from goods import classify
+from goods.classify import ENDINGS, Outputs, named_paths, prepare_job, result_table
 from goods.errors import ParameterError
 from goods.files import write_json
-from goods.predictor import Predictor
+from goods.predictor import Predictor, load_predictor
 from goods_utils import main
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,21 @@ def test_ids_and_named_labels_stay_exact() -> None:
     assert table["third"].isna().all() and table["third_probability"].isna().all()
 
 
+def test_a_csv_is_read_as_it_was_written(kinds, sample: Sample, tmp_path: Path) -> None:
+    table = pd.read_csv(sample.data / "test.csv", dtype=str, keep_default_na=False).head(3)
+    table.assign(id=["NA", "null", "007"]).to_csv(tmp_path / "new.csv", index=False)
+    predictor, read = load_predictor(kinds["words"].run_dir), {}
+    predictor.labels = [str(label) for label in predictor.labels[:18]] + ["None", "N/A", "nan"]
+    predictor.classes = [f"class {label}" for label in predictor.labels]
+    for ending in ENDINGS:
+        job = prepare_job(predictor, tmp_path / "new.csv", tmp_path / f"out{ending}", "none")
+        job.run()
+        read[ending] = job.read()
+        assert sorted(job.least_sure()["id"]) == ["007", "NA", "null"]
+        assert not job.with_names(job.read())[["label", "second", "third"]].isna().any(axis=None)
+    pd.testing.assert_frame_equal(read[".csv"], read[".parquet"], check_exact=False, atol=1e-6)
+
+
 # Going on ------------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +195,30 @@ def test_a_file_of_another_job_is_not_written_over(predict, refused, sample: Sam
     assert "it isn't known what it was made from; take another name for --out" in refused()
 
 
+def test_a_file_that_was_damaged_is_not_taken_for_done(predict, refused, tmp_path: Path) -> None:
+    predict()
+    path = tmp_path / "predictions.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    assert f"{path} isn't what was written there; remove it, and give the same command again" in refused()
+    path.unlink()
+    assert predict().status == 0 and len(read(path)) == 42
+
+
+def test_who_has_waited_for_the_same_job_finds_it_done(kinds, sample: Sample, tmp_path: Path, monkeypatch) -> None:
+    job = prepare_job(load_predictor(kinds["words"].run_dir), sample.data / "test.csv", tmp_path / "new.csv", "none")
+    hold, seen = classify.held, []
+
+    def once_another_is_done(*given: object) -> object:
+        if not seen:
+            seen.append("called")
+            seen[0] = job.run(), job.out.stat().st_mtime_ns
+        return hold(*given)
+
+    monkeypatch.setattr(classify, "held", once_another_is_done)
+    assert (job.run(), job.out.stat().st_mtime_ns) == seen[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.csv", "new.csv.job.json"]
+
+
 # Photos --------------------------------------------------------------------------------------------------------------
 
 
@@ -200,10 +240,16 @@ def test_photos_that_cannot_be_used_are_counted_listed_and_done_without(
     assert listed["status"].tolist() == ["missing", "unreadable: not a photo", "missing", "truncated, 48 % read",
                                          "ok | truncated, 48 % read | missing"]  # fmt: skip
     assert len(read(tmp_path / "predictions.parquet")) == 6
-    without = predict("head", table=str(tmp_path / "new.csv"), images="none", out=str(tmp_path / "without.csv"))
+    given = {"table": str(tmp_path / "new.csv"), "images": "none"}
+    assert "it was made with another images, image_column; give that back" in predict("head", **given).error
+    without = predict("head", out=str(tmp_path / "without.csv"), **given)
     assert without.status == 0
     first = read(tmp_path / "without.csv")["probability"][:3], read(tmp_path / "predictions.parquet")["probability"][:3]
     np.testing.assert_allclose(*first, atol=1e-6)
+    (tmp_path / "predictions.parquet").unlink()
+    table.iloc[[3]].to_csv(tmp_path / "new.csv", index=False)  # mended
+    assert predict("head", table=str(tmp_path / "new.csv"), images=None, image_column="photo").status == 0
+    assert not (tmp_path / "predictions.parquet.bad_images.csv").exists()
 
 
 class Shop(Handler):

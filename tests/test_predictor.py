@@ -180,6 +180,27 @@ def test_an_exported_blend_predicts_alone_what_the_blend_does(kinds, table: pd.D
         load_predictor(exported)
 
 
+def test_a_blend_refuses_another_run_under_the_name_of_one_of_its_own(kinds, tmp_path: Path) -> None:
+    outputs = kinds["blend"].run_dir.parent
+    for name, folder in {"blend": "blend", "head": "last"}.items():  # another run, called as the blend's
+        shutil.copytree(outputs / folder, tmp_path / name)
+    other = "what run 'blend' has learned goes with another head than there is now, trained or put together since; put"
+    with pytest.raises(OtherRunError, match=other):
+        load_predictor(tmp_path / "blend")
+    with pytest.raises(OtherRunError, match=other):
+        export_run(Run(tmp_path / "blend"), tmp_path / "to hand on")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blend", "head"]
+
+
+def test_a_run_refuses_a_fold_that_was_trained_since_it_was_put_together(run: Run) -> None:
+    metrics = run.fold(1).scores()
+    write_json(run.fold(1).metrics, metrics | {"resources": {"seconds": 1.0}})  # the same training, on another machine
+    load_predictor(run.folder)
+    write_json(run.fold(1).metrics, metrics | {"text": metrics["text"] | {"log_loss": 1.0}})
+    with pytest.raises(OtherRunError, match="goes with another fold1 than there is now"):
+        load_predictor(run.folder)
+
+
 @pytest.fixture
 def run(kinds, tmp_path: Path) -> Run:
     """A copy of the linear run, to be spoilt."""
@@ -207,5 +228,5 @@ def test_only_settings_that_change_no_result_can_be_given(run: Run, table: pd.Da
     assert predictor.labels == list(range(21)) and len(predictor.classes) == predictor.num_classes == 21
     with pytest.raises(ParameterError, match="image_size can't be set for a trained run"):
         load_predictor(run.folder, image_size=32)
-    with pytest.raises(ParameterError, match="can't be used"):
+    with pytest.raises(ParameterError, match=r"^parameter 'eval_batch_size' should be greater than .*, but is 0 \("):
         load_predictor(run.folder, eval_batch_size=0)

@@ -26,7 +26,7 @@ def read_oofs(run: Run, folds: pd.DataFrame, metric: str) -> dict[int, pd.DataFr
     """
     done = run.trained()
     if not done:
-        raise GoodsError(f"run '{run.name}' has no trained fold yet; run notebooks/train.ipynb with fold 0 first")
+        raise GoodsError(f"run '{run.name}' has no trained fold yet; run its pipeline, or its notebook with fold 0")
     oofs = {k: run.fold(k).read("oof", folds.loc[folds["fold"] == k, "id"]) for k in done}
     choices = {k: read_fold_choices(run.fold(k), oofs[k]) for k in done}
     labels = {k: oof["label"].to_numpy() for k, oof in oofs.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +12,8 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from goods.ensemble.combine import Combiner, load_combiner, save_combiner
-from goods.errors import DamagedFileError, GoodsError
-from goods.files import read_json, write_json
+from goods.errors import DamagedFileError, GoodsError, OtherRunError, listing
+from goods.files import file_hash, read_json, write_json
 from goods.run import Run
 
 AGAIN = "put it together again: its pipeline with --steps ensemble submission --force"
@@ -72,14 +74,33 @@ def write_learned(run: Run, learned: FoldMean | RunBlend) -> None:
     """Writes ensemble/method.json and, of a blend, ensemble/weights.safetensors."""
     if isinstance(learned, RunBlend):
         save_combiner(learned.combiner, run.blend_weights)
-    write_json(run.method, learned.facts(run))
+    write_json(run.method, learned.facts(run) | {"made_of": _made_of(run, learned)})
+
+
+def _made_of(run: Run, learned: FoldMean | RunBlend) -> dict[str, str]:
+    """{part: hash} of the folds or runs that are there: of a fold its scores to the last digit, of a run what it has
+    learned."""
+    if isinstance(learned, RunBlend):
+        methods = {name: run.member(name).method for name in learned.runs}
+        return {name: file_hash(path)[:16] for name, path in methods.items() if path.is_file()}
+    folds = [fold for fold in map(run.fold, learned.folds) if fold.predicts]
+    scores = {fold.folder.name: fold.scores() | {"resources": None} for fold in folds}
+    said = {name: json.dumps(of, sort_keys=True).encode() for name, of in scores.items()}
+    return {name: hashlib.sha256(text).hexdigest()[:16] for name, text in said.items()}
+
+
+def _refuse_other_parts(run: Run, learned: FoldMean | RunBlend, made_of: Mapping[str, str]) -> None:
+    now = _made_of(run, learned)
+    if other := [name for name in made_of if name in now and now[name] != made_of[name]]:
+        raise OtherRunError(f"what run '{run.name}' has learned goes with another {listing(other)} than there is now, "
+                            f"trained or put together since; {AGAIN}")  # fmt: skip
 
 
 def read_learned(run: Run) -> FoldMean | RunBlend:
     """What write_learned wrote.
 
-    Raises GoodsError where the run was never put together, or by a version that didn't keep it, and DamagedFileError
-    where the files aren't whole.
+    Raises GoodsError where the run was never put together, or by a version that didn't keep it, OtherRunError where its
+    folds or runs aren't those that it was put together from, and DamagedFileError where the files aren't whole.
     """
     if not run.method.is_file():
         trained = ", ".join(map(str, run.trained())) or "none"
@@ -91,9 +112,13 @@ def read_learned(run: Run) -> FoldMean | RunBlend:
     try:
         if "temperatures" in facts:
             temperatures = {str(name): float(value) for name, value in facts["temperatures"].items()}
-            return FoldMean(tuple(int(k) for k in facts["folds"]), temperatures)
-        members, picked = tuple(facts["weights"]), {int(k): name for k, name in facts.get("picked", {}).items()}
-        return RunBlend(members, load_combiner(facts["method"], run.blend_weights), float(facts["temperature"]), picked)
+            learned = FoldMean(tuple(int(k) for k in facts["folds"]), temperatures)
+        else:
+            members, picked = tuple(facts["weights"]), {int(k): name for k, name in facts.get("picked", {}).items()}
+            combiner = load_combiner(facts["method"], run.blend_weights)
+            learned = RunBlend(members, combiner, float(facts["temperature"]), picked)
+        _refuse_other_parts(run, learned, facts.get("made_of", {}))
+        return learned
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, GoodsError):
             raise

@@ -188,6 +188,6 @@ def test_a_damaged_table_is_named_and_can_be_made_again(run: Trained, name: str,
 def test_no_fold_at_all(run: Trained) -> None:
     for k in range(3):
         shutil.rmtree(run.p.run_dir / f"fold{k}")
-    with pytest.raises(GoodsError, match=r"run 'mini' has no trained fold yet; run notebooks/train\.ipynb with fold 0"):
+    with pytest.raises(GoodsError, match="run 'mini' has no trained fold yet; run its pipeline, or its notebook with"):
         put_together(run.p, run.goods)
     assert not (run.p.run_dir / "ensemble").exists()
