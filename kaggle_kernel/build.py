@@ -51,7 +51,7 @@ LEFT_OUT = {
     for name in ("classify", "catalogue", "on_ray", "export", "model_card", "review", "review_widget")
 }
 # What one looks for: a cell each. All else (tables, photos, figures, pages, plans) is in one cell with the notebooks.
-READABLE = ("goods_utils.py", "goods/params.py", "goods/run.py", "goods/members/", "goods/models/",
+READABLE = ("goods_utils.py", "goods/params.py", "goods/members/", "goods/models/",
             "goods/training/", "goods/ensemble/")  # fmt: skip
 LINE = 480  # characters in a line of the packed cell; each line costs two more, and the notebook is to be light
 NOTEBOOKS = tuple(f"notebooks/{step}.ipynb" for step in STEPS)
