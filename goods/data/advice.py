@@ -117,7 +117,7 @@ def _with_another_ending(names: Sequence[str], files: Sequence[str], found: Mapp
 def _by_a_column(table: pd.DataFrame, found: Mapping[str, str]) -> str:
     for column in table.columns.drop(["text", "image"], errors="ignore"):
         cells = [cell for cell in table[column].head(LOOKED_AT) if isinstance(cell, str) and cell]
-        if _most(sum(re.split(r"[ |]", cell.strip())[0].rsplit("/", 1)[-1] in found for cell in cells), len(cells)):
+        if _most(sum(re.split(r"[ |,;]", cell.strip())[0].rsplit("/", 1)[-1] in found for cell in cells), len(cells)):
             return f"column {column} names them: set image_column={_quoted(str(column))}"
     return ""
 

@@ -21,6 +21,7 @@ from goods.places import PHOTO_ENDINGS, table_pieces
 
 NONE_NAMED = "no photo named"  # the status of a product that its table gives no photo
 UNPACKED_AT_ONCE = 64  # photos inside Parquet held in memory
+_BEFORE_ADDRESS = re.compile(r"(?:[,;]\s*|\s+)(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 
 Cell = str | tuple[str | Path, ...]  # what a table says of a product's photos: to be looked up, or files already
 
@@ -89,19 +90,34 @@ def leaves_folder(name: str) -> bool:
 
 
 def names_in(cell: str, folder: PhotoFolder) -> list[str]:
-    """The names of photos in a cell: one, or several in a list, split by | or by spaces."""
+    """The names of photos in a cell: one, or several in a list, split by |, spaces, commas or semicolons."""
     cell = cell.strip()
     if cell.startswith("[") and cell.endswith("]"):
         names = [a or b for a, b in re.findall(r"'([^']*)'|\"([^\"]*)\"", cell)] or cell[1:-1].split(",")
-    elif "|" in cell:
-        names = cell.split("|")
     else:
-        names = cell.split()
-        ended = all(name.lower().endswith(PHOTO_ENDINGS) for name in names)
-        several = len(names) > 1 and not all(map(is_uri, names))
-        if several and (_found(cell, folder) or not (ended or any(_found(name, folder) for name in names))):
-            names = [cell]  # one name with spaces
+        names = cell.split("|") if "|" in cell else _split(cell, folder)
     return list(dict.fromkeys(name for part in names if (name := part.strip())))
+
+
+def _split(cell: str, folder: PhotoFolder) -> list[str]:
+    """The names in a cell without |: an address keeps its commas, and what is found as it stands is one name."""
+    parts = _BEFORE_ADDRESS.split(cell)
+    if len(parts) == 1 and (not re.search(r"[\s,;]", cell) or _found(cell, folder)):
+        return parts
+    cell = cell.strip(",; ")
+    if len(parts) == 1 and not is_uri(cell):
+        parts = [part for part in re.split(r"\s*[,;]\s*", cell) if part]
+        if not all(_ends_as_photo(part) or _found(part, folder) for part in parts):
+            parts = [cell]
+    if len(parts) == 1:
+        parts = [part.rstrip(",;") for part in cell.split()]
+        if not (all(map(_ends_as_photo, parts)) or any(_found(part, folder) for part in parts)):
+            parts = [cell]  # one name with spaces
+    return [name for part in parts for name in _split(part, folder)] if len(parts) > 1 else parts
+
+
+def _ends_as_photo(name: str) -> bool:
+    return name.lower().endswith(PHOTO_ENDINGS)
 
 
 def _found(name: str, folder: PhotoFolder) -> bool:

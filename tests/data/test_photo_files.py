@@ -15,7 +15,8 @@ from goods.data.photo_files import PhotoFolder, cells_of, leaves_folder, names_i
 
 @pytest.fixture
 def folder(tmp_path: Path) -> PhotoFolder:
-    for name in ("a.jpg", "b.png", "blue shirt.jpg", "c.jpg", "c.png", "shoes/d.jpg", "scan.bin"):
+    names = "a.jpg|b.png|blue shirt.jpg|c.jpg|c.png|shoes/d.jpg|scan.bin|tall, thin.jpg|e, f.jpg|f.jpg"
+    for name in names.split("|"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -59,6 +60,18 @@ CELLS = {
     "[a.jpg, b.png]": ["a.jpg", "b.png"],
     "https://x.y/a?b=1 s3://x/c": ["https://x.y/a?b=1", "s3://x/c"],
     "https://x.y/blue shirt.jpg": ["https://x.y/blue shirt.jpg"],
+    "https://x.y/a.jpg,https://x.y/w_9,h_9/b;s3://x/c": ["https://x.y/a.jpg", "https://x.y/w_9,h_9/b", "s3://x/c"],
+    "https://x.y/a.jpg, https://x.y/blue shirt.jpg,": ["https://x.y/a.jpg", "https://x.y/blue shirt.jpg"],
+    "https://x.y/w_9,h_9/b.png": ["https://x.y/w_9,h_9/b.png"],
+    "a.jpg, gone.jpg; c.png,": ["a.jpg", "gone.jpg", "c.png"],
+    "a.jpg,b": ["a.jpg", "b"],
+    "a, b, gone": ["a", "b", "gone"],
+    "a.jpg b.png,c.png": ["a.jpg", "b.png", "c.png"],
+    "blue shirt.jpg; a.jpg": ["blue shirt.jpg", "a.jpg"],
+    "red, large.jpg": ["red, large.jpg"],
+    "tall, thin.jpg": ["tall, thin.jpg"],
+    "e, f.jpg": ["e, f.jpg"],
+    ", ;": [],
     "": [],
     "[]": [],
 }
