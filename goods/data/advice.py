@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from goods.data.fetch import is_uri
-from goods.data.photo_files import find_photos
+from goods.data.photo_files import file_name, find_photos
 from goods.places import PHOTO_ENDINGS
 
 LOOKED_AT = 500  # missing photos whose names are tried
@@ -55,12 +55,11 @@ def likely_cause(part: str, names: Sequence[str], table: pd.DataFrame, folder: P
 
     part: "train" or "test"; names: of the missing photos, ids or a column's; other: the other table's folder.
     """
-    names = [name for name in names if name][:LOOKED_AT]
+    given = [name for name in names if name][:LOOKED_AT]
+    names = [file_name(name) for name in given]  # of an address the last part
     files = sorted(f.name for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
     found = find_photos(folder) if folder.is_dir() else {}
     folded = {name.casefold(): name for name in found}
-    if names and _most(sum(map(is_uri, names)), len(names)):
-        return f"they are addresses, and training reads every photo many times: download them to {folder} first"
     ways = (
         lambda: _in_other_capitals(names, folded),
         lambda: _in_another_folder(part, names, folder, other),
@@ -68,8 +67,10 @@ def likely_cause(part: str, names: Sequence[str], table: pd.DataFrame, folder: P
         lambda: _by_a_column(table, found),
         lambda: _by_a_pattern(names, files),
     )
-    causes = (cause for way in ways if names and (cause := way()))
-    return next(causes, f"look at {part}_images_dir and image_column")
+    last = f"look at {part}_images_dir and image_column"
+    if _most(sum(map(is_uri, given)), len(given)):
+        last = f"they are addresses, and training reads every photo many times: download them to {folder} first"
+    return next((cause for way in ways if names and (cause := way())), last)
 
 
 def _most(hits: int, of: int) -> bool:
@@ -77,10 +78,11 @@ def _most(hits: int, of: int) -> bool:
 
 
 def _in_other_capitals(names: Sequence[str], folded: Mapping[str, str]) -> str:
-    hits = [name for name in names if name.casefold() in folded]
-    if not _most(len(hits), len(names)):
+    near = {name: folded.get(name.casefold()) or folded.get(Path(name).stem.casefold()) for name in names}
+    hits = [name for name, there in near.items() if there and there != Path(name).stem]  # else in another ending
+    if not _most(len(hits), len(near)):
         return ""
-    return f"the files are there in other capitals ({folded[hits[0].casefold()]} for {hits[0]}); write both alike"
+    return f"the files are there in other capitals ({near[hits[0]]} for {hits[0]}); write both alike"
 
 
 def _in_another_folder(part: str, names: Sequence[str], folder: Path, other: Path) -> str:

@@ -72,9 +72,21 @@ def test_unreadable_photos_count_and_the_reason_is_said(goods):
     assert goods.read(max_bad_images=0.25).report["train"]["bad_images"] == 3
 
 
+@pytest.mark.parametrize(("pic", "cause"), [
+    ("000x.jpg?v=1", r"other capitals \(000X\.jpg for 000x\.jpg\)"),
+    ("IMG/000x.jpeg", r"other capitals \(000X for 000x\.jpeg\)"),
+    ("000X.png", r"another ending \(000X\.jpg\); write it in the column"),
+])  # fmt: skip
+def test_addresses_whose_files_are_there_under_almost_that_name(goods, pic, cause):
+    for row in goods.train + goods.test:
+        row["pic"] = "https://shop.example/" + pic.replace("000x", row["id"].lower()).replace("000X", row["id"])
+    stopped(goods, cause, image_column="pic")
+
+
 def test_photos_by_addresses_are_to_be_downloaded_first(goods):
     for row in goods.train + goods.test:
         row["pic"] = f"https://shop.example/{row['id']}/main.jpg"
+        row["id"] = f"p{row['id']}"
     goods.refused(
         r"they are addresses, and training reads every photo many times: download them to", image_column="pic"
     )
