@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from goods.data.fetch import is_uri
-from goods.data.photo_files import file_name, find_photos
+from goods.data.photo_files import PhotoFolder, file_name, find_photos
 from goods.places import PHOTO_ENDINGS
 
 LOOKED_AT = 500  # missing photos whose names are tried
@@ -59,9 +59,11 @@ def likely_cause(part: str, names: Sequence[str], table: pd.DataFrame, folder: P
     names = [file_name(name) for name in given]  # of an address the last part
     files = sorted(f.name for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
     found = find_photos(folder) if folder.is_dir() else {}
-    folded = {name.casefold(): name for name in found}
+    below = PhotoFolder(folder).below
+    folded = {name.casefold(): name for name in found or below}
     ways = (
         lambda: _in_other_capitals(names, folded),
+        lambda: _several_times(part, names, below),
         lambda: _in_another_folder(part, names, folder, other),
         lambda: _with_another_ending(names, files, found),
         lambda: _by_a_column(table, found),
@@ -83,6 +85,15 @@ def _in_other_capitals(names: Sequence[str], folded: Mapping[str, str]) -> str:
     if not _most(len(hits), len(near)):
         return ""
     return f"the files are there in other capitals ({near[hits[0]]} for {hits[0]}); write both alike"
+
+
+def _several_times(part: str, names: Sequence[str], below: Mapping[str, Sequence[str]]) -> str:
+    hits = [paths for name in names if len(paths := below.get(name, ())) > 1]
+    if not _most(len(hits), len(names)):
+        return ""
+    return (
+        f"their names stand there several times ({', '.join(hits[0][:2])}): set {part}_images_dir to one of the folders"
+    )
 
 
 def _in_another_folder(part: str, names: Sequence[str], folder: Path, other: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -34,7 +36,7 @@ def find_photos(folder: Path) -> dict[str, str]:
 
 
 class PhotoFolder:
-    """A folder of photos, asked by names; each of its folders is listed once."""
+    """A folder of photos, asked by names; it and each of the folders below are listed once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,8 +62,21 @@ class PhotoFolder:
         return ""
 
     def by_id(self, name: str) -> str:
-        """The path of the photo that is called by a product's id, "" where there is none."""
-        return self._names("").get(name, "")
+        """The path of the photo that is called by a product's id, "" where there is none or several are below."""
+        if "/" in name:
+            return self.find(name)
+        below = self._names("").get(name) or self.below.get(name, ())
+        return below if isinstance(below, str) else below[0] if len(below) == 1 else ""
+
+    @functools.cached_property
+    def below(self) -> dict[str, tuple[str, ...]]:
+        """All photos in the folders below, by name as find_photos has them; of none where the folder itself has any."""
+        found: dict[str, tuple[str, ...]] = {}
+        for place, folders, _ in os.walk(self.folder) if not self._names("") else ():
+            folders.sort()
+            for name, path in find_photos(Path(place)).items():
+                found[name] = (*found.get(name, ()), path)
+        return found
 
     def _names(self, inner: str) -> dict[str, str]:
         if inner not in self._listed:

@@ -23,7 +23,6 @@ from goods.data.photo_files import (
     PhotoFolder,
     cells_of,
     columns_of,
-    find_photos,
     outside,
     photos_of,
     unpack_photos,
@@ -243,29 +242,18 @@ def _label_fixes(
 def _photo_problems(
     tables: dict[str, pd.DataFrame], cells: dict[str, list[Cell] | None], folders: dict[str, Path], needed: bool
 ) -> list[str]:
-    """Photo folders that aren't there or hold only folders; paths that lead out of them."""
+    """Photo folders that aren't there; paths that lead out of them."""
     problems = []
     inside = [name for name in tables if cells[name] and not any(isinstance(cell, str) for cell in cells[name])]
     for folder in dict.fromkeys(folder for name, folder in folders.items() if name not in inside):
-        named = any(cells.get(name) for name in tables if folders[name] == folder)
-        if needed and (problem := _folder_problem(folder, named)):
-            problems.append(problem)
+        if needed and not folder.is_dir():
+            problems.append(f"{folder} is a file; name the folder that the photos are in" if folder.is_file()
+                            else f"there is no folder {folder} with photos")  # fmt: skip
     for name, table in tables.items():
         if cells[name] and (ids := outside(table["id"], cells[name], PhotoFolder(folders[name]))):
             problems.append(f"{name}: {len(ids)} products name photos by absolute paths or out of {folders[name]} "
                             f"(ids {listing(ids)}); name them from that folder on")  # fmt: skip
     return problems
-
-
-def _folder_problem(folder: Path, named: bool) -> str | None:
-    if folder.is_file():
-        return f"{folder} is a file; name the folder that the photos are in"
-    if not folder.is_dir():
-        return f"there is no folder {folder} with photos"
-    inner = sorted(f for f in folder.iterdir() if f.is_dir())
-    if inner and not named and not find_photos(folder):
-        return f"{folder} has no photos, only folders; did you mean {inner[0]}?"
-    return None
 
 
 def _report(

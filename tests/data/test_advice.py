@@ -26,6 +26,16 @@ def test_another_folder(goods):
     stopped(goods, rf"they are in another folder: set train_images_dir={goods.photos['train']}", **given)
 
 
+def test_names_that_stand_in_several_folders_below(goods):
+    for size in ("large", "small"):
+        for row in goods.train:
+            goods.put("train", f"{size}/{row['id']}.jpg", b"")
+    for path in goods.photos["train"].glob("*.jpg"):
+        path.unlink()
+    both = r"several times \(\S*/large/000X\.jpg, \S*/small/000X\.jpg\): set train_images_dir to one of the folders$"
+    stopped(goods, both)
+
+
 def test_another_ending(goods):
     for path in goods.photos["train"].iterdir():
         path.rename(path.with_suffix(".heic"))

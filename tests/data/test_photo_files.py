@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pandas as pd
@@ -80,6 +81,26 @@ CELLS = {
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_cell_may_name_several(folder, cell):
     assert names_in(cell, folder) == CELLS[cell]
+
+
+def test_photos_by_id_are_found_in_folders_below(folder):
+    above = pickle.loads(pickle.dumps(PhotoFolder(folder.folder.parent)))
+    assert [above.by_id(name) for name in ("d", "b.png", "blue shirt")] == [
+        str(folder.folder / name) for name in ("shoes/d.jpg", "b.png", "blue shirt.jpg")
+    ]
+    (folder.folder / "shoes" / "a.png").touch()
+    above = PhotoFolder(folder.folder.parent)
+    assert above.by_id("a") == "" and above.by_id("a.png") != ""  # several are called a
+    assert above.by_id("photos/a") == folder.by_id("a") and above.by_id("../photos/a") == ""
+    assert folder.by_id("d") == "" and folder.by_id("shoes/d") != ""  # it has photos of its own
+
+
+def test_photos_by_id_are_read_from_folders_by_their_beginnings(goods):
+    flat = goods.read()
+    for path in list(goods.photos["train"].iterdir()):
+        (to := path.parent / path.name[:2]).mkdir(exist_ok=True)
+        path.rename(to / path.name)
+    assert goods.read().train["sha"].tolist() == flat.train["sha"].tolist()
 
 
 def test_a_pattern_is_filled_from_columns():
