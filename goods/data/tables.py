@@ -288,7 +288,7 @@ def _report(
         report["warnings"].append(f"{len(absent)} classes have no training row: {listing(absent)}")
     if both := sorted(set(tables["train"]["id"]) & set(tables["test"]["id"])):
         report["warnings"].append(f"{len(both)} ids stand in train and in test: {listing(both)}")
-    if len(bad):
+    if len(bad) and not _lacking(photos).all():  # else _refuse_bad_photos says so
         kinds = bad["status"].str.partition(":")[0].value_counts()
         what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         report["warnings"].append(f"{len(bad)} photos can't be used ({what}; ids {listing(bad['id'])})")
@@ -317,9 +317,11 @@ def _refuse_bad_photos(goods: Goods, p: Params, folders: dict[str, Path], needed
     if not good.all() and p.bad_images == "error":
         lines = [f"- {row.table} {row.id}: {row.status}" for row in photos[~good].head(10).itertuples()]
         raise GoodsError(f"{(~good).sum()} photos can't be used, and bad_images is 'error':\n" + "\n".join(lines))
-    lacking = photos["status"].str.startswith(("missing", NONE_NAMED))
+    lacking = _lacking(photos)
     if lacking.all() and not needed:
-        print("no product has a photo: the texts alone are read, as this kind needs no more", flush=True)
+        why = f"; {_cause(goods, 'train', folders)}" if folders["train"].is_dir() else ""
+        said = f"no product has a photo: the texts alone are read, as this kind needs no more{why}"
+        goods.report["warnings"].append(said)
         return
     for name, folder in folders.items():
         own = (photos["table"] == name) & (photos["status"] != NONE_NAMED)
@@ -327,19 +329,30 @@ def _refuse_bad_photos(goods: Goods, p: Params, folders: dict[str, Path], needed
         none = name == "train" and lacking[photos["table"] == name].all()
         if not none and len(lost) <= p.max_bad_images * own.sum():
             continue
-        missing = lost.loc[lacking, ["id", "status"]] if len(lost) else photos.head(0)
-        cause = f"most often: {lost['status'].mode()[0]}" if len(lost) else "the column is empty"
-        if 2 * len(missing) > len(lost):
-            said = missing["status"].str.partition(": ")[2]
-            names = said.where(said != "", missing["id"]).tolist()
-            table, other = getattr(goods, name), folders["test" if name == "train" else "train"]
-            cause = likely_cause(name, names, table[table["id"].isin(missing["id"])], folder, other)
+        cause = _cause(goods, name, folders)
         if none:
             what = f"that {p.image_column} names" if p.image_column else "<id>.jpg"
             raise GoodsError(f"no training product has a photo {what} in {folder}; {cause}")
         raise GoodsError(f"{len(lost)} of {own.sum()} photos of {name} are missing or can't be read (ids "
                          f"{listing(lost['id'])}), more than max_bad_images {p.max_bad_images:g} lets pass; {cause}. "
                          "With max_bad_images=1 each is a white one")  # fmt: skip
+
+
+def _lacking(photos: pd.DataFrame) -> pd.Series:
+    return photos["status"].str.startswith(("missing", NONE_NAMED))
+
+
+def _cause(goods: Goods, name: str, folders: dict[str, Path]) -> str:
+    """Why photos of a table can't be used, most likely."""
+    photos = goods.photos[goods.photos["table"] == name]
+    lost = photos[~usable(photos) & (photos["status"] != NONE_NAMED)]
+    missing = lost[_lacking(lost)]
+    if 2 * len(missing) <= len(lost):
+        return f"most often: {lost['status'].mode()[0]}" if len(lost) else "the column is empty"
+    said = missing["status"].str.partition(": ")[2]
+    names = said.where(said != "", missing["id"]).tolist()
+    table, other = getattr(goods, name), folders["test" if name == "train" else "train"]
+    return likely_cause(name, names, table[table["id"].isin(missing["id"])], folders[name], other)
 
 
 def _write_findings(goods: Goods, p: Params) -> None:

@@ -111,7 +111,7 @@ def test_products_that_name_no_photo_do_not_count(goods):
 
 
 @pytest.mark.parametrize("empty", [True, False])
-def test_goods_without_photos_are_for_kinds_that_read_none(goods, capsys, empty):
+def test_goods_without_photos_are_for_kinds_that_read_none(goods, empty):
     goods.write()
     for folder in goods.photos.values():
         shutil.rmtree(folder.parent)
@@ -120,10 +120,19 @@ def test_goods_without_photos_are_for_kinds_that_read_none(goods, capsys, empty)
     for kind in ("linear", "text"):
         read = read_goods(goods.params(kind=kind, run=kind))
         assert (read.train["image"] == "").all() and (read.test["sha"] == "").all()
-        assert "no product has a photo: the texts alone are read" in capsys.readouterr().out
+        said = "no product has a photo: the texts alone are read, as this kind needs no more"
+        assert read.report["warnings"] == [said + "; look at train_images_dir and image_column" * empty]
     for kind in ("dual", "knn"):
         with pytest.raises(GoodsError, match="no training product has a photo" if empty else "there is no folder"):
             read_goods(goods.params(kind=kind, run=kind))
+
+
+def test_a_kind_that_reads_no_photo_says_why_it_finds_none(goods):
+    for row in goods.train + goods.test:
+        row["id"] = row["id"].lower().replace("9", "x")
+    goods.write()
+    (warning,) = read_goods(goods.params(kind="linear")).report["warnings"]
+    assert warning.endswith("the files are there in other capitals (000X for 000x); write both alike")
 
 
 def test_texts_alone_train_and_submit(goods):
