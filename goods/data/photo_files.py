@@ -22,6 +22,7 @@ from goods.files import atomic_path, file_stamp, read_json, write_json
 from goods.places import PHOTO_ENDINGS, table_pieces
 
 NONE_NAMED = "no photo named"  # the status of a product that its table gives no photo
+FOUND_ENDINGS = (*PHOTO_ENDINGS, ".heic", ".heif")  # the last ones can't be read, and are said to be so
 UNPACKED_AT_ONCE = 64  # photos inside Parquet held in memory
 _BEFORE_ADDRESS = re.compile(r"(?:[,;]\s*|\s+)(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -30,8 +31,8 @@ Cell = str | tuple[str | Path, ...]  # what a table says of a product's photos: 
 
 def find_photos(folder: Path) -> dict[str, str]:
     """Path of each photo of a folder by its file name and by the name without its ending; .jpg before .png."""
-    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in PHOTO_ENDINGS]
-    files.sort(key=lambda f: PHOTO_ENDINGS.index(f.suffix.lower()), reverse=True)
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in FOUND_ENDINGS]
+    files.sort(key=lambda f: FOUND_ENDINGS.index(f.suffix.lower()), reverse=True)
     return {name: str(f) for f in files for name in (f.stem, f.name)}
 
 
@@ -87,7 +88,7 @@ class PhotoFolder:
     def _other(self, inner: str, last: str) -> str:
         """A file of any ending, named in full."""
         path = self.folder / inner / last
-        return str(path) if path.suffix.lower() not in PHOTO_ENDINGS and path.is_file() else ""
+        return str(path) if path.suffix.lower() not in FOUND_ENDINGS and path.is_file() else ""
 
 
 def file_name(name: str) -> str:

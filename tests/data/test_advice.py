@@ -38,8 +38,8 @@ def test_names_that_stand_in_several_folders_below(goods):
 
 def test_another_ending(goods):
     for path in goods.photos["train"].iterdir():
-        path.rename(path.with_suffix(".heic"))
-    stopped(goods, r"the files have another ending \(000X\.heic\), and photos end in \.jpg, \.jpeg, \.png")
+        path.rename(path.with_suffix(".jp2"))
+    stopped(goods, r"the files have another ending \(000X\.jp2\), and photos end in \.jpg, \.jpeg, \.png")
 
 
 def test_another_ending_in_the_column(goods):
