@@ -21,7 +21,8 @@ MOST_FOLDERS = 60  # in which they are looked for
 def fitting_columns(missing: Sequence[str], there: Sequence[str], asked: Mapping[str, Any]) -> str:
     """The parameters to set where a table has a missing column under almost that name: "label_column=Category".
 
-    asked: parameters and the column or columns that they name; "" where nothing fits.
+    asked: parameters and the column or columns that they name; text columns that nothing fits are left out; "" where
+    nothing fits at all.
     """
     named = {name for value in asked.values() for name in ([value] if isinstance(value, str) else value or ())}
     free = [name for name in there if name not in named]
@@ -30,8 +31,11 @@ def fitting_columns(missing: Sequence[str], there: Sequence[str], asked: Mapping
     for parameter, value in asked.items():
         if isinstance(value, str) and value in fits:
             settings.append(f"{parameter}={_quoted(fits[value])}")
-        elif not isinstance(value, str) and any(name in fits for name in value or ()):
-            settings.append(f"{parameter}=[{', '.join(_quoted(fits.get(name, name)) for name in value)}]")
+        elif not isinstance(value, str):
+            kept = [fits.get(name, name) for name in value or ()
+                    if name in fits or name not in missing or parameter != "text_columns"]  # fmt: skip
+            if kept and kept != list(value):
+                settings.append(f"{parameter}=[{', '.join(map(_quoted, kept))}]")
     return " ".join(settings)
 
 

@@ -270,7 +270,8 @@ def _as_text(column: pa.Array) -> list[str]:
     if pa.types.is_nested(kind):
         return ["" if cell is None else json.dumps(cell, default=_said, ensure_ascii=False)
                 for cell in column.to_pylist()]  # fmt: skip
-    return ["" if cell is None else cell for cell in column.cast(pa.string()).to_pylist()]
+    column = column if pa.types.is_boolean(kind) else column.cast(pa.string())  # True and False, as in pandas' CSV
+    return ["" if cell is None else str(cell) for cell in column.to_pylist()]
 
 
 def _said(value: Any) -> str:

@@ -205,10 +205,21 @@ def _class_indices(
                         f"known are {listing(known)}{why}")  # fmt: skip
     elif len(known) != p.num_classes:
         rarest = [f"{label} ({count} rows)" for label, count in filled.value_counts().tail(3).items()]
-        problems.append(f"{p.train_csv} has {len(known)} classes, but num_classes is {p.num_classes}; set num_classes "
-                        f"to {len(known)}, or mend the labels (the rarest: {listing(rarest)})")  # fmt: skip
+        problems.append(f"{p.train_csv} has {len(known)} classes, but num_classes is {p.num_classes}; "
+                        f"{_twins(known)}set num_classes to {len(known)}, or mend the labels (the rarest: "
+                        f"{listing(rarest)})")  # fmt: skip
     index = {label: k for k, label in enumerate(known)}
     return pd.Series([index.get(keys.get(i), 0) for i in train.index], index=train.index), known
+
+
+def _twins(labels: list[int | str]) -> str:
+    """Two labels that differ only in capitals or spaces, as a sentence's part; "" without any."""
+    seen: dict[str, int | str] = {}
+    for label in labels:
+        other = seen.setdefault("".join(str(label).casefold().split()), label)
+        if other != label:
+            return f"{listing([repr(other), repr(label)])} differ only in capitals or spaces; "
+    return ""
 
 
 def _known_labels(used: list[int | str], named: dict[int | str, str], num_classes: int) -> list[int | str]:

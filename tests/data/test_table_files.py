@@ -84,8 +84,8 @@ def test_parquet_is_read_as_text(tmp_path):
     table = read_cells(tmp_path / "train.parquet", [])
     assert list(table) == list(columns)
     assert table.to_numpy().tolist() == [
-        ["7", "NA", "3", "1.5", "a.jpg|b.jpg", "x", "", "true"],
-        [str(2**60), "", "", "2" if table["price"][1] == "2" else "2.0", "", "y", "", "false"],
+        ["7", "NA", "3", "1.5", "a.jpg|b.jpg", "x", "", "True"],
+        [str(2**60), "", "", "2" if table["price"][1] == "2" else "2.0", "", "y", "", "False"],
     ]
     assert rows_of(tmp_path / "train.parquet") == 2
 
@@ -164,6 +164,9 @@ def test_a_zip_of_photos_is_no_table(tmp_path):
 RENAMED = [
     ({"categories": "Category"}, {}, r"lacks categories; it has .*; set label_column=Category$"),
     ({"title": " Title"}, {}, r'test\.csv lacks title; .*; set text_columns=\[" Title", description\]'),
+    ({"title": "Name"}, {}, r"test\.csv lacks title; .*; set text_columns=\[description\]$"),
+    ({"title": "Name", "description": "About"}, {}, r"lacks title, description; it has .* \(see id_column, text_col"),
+    ({"title": "Name", "description": "Descripton"}, {}, r"set text_columns=\[Descripton\]$"),
     ({"id": "ID "}, {}, r'lacks id; .*; set id_column="ID "'),
     ({"id": "ImgId"}, {"id_column": "img_id"}, r"lacks img_id; .*; set id_column=ImgId"),
     ({"categories": "kind"}, {}, r"lacks categories; it has id, title, description, kind \(see id_column, text_col"),

@@ -234,6 +234,13 @@ def test_a_bad_table_is_refused(goods, change, given, sentence):
     goods.refused("^the goods can't be used:", sentence, **given)
 
 
+def test_labels_that_differ_in_capitals_or_spaces_are_named(goods):
+    for number, row in enumerate(goods.train):
+        row["categories"] = ["Home Garden", "Toys", "Tools"][row["categories"]] if number else "HOME  GARDEN"
+    said = "num_classes is 3; 'HOME  GARDEN', 'Home Garden' differ only in capitals or spaces; set num_classes to 4"
+    goods.refused(said, num_classes=3)
+
+
 def test_names_and_num_classes_must_agree(goods):
     for row in goods.train:
         row["categories"] = CLASSES[row["categories"]]
