@@ -133,7 +133,7 @@ def _split(cell: str, folder: PhotoFolder) -> list[str]:
 
 
 def _ends_as_photo(name: str) -> bool:
-    return name.lower().endswith(PHOTO_ENDINGS)
+    return name.lower().endswith(FOUND_ENDINGS)
 
 
 def _found(name: str, folder: PhotoFolder) -> bool:

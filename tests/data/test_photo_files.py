@@ -66,6 +66,7 @@ CELLS = {
     "https://x.y/w_9,h_9/b.png": ["https://x.y/w_9,h_9/b.png"],
     "a.jpg, gone.jpg; c.png,": ["a.jpg", "gone.jpg", "c.png"],
     "a.jpg,b": ["a.jpg", "b"],
+    "gone.jpg,gone.HEIC": ["gone.jpg", "gone.HEIC"],
     "a, b, gone": ["a", "b", "gone"],
     "a.jpg b.png,c.png": ["a.jpg", "b.png", "c.png"],
     "blue shirt.jpg; a.jpg": ["blue shirt.jpg", "a.jpg"],
