@@ -192,6 +192,7 @@ class Pipeline:
     took: dict[Step, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     stopped: list[Step] = field(default_factory=list)  # in time, their state saved
+    warned: bool = False  # whether it was said what the first step found odd in the goods
 
     @functools.cached_property
     def disk(self) -> Run:
@@ -304,6 +305,9 @@ class Pipeline:
             write_json(self.file(step, DONE), {"key": job.key, "seconds": round(seconds, 3)})
             self.took[step] = duration(seconds)
             print(f"{step!s:<13} done in {duration(seconds)}{fold_score(step, self.disk, self.p.metric)}", flush=True)
+            for line in () if self.warned else read_json_if_whole(self.disk.data_report).get("warnings", ()):
+                print(f"  goods: {line}", flush=True)
+            self.warned = True
             return "done"
         if status.get("outcome") == "stopped" or (status.get("outcome") == "not begun" and self.begun()):
             self.stopped.append(step)

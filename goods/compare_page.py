@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,8 @@ def _look_up(wanted: Iterable[tuple[Entry, Iterable[str]]]) -> dict[str, tuple[s
     found: dict[str, tuple[str, Any]] = {}
     for (table, id_column, text_column, photos, image_column), ids in tables.items():
         try:
-            rows = some_products(resolve(table), ids, id_column, text_column, resolve(photos), image_column)
+            with redirect_stdout(None):  # how its cells are separated its own run has said
+                rows = some_products(resolve(table), ids, id_column, text_column, resolve(photos), image_column)
         except (GoodsError, KeyError, OSError):  # moved, changed, or of a foreign run
             continue
         found |= {name: (title, photo) for name, title, photo in rows.itertuples(name=None)}

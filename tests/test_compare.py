@@ -222,11 +222,11 @@ def test_a_run_that_a_process_works_on_is_under_way(outputs: Path):
 # The page -------------------------------------------------------------------------------------------------------------
 
 
-def test_products_that_differ_have_title_and_photo_and_nothing_is_taken_for_html(outputs: Path):
+def test_products_that_differ_have_title_and_photo_and_nothing_is_taken_for_html(outputs: Path, capsys):
     goods = goods_of()
     goods["id"] = "<i>" + goods["id"]
     table = goods[["id"]].assign(title='5 < 6 & "7"', description="", categories=goods["label"])
-    table.to_csv(outputs / "train.csv", index=False)
+    table.to_csv(outputs / "train.csv", sep="|", index=False)
     (outputs / "photos").mkdir()
     for k, name in enumerate(goods["id"][:200]):
         (outputs / "photos" / f"{name}.jpg").write_bytes(encoded(photo(0)) if k else b"no photo")
@@ -234,6 +234,7 @@ def test_products_that_differ_have_title_and_photo_and_nothing_is_taken_for_html
     write_run(outputs, "best", goods, 3.5, **places)
     write_run(outputs, "poor", goods, 1.0, seed=1, **places)
     page = write_pair(outputs, "best", "poor")[0].read_text(encoding="utf-8")
+    assert capsys.readouterr().out == ""  # of a separator the run itself has told
     assert "<i>p" not in page and "&lt;i&gt;p" in page and "<b>Tools" not in page and "&lt;b&gt;Tools" in page
     assert "5 &lt; 6 &amp; &#34;7&#34;" in page
     assert "data:image/jpeg;base64," in page and "no photo" in page and page.count('class="card"') > 8

@@ -46,7 +46,7 @@ def train(fold):
 """
 # Each notebook says in order.txt that it ran and with what; what it writes depends only on what it is given.
 CELLS = {
-    "eda": 'print("eda", p.num_epochs, file=order.open("a"))',
+    "eda": 'print("eda", p.num_epochs, file=order.open("a"))\nwrite_json(run.data_report, {"warnings": ["odd ids"]})',
     "trust": 'print("trust", file=order.open("a"))',
     "train": """
 print("threads", p.fold, os.environ.get("OMP_NUM_THREADS"), file=order.open("a"))
@@ -173,6 +173,7 @@ def test_the_whole_road_then_only_what_changed(project: Project, tmp_path: Path)
     assert f"kernel {sys.executable}\n" in (project.root / "order.txt").read_text()
     assert "  fold 1  epoch 2/2  loss 0.500  macro-F1 0.800  0.2 s\n" in first.stdout
     assert first.stdout.count("  fold 0  epoch") == 2
+    assert first.stdout.count("\n  goods: odd ids\ntrust ") == first.stdout.count("odd ids") == 1
     assert "train fold 1  done in" in first.stdout and "fused macro-F1 0.800" in first.stdout
     run = project.disk()
     assert run.submission.read_text() == "test 0; test 1"

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from goods.data.fetch import is_uri
-from goods.data.photo_files import find_photos
+from goods.data.photo_files import PhotoFolder, file_name, find_photos
 from goods.places import PHOTO_ENDINGS
 
 LOOKED_AT = 500  # missing photos whose names are tried
@@ -21,7 +21,8 @@ MOST_FOLDERS = 60  # in which they are looked for
 def fitting_columns(missing: Sequence[str], there: Sequence[str], asked: Mapping[str, Any]) -> str:
     """The parameters to set where a table has a missing column under almost that name: "label_column=Category".
 
-    asked: parameters and the column or columns that they name; "" where nothing fits.
+    asked: parameters and the column or columns that they name; text columns that nothing fits are left out; "" where
+    nothing fits at all.
     """
     named = {name for value in asked.values() for name in ([value] if isinstance(value, str) else value or ())}
     free = [name for name in there if name not in named]
@@ -30,8 +31,11 @@ def fitting_columns(missing: Sequence[str], there: Sequence[str], asked: Mapping
     for parameter, value in asked.items():
         if isinstance(value, str) and value in fits:
             settings.append(f"{parameter}={_quoted(fits[value])}")
-        elif not isinstance(value, str) and any(name in fits for name in value or ()):
-            settings.append(f"{parameter}=[{', '.join(_quoted(fits.get(name, name)) for name in value)}]")
+        elif not isinstance(value, str):
+            kept = [fits.get(name, name) for name in value or ()
+                    if name in fits or name not in missing or parameter != "text_columns"]  # fmt: skip
+            if kept and kept != list(value):
+                settings.append(f"{parameter}=[{', '.join(map(_quoted, kept))}]")
     return " ".join(settings)
 
 
@@ -55,21 +59,24 @@ def likely_cause(part: str, names: Sequence[str], table: pd.DataFrame, folder: P
 
     part: "train" or "test"; names: of the missing photos, ids or a column's; other: the other table's folder.
     """
-    names = [name for name in names if name][:LOOKED_AT]
+    given = [name for name in names if name][:LOOKED_AT]
+    names = [file_name(name) for name in given]  # of an address the last part
     files = sorted(f.name for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
     found = find_photos(folder) if folder.is_dir() else {}
-    folded = {name.casefold(): name for name in found}
-    if names and _most(sum(map(is_uri, names)), len(names)):
-        return f"they are addresses, and training reads every photo many times: download them to {folder} first"
+    below = PhotoFolder(folder).below
+    folded = {name.casefold(): name for name in found or below}
     ways = (
         lambda: _in_other_capitals(names, folded),
+        lambda: _several_times(part, names, below),
         lambda: _in_another_folder(part, names, folder, other),
         lambda: _with_another_ending(names, files, found),
         lambda: _by_a_column(table, found),
         lambda: _by_a_pattern(names, files),
     )
-    causes = (cause for way in ways if names and (cause := way()))
-    return next(causes, f"look at {part}_images_dir and image_column")
+    last = f"look at {part}_images_dir and image_column"
+    if _most(sum(map(is_uri, given)), len(given)):
+        last = f"they are addresses, and training reads every photo many times: download them to {folder} first"
+    return next((cause for way in ways if names and (cause := way())), last)
 
 
 def _most(hits: int, of: int) -> bool:
@@ -77,10 +84,20 @@ def _most(hits: int, of: int) -> bool:
 
 
 def _in_other_capitals(names: Sequence[str], folded: Mapping[str, str]) -> str:
-    hits = [name for name in names if name.casefold() in folded]
+    near = {name: folded.get(name.casefold()) or folded.get(Path(name).stem.casefold()) for name in names}
+    hits = [name for name, there in near.items() if there and there != Path(name).stem]  # else in another ending
+    if not _most(len(hits), len(near)):
+        return ""
+    return f"the files are there in other capitals ({near[hits[0]]} for {hits[0]}); write both alike"
+
+
+def _several_times(part: str, names: Sequence[str], below: Mapping[str, Sequence[str]]) -> str:
+    hits = [paths for name in names if len(paths := below.get(name, ())) > 1]
     if not _most(len(hits), len(names)):
         return ""
-    return f"the files are there in other capitals ({folded[hits[0].casefold()]} for {hits[0]}); write both alike"
+    return (
+        f"their names stand there several times ({', '.join(hits[0][:2])}): set {part}_images_dir to one of the folders"
+    )
 
 
 def _in_another_folder(part: str, names: Sequence[str], folder: Path, other: Path) -> str:
@@ -117,7 +134,7 @@ def _with_another_ending(names: Sequence[str], files: Sequence[str], found: Mapp
 def _by_a_column(table: pd.DataFrame, found: Mapping[str, str]) -> str:
     for column in table.columns.drop(["text", "image"], errors="ignore"):
         cells = [cell for cell in table[column].head(LOOKED_AT) if isinstance(cell, str) and cell]
-        if _most(sum(re.split(r"[ |]", cell.strip())[0].rsplit("/", 1)[-1] in found for cell in cells), len(cells)):
+        if _most(sum(re.split(r"[ |,;]", cell.strip())[0].rsplit("/", 1)[-1] in found for cell in cells), len(cells)):
             return f"column {column} names them: set image_column={_quoted(str(column))}"
     return ""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -20,20 +22,22 @@ from goods.files import atomic_path, file_stamp, read_json, write_json
 from goods.places import PHOTO_ENDINGS, table_pieces
 
 NONE_NAMED = "no photo named"  # the status of a product that its table gives no photo
+FOUND_ENDINGS = (*PHOTO_ENDINGS, ".heic", ".heif")  # the last ones can't be read, and are said to be so
 UNPACKED_AT_ONCE = 64  # photos inside Parquet held in memory
+_BEFORE_ADDRESS = re.compile(r"(?:[,;]\s*|\s+)(?=[A-Za-z][A-Za-z0-9+.-]*://)")
 
 Cell = str | tuple[str | Path, ...]  # what a table says of a product's photos: to be looked up, or files already
 
 
 def find_photos(folder: Path) -> dict[str, str]:
     """Path of each photo of a folder by its file name and by the name without its ending; .jpg before .png."""
-    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in PHOTO_ENDINGS]
-    files.sort(key=lambda f: PHOTO_ENDINGS.index(f.suffix.lower()), reverse=True)
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in FOUND_ENDINGS]
+    files.sort(key=lambda f: FOUND_ENDINGS.index(f.suffix.lower()), reverse=True)
     return {name: str(f) for f in files for name in (f.stem, f.name)}
 
 
 class PhotoFolder:
-    """A folder of photos, asked by names; each of its folders is listed once."""
+    """A folder of photos, asked by names; it and each of the folders below are listed once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -59,8 +63,21 @@ class PhotoFolder:
         return ""
 
     def by_id(self, name: str) -> str:
-        """The path of the photo that is called by a product's id, "" where there is none."""
-        return self._names("").get(name, "")
+        """The path of the photo that is called by a product's id, "" where there is none or several are below."""
+        if "/" in name:
+            return self.find(name)
+        below = self._names("").get(name) or self.below.get(name, ())
+        return below if isinstance(below, str) else below[0] if len(below) == 1 else ""
+
+    @functools.cached_property
+    def below(self) -> dict[str, tuple[str, ...]]:
+        """All photos in the folders below, by name as find_photos has them; of none where the folder itself has any."""
+        found: dict[str, tuple[str, ...]] = {}
+        for place, folders, _ in os.walk(self.folder) if not self._names("") else ():
+            folders.sort()
+            for name, path in find_photos(Path(place)).items():
+                found[name] = (*found.get(name, ()), path)
+        return found
 
     def _names(self, inner: str) -> dict[str, str]:
         if inner not in self._listed:
@@ -71,7 +88,7 @@ class PhotoFolder:
     def _other(self, inner: str, last: str) -> str:
         """A file of any ending, named in full."""
         path = self.folder / inner / last
-        return str(path) if path.suffix.lower() not in PHOTO_ENDINGS and path.is_file() else ""
+        return str(path) if path.suffix.lower() not in FOUND_ENDINGS and path.is_file() else ""
 
 
 def file_name(name: str) -> str:
@@ -89,19 +106,34 @@ def leaves_folder(name: str) -> bool:
 
 
 def names_in(cell: str, folder: PhotoFolder) -> list[str]:
-    """The names of photos in a cell: one, or several in a list, split by | or by spaces."""
+    """The names of photos in a cell: one, or several in a list, split by |, spaces, commas or semicolons."""
     cell = cell.strip()
     if cell.startswith("[") and cell.endswith("]"):
         names = [a or b for a, b in re.findall(r"'([^']*)'|\"([^\"]*)\"", cell)] or cell[1:-1].split(",")
-    elif "|" in cell:
-        names = cell.split("|")
     else:
-        names = cell.split()
-        ended = all(name.lower().endswith(PHOTO_ENDINGS) for name in names)
-        several = len(names) > 1 and not all(map(is_uri, names))
-        if several and (_found(cell, folder) or not (ended or any(_found(name, folder) for name in names))):
-            names = [cell]  # one name with spaces
+        names = cell.split("|") if "|" in cell else _split(cell, folder)
     return list(dict.fromkeys(name for part in names if (name := part.strip())))
+
+
+def _split(cell: str, folder: PhotoFolder) -> list[str]:
+    """The names in a cell without |: an address keeps its commas, and what is found as it stands is one name."""
+    parts = _BEFORE_ADDRESS.split(cell)
+    if len(parts) == 1 and (not re.search(r"[\s,;]", cell) or _found(cell, folder)):
+        return parts
+    cell = cell.strip(",; ")
+    if len(parts) == 1 and not is_uri(cell):
+        parts = [part for part in re.split(r"\s*[,;]\s*", cell) if part]
+        if not all(_ends_as_photo(part) or _found(part, folder) for part in parts):
+            parts = [cell]
+    if len(parts) == 1:
+        parts = [part.rstrip(",;") for part in cell.split()]
+        if not (all(map(_ends_as_photo, parts)) or any(_found(part, folder) for part in parts)):
+            parts = [cell]  # one name with spaces
+    return [name for part in parts for name in _split(part, folder)] if len(parts) > 1 else parts
+
+
+def _ends_as_photo(name: str) -> bool:
+    return name.lower().endswith(FOUND_ENDINGS)
 
 
 def _found(name: str, folder: PhotoFolder) -> bool:

@@ -16,7 +16,6 @@ from goods.data.photo_files import (
     PhotoFolder,
     cells_of,
     columns_of,
-    find_photos,
     names_in,
     outside,
     photos_in_cell,
@@ -174,12 +173,10 @@ def find_product_photos(table: ProductTable, id_column: str, folder: Path | None
 
 
 def _none_found(table: ProductTable, id_column: str, finder: PhotoFinder) -> str:
-    where, hint = f"a photo <{id_column}>.jpg in {finder.folder}", ""
+    where = f"a photo <{id_column}>.jpg in {finder.folder}"
     if finder.column:
         where = f"a file that image_column {finder.column} names, below {finder.folder}"
-    elif (inner := sorted(f for f in finder.folder.iterdir() if f.is_dir())) and not find_photos(finder.folder):
-        hint = f"; did you mean {inner[0]}?"
-    return f"no product of {table.path} has {where}{hint}"
+    return f"no product of {table.path} has {where}"
 
 
 def some_products(

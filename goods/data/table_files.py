@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,9 @@ SPOKEN = {"\t": "tabs"}
 # RuntimeError: a zip file that is locked, or packed in a way that zipfile doesn't know.
 DAMAGED = (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 csv.field_size_limit(2**31 - 1)  # descriptions may be longer than its 128 KiB
+AS_CSV = "save it as CSV"
+FROM_JSON = "save it as Parquet: pandas.read_json(..., dtype=False).to_parquet(...), with lines=True for JSON Lines"
+UNREAD = {".xlsx": AS_CSV, ".xls": AS_CSV, ".json": FROM_JSON, ".jsonl": FROM_JSON, ".zip": "unzip it"}
 CHECKED_ROWS = 65_536  # read at once where a table is looked through
 
 
@@ -99,17 +104,30 @@ def _count(path: Path, id_column: str) -> int:
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a table, unpacked where they are packed: the file tells, not its name.
 
-    Raises GoodsError for a zip file without exactly one table.
+    A first line sep=; is left out, which Excel reads. Raises GoodsError for an Excel file, and for a zip file without
+    exactly one table.
     """
+    with _unpacked(path) as file:
+        if not file.readline(16).removeprefix(codecs.BOM_UTF8).startswith(b"sep="):
+            file.seek(0)
+        yield file
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
         if start[:2] == b"\x1f\x8b":
             with gzip.open(file) as unpacked:
                 yield unpacked
+        elif start == b"\xd0\xcf\x11\xe0":
+            raise GoodsError(f"{path} is an Excel file; {AS_CSV}")
         elif start == b"PK\x03\x04":
             names = tables_in_zip(path)
             if len(names) != 1:
+                if "xl/workbook.xml" in zipfile.ZipFile(file).namelist():
+                    raise GoodsError(f"{path} is an Excel file; {AS_CSV}")
                 raise GoodsError(f"{path} holds {len(names)} tables, and one is needed; unzip it and name the table")
             with zipfile.ZipFile(file) as packed, packed.open(names[0]) as unpacked:
                 yield unpacked
@@ -153,6 +171,9 @@ def _in_sentences(path: Path) -> Iterator[None]:
 def _checked(path: Path, id_column: str) -> list[str]:
     """The columns of a table of text; raises GoodsError where not each of its rows would be read as one."""
     with _in_sentences(path):
+        with open_bytes(path) as file:
+            if re.match(rb'(\xef\xbb\xbf)?\s*(\[\s*)?\{\s*"', file.read(HEAD_BYTES)):
+                raise GoodsError(f"{path} is JSON; {FROM_JSON}")
         separator = separator_of(path, id_column)
         if separator != ("\t" if ".tsv" in path.name.lower() else ","):
             print(f"{path}: its cells are separated by {SPOKEN.get(separator, repr(separator))}", flush=True)
@@ -186,9 +207,12 @@ def _first_bad_byte(path: Path) -> str:
 def _other_tables(path: Path) -> str:
     if "sample" in path.parts:
         return "; the embedded sample is made by: python -m goods.data.sample"
-    there = path.parent.iterdir() if path.parent.is_dir() else ()
-    others = sorted(f.name for f in there if f.name.lower().endswith(TABLE_ENDINGS))
-    return f"; {path.parent} has {listing(others)}" if others else "; set data_dir to the competition's folder"
+    there = sorted(f.name for f in path.parent.iterdir()) if path.parent.is_dir() else []
+    others = [name for name in there if name.lower().endswith(TABLE_ENDINGS)]
+    left = [name for name in there if name not in [*others, "labels.json"] and Path(name).suffix.lower() in UNREAD]
+    how = "; ".join(dict.fromkeys(UNREAD[Path(name).suffix.lower()] for name in left))
+    named = f"; {path.parent} has {listing(others + left)}{how and ': '}{how}"
+    return named if others or left else "; set data_dir to the competition's folder"
 
 
 # Parquet -------------------------------------------------------------------------------------------------------------
@@ -246,7 +270,8 @@ def _as_text(column: pa.Array) -> list[str]:
     if pa.types.is_nested(kind):
         return ["" if cell is None else json.dumps(cell, default=_said, ensure_ascii=False)
                 for cell in column.to_pylist()]  # fmt: skip
-    return ["" if cell is None else cell for cell in column.cast(pa.string()).to_pylist()]
+    column = column if pa.types.is_boolean(kind) else column.cast(pa.string())  # True and False, as in pandas' CSV
+    return ["" if cell is None else str(cell) for cell in column.to_pylist()]
 
 
 def _said(value: Any) -> str:

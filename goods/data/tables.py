@@ -23,7 +23,6 @@ from goods.data.photo_files import (
     PhotoFolder,
     cells_of,
     columns_of,
-    find_photos,
     outside,
     photos_of,
     unpack_photos,
@@ -206,10 +205,21 @@ def _class_indices(
                         f"known are {listing(known)}{why}")  # fmt: skip
     elif len(known) != p.num_classes:
         rarest = [f"{label} ({count} rows)" for label, count in filled.value_counts().tail(3).items()]
-        problems.append(f"{p.train_csv} has {len(known)} classes, but num_classes is {p.num_classes}; set num_classes "
-                        f"to {len(known)}, or mend the labels (the rarest: {listing(rarest)})")  # fmt: skip
+        problems.append(f"{p.train_csv} has {len(known)} classes, but num_classes is {p.num_classes}; "
+                        f"{_twins(known)}set num_classes to {len(known)}, or mend the labels (the rarest: "
+                        f"{listing(rarest)})")  # fmt: skip
     index = {label: k for k, label in enumerate(known)}
     return pd.Series([index.get(keys.get(i), 0) for i in train.index], index=train.index), known
+
+
+def _twins(labels: list[int | str]) -> str:
+    """Two labels that differ only in capitals or spaces, as a sentence's part; "" without any."""
+    seen: dict[str, int | str] = {}
+    for label in labels:
+        other = seen.setdefault("".join(str(label).casefold().split()), label)
+        if other != label:
+            return f"{listing([repr(other), repr(label)])} differ only in capitals or spaces; "
+    return ""
 
 
 def _known_labels(used: list[int | str], named: dict[int | str, str], num_classes: int) -> list[int | str]:
@@ -243,29 +253,18 @@ def _label_fixes(
 def _photo_problems(
     tables: dict[str, pd.DataFrame], cells: dict[str, list[Cell] | None], folders: dict[str, Path], needed: bool
 ) -> list[str]:
-    """Photo folders that aren't there or hold only folders; paths that lead out of them."""
+    """Photo folders that aren't there; paths that lead out of them."""
     problems = []
     inside = [name for name in tables if cells[name] and not any(isinstance(cell, str) for cell in cells[name])]
     for folder in dict.fromkeys(folder for name, folder in folders.items() if name not in inside):
-        named = any(cells.get(name) for name in tables if folders[name] == folder)
-        if needed and (problem := _folder_problem(folder, named)):
-            problems.append(problem)
+        if needed and not folder.is_dir():
+            problems.append(f"{folder} is a file; name the folder that the photos are in" if folder.is_file()
+                            else f"there is no folder {folder} with photos")  # fmt: skip
     for name, table in tables.items():
         if cells[name] and (ids := outside(table["id"], cells[name], PhotoFolder(folders[name]))):
             problems.append(f"{name}: {len(ids)} products name photos by absolute paths or out of {folders[name]} "
                             f"(ids {listing(ids)}); name them from that folder on")  # fmt: skip
     return problems
-
-
-def _folder_problem(folder: Path, named: bool) -> str | None:
-    if folder.is_file():
-        return f"{folder} is a file; name the folder that the photos are in"
-    if not folder.is_dir():
-        return f"there is no folder {folder} with photos"
-    inner = sorted(f for f in folder.iterdir() if f.is_dir())
-    if inner and not named and not find_photos(folder):
-        return f"{folder} has no photos, only folders; did you mean {inner[0]}?"
-    return None
 
 
 def _report(
@@ -300,7 +299,7 @@ def _report(
         report["warnings"].append(f"{len(absent)} classes have no training row: {listing(absent)}")
     if both := sorted(set(tables["train"]["id"]) & set(tables["test"]["id"])):
         report["warnings"].append(f"{len(both)} ids stand in train and in test: {listing(both)}")
-    if len(bad):
+    if len(bad) and not _lacking(photos).all():  # else _refuse_bad_photos says so
         kinds = bad["status"].str.partition(":")[0].value_counts()
         what = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         report["warnings"].append(f"{len(bad)} photos can't be used ({what}; ids {listing(bad['id'])})")
@@ -329,9 +328,11 @@ def _refuse_bad_photos(goods: Goods, p: Params, folders: dict[str, Path], needed
     if not good.all() and p.bad_images == "error":
         lines = [f"- {row.table} {row.id}: {row.status}" for row in photos[~good].head(10).itertuples()]
         raise GoodsError(f"{(~good).sum()} photos can't be used, and bad_images is 'error':\n" + "\n".join(lines))
-    lacking = photos["status"].str.startswith(("missing", NONE_NAMED))
+    lacking = _lacking(photos)
     if lacking.all() and not needed:
-        print("no product has a photo: the texts alone are read, as this kind needs no more", flush=True)
+        why = f"; {_cause(goods, 'train', folders)}" if folders["train"].is_dir() else ""
+        said = f"no product has a photo: the texts alone are read, as this kind needs no more{why}"
+        goods.report["warnings"].append(said)
         return
     for name, folder in folders.items():
         own = (photos["table"] == name) & (photos["status"] != NONE_NAMED)
@@ -339,19 +340,30 @@ def _refuse_bad_photos(goods: Goods, p: Params, folders: dict[str, Path], needed
         none = name == "train" and lacking[photos["table"] == name].all()
         if not none and len(lost) <= p.max_bad_images * own.sum():
             continue
-        missing = lost.loc[lacking, ["id", "status"]] if len(lost) else photos.head(0)
-        cause = f"most often: {lost['status'].mode()[0]}" if len(lost) else "the column is empty"
-        if 2 * len(missing) > len(lost):
-            said = missing["status"].str.partition(": ")[2]
-            names = said.where(said != "", missing["id"]).tolist()
-            table, other = getattr(goods, name), folders["test" if name == "train" else "train"]
-            cause = likely_cause(name, names, table[table["id"].isin(missing["id"])], folder, other)
+        cause = _cause(goods, name, folders)
         if none:
             what = f"that {p.image_column} names" if p.image_column else "<id>.jpg"
             raise GoodsError(f"no training product has a photo {what} in {folder}; {cause}")
         raise GoodsError(f"{len(lost)} of {own.sum()} photos of {name} are missing or can't be read (ids "
                          f"{listing(lost['id'])}), more than max_bad_images {p.max_bad_images:g} lets pass; {cause}. "
                          "With max_bad_images=1 each is a white one")  # fmt: skip
+
+
+def _lacking(photos: pd.DataFrame) -> pd.Series:
+    return photos["status"].str.startswith(("missing", NONE_NAMED))
+
+
+def _cause(goods: Goods, name: str, folders: dict[str, Path]) -> str:
+    """Why photos of a table can't be used, most likely."""
+    photos = goods.photos[goods.photos["table"] == name]
+    lost = photos[~usable(photos) & (photos["status"] != NONE_NAMED)]
+    missing = lost[_lacking(lost)]
+    if 2 * len(missing) <= len(lost):
+        return f"most often: {lost['status'].mode()[0]}" if len(lost) else "the column is empty"
+    said = missing["status"].str.partition(": ")[2]
+    names = said.where(said != "", missing["id"]).tolist()
+    table, other = getattr(goods, name), folders["test" if name == "train" else "train"]
+    return likely_cause(name, names, table[table["id"].isin(missing["id"])], folders[name], other)
 
 
 def _write_findings(goods: Goods, p: Params) -> None:

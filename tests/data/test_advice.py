@@ -26,10 +26,20 @@ def test_another_folder(goods):
     stopped(goods, rf"they are in another folder: set train_images_dir={goods.photos['train']}", **given)
 
 
+def test_names_that_stand_in_several_folders_below(goods):
+    for size in ("large", "small"):
+        for row in goods.train:
+            goods.put("train", f"{size}/{row['id']}.jpg", b"")
+    for path in goods.photos["train"].glob("*.jpg"):
+        path.unlink()
+    both = r"several times \(\S*/large/000X\.jpg, \S*/small/000X\.jpg\): set train_images_dir to one of the folders$"
+    stopped(goods, both)
+
+
 def test_another_ending(goods):
     for path in goods.photos["train"].iterdir():
-        path.rename(path.with_suffix(".heic"))
-    stopped(goods, r"the files have another ending \(000X\.heic\), and photos end in \.jpg, \.jpeg, \.png")
+        path.rename(path.with_suffix(".jp2"))
+    stopped(goods, r"the files have another ending \(000X\.jp2\), and photos end in \.jpg, \.jpeg, \.png")
 
 
 def test_another_ending_in_the_column(goods):
@@ -72,9 +82,21 @@ def test_unreadable_photos_count_and_the_reason_is_said(goods):
     assert goods.read(max_bad_images=0.25).report["train"]["bad_images"] == 3
 
 
+@pytest.mark.parametrize(("pic", "cause"), [
+    ("000x.jpg?v=1", r"other capitals \(000X\.jpg for 000x\.jpg\)"),
+    ("IMG/000x.jpeg", r"other capitals \(000X for 000x\.jpeg\)"),
+    ("000X.png", r"another ending \(000X\.jpg\); write it in the column"),
+])  # fmt: skip
+def test_addresses_whose_files_are_there_under_almost_that_name(goods, pic, cause):
+    for row in goods.train + goods.test:
+        row["pic"] = "https://shop.example/" + pic.replace("000x", row["id"].lower()).replace("000X", row["id"])
+    stopped(goods, cause, image_column="pic")
+
+
 def test_photos_by_addresses_are_to_be_downloaded_first(goods):
     for row in goods.train + goods.test:
         row["pic"] = f"https://shop.example/{row['id']}/main.jpg"
+        row["id"] = f"p{row['id']}"
     goods.refused(
         r"they are addresses, and training reads every photo many times: download them to", image_column="pic"
     )
@@ -89,7 +111,7 @@ def test_products_that_name_no_photo_do_not_count(goods):
 
 
 @pytest.mark.parametrize("empty", [True, False])
-def test_goods_without_photos_are_for_kinds_that_read_none(goods, capsys, empty):
+def test_goods_without_photos_are_for_kinds_that_read_none(goods, empty):
     goods.write()
     for folder in goods.photos.values():
         shutil.rmtree(folder.parent)
@@ -98,10 +120,19 @@ def test_goods_without_photos_are_for_kinds_that_read_none(goods, capsys, empty)
     for kind in ("linear", "text"):
         read = read_goods(goods.params(kind=kind, run=kind))
         assert (read.train["image"] == "").all() and (read.test["sha"] == "").all()
-        assert "no product has a photo: the texts alone are read" in capsys.readouterr().out
+        said = "no product has a photo: the texts alone are read, as this kind needs no more"
+        assert read.report["warnings"] == [said + "; look at train_images_dir and image_column" * empty]
     for kind in ("dual", "knn"):
         with pytest.raises(GoodsError, match="no training product has a photo" if empty else "there is no folder"):
             read_goods(goods.params(kind=kind, run=kind))
+
+
+def test_a_kind_that_reads_no_photo_says_why_it_finds_none(goods):
+    for row in goods.train + goods.test:
+        row["id"] = row["id"].lower().replace("9", "x")
+    goods.write()
+    (warning,) = read_goods(goods.params(kind="linear")).report["warnings"]
+    assert warning.endswith("the files are there in other capitals (000X for 000x); write both alike")
 
 
 def test_texts_alone_train_and_submit(goods):

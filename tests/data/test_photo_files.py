@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,8 @@ from goods.data.photo_files import PhotoFolder, cells_of, leaves_folder, names_i
 
 @pytest.fixture
 def folder(tmp_path: Path) -> PhotoFolder:
-    for name in ("a.jpg", "b.png", "blue shirt.jpg", "c.jpg", "c.png", "shoes/d.jpg", "scan.bin"):
+    names = "a.jpg|b.png|blue shirt.jpg|c.jpg|c.png|shoes/d.jpg|scan.bin|tall, thin.jpg|e, f.jpg|f.jpg"
+    for name in names.split("|"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -59,6 +61,19 @@ CELLS = {
     "[a.jpg, b.png]": ["a.jpg", "b.png"],
     "https://x.y/a?b=1 s3://x/c": ["https://x.y/a?b=1", "s3://x/c"],
     "https://x.y/blue shirt.jpg": ["https://x.y/blue shirt.jpg"],
+    "https://x.y/a.jpg,https://x.y/w_9,h_9/b;s3://x/c": ["https://x.y/a.jpg", "https://x.y/w_9,h_9/b", "s3://x/c"],
+    "https://x.y/a.jpg, https://x.y/blue shirt.jpg,": ["https://x.y/a.jpg", "https://x.y/blue shirt.jpg"],
+    "https://x.y/w_9,h_9/b.png": ["https://x.y/w_9,h_9/b.png"],
+    "a.jpg, gone.jpg; c.png,": ["a.jpg", "gone.jpg", "c.png"],
+    "a.jpg,b": ["a.jpg", "b"],
+    "gone.jpg,gone.HEIC": ["gone.jpg", "gone.HEIC"],
+    "a, b, gone": ["a", "b", "gone"],
+    "a.jpg b.png,c.png": ["a.jpg", "b.png", "c.png"],
+    "blue shirt.jpg; a.jpg": ["blue shirt.jpg", "a.jpg"],
+    "red, large.jpg": ["red, large.jpg"],
+    "tall, thin.jpg": ["tall, thin.jpg"],
+    "e, f.jpg": ["e, f.jpg"],
+    ", ;": [],
     "": [],
     "[]": [],
 }
@@ -67,6 +82,26 @@ CELLS = {
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_cell_may_name_several(folder, cell):
     assert names_in(cell, folder) == CELLS[cell]
+
+
+def test_photos_by_id_are_found_in_folders_below(folder):
+    above = pickle.loads(pickle.dumps(PhotoFolder(folder.folder.parent)))
+    assert [above.by_id(name) for name in ("d", "b.png", "blue shirt")] == [
+        str(folder.folder / name) for name in ("shoes/d.jpg", "b.png", "blue shirt.jpg")
+    ]
+    (folder.folder / "shoes" / "a.png").touch()
+    above = PhotoFolder(folder.folder.parent)
+    assert above.by_id("a") == "" and above.by_id("a.png") != ""  # several are called a
+    assert above.by_id("photos/a") == folder.by_id("a") and above.by_id("../photos/a") == ""
+    assert folder.by_id("d") == "" and folder.by_id("shoes/d") != ""  # it has photos of its own
+
+
+def test_photos_by_id_are_read_from_folders_by_their_beginnings(goods):
+    flat = goods.read()
+    for path in list(goods.photos["train"].iterdir()):
+        (to := path.parent / path.name[:2]).mkdir(exist_ok=True)
+        path.rename(to / path.name)
+    assert goods.read().train["sha"].tolist() == flat.train["sha"].tolist()
 
 
 def test_a_pattern_is_filled_from_columns():

@@ -83,12 +83,19 @@ def test_photos_are_found_by_any_ending(goods):
 
 
 def test_find_photos_prefers_jpg_and_knows_whole_names(tmp_path):
-    for name in ("a.png", "a.jpg", "b.webp", "b.png", "c.1.jpg", "d.txt"):
+    for name in ("a.png", "a.jpg", "b.webp", "b.png", "c.1.jpg", "d.txt", "a.heic", "e.HEIC"):
         (tmp_path / name).touch()
     found = {name: Path(path).name for name, path in find_photos(tmp_path).items()}
     assert found["a"] == "a.jpg" and found["a.png"] == "a.png" and found["b"] == "b.png"
-    assert found["c.1"] == "c.1.jpg"
+    assert found["c.1"] == "c.1.jpg" and found["e"] == "e.HEIC"
     assert "d" not in found
+
+
+def test_a_heic_photo_beside_jpegs_is_unreadable_not_missing(goods):
+    path = goods.photos["train"] / "000X.jpg"
+    path.with_suffix(".HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    path.unlink()
+    assert goods.read().photos["status"][0].startswith("unreadable: HEIC")
 
 
 def test_photos_are_decoded_once_and_changes_are_seen(goods, tmp_path):

@@ -44,6 +44,7 @@ FILES = {
     "train.tsv": text_of("\t"),
     "semicolons.csv": text_of(";"),
     "bars.txt": text_of("|"),
+    "excel's.csv": b"\xef\xbb\xbfsep=;\r\n" + text_of(";"),
     "tabs.csv": text_of("\t"),
     "carets.csv": text_of("^"),
     "train.csv.gz": gzip.compress(text_of()),
@@ -83,8 +84,8 @@ def test_parquet_is_read_as_text(tmp_path):
     table = read_cells(tmp_path / "train.parquet", [])
     assert list(table) == list(columns)
     assert table.to_numpy().tolist() == [
-        ["7", "NA", "3", "1.5", "a.jpg|b.jpg", "x", "", "true"],
-        [str(2**60), "", "", "2" if table["price"][1] == "2" else "2.0", "", "y", "", "false"],
+        ["7", "NA", "3", "1.5", "a.jpg|b.jpg", "x", "", "True"],
+        [str(2**60), "", "", "2" if table["price"][1] == "2" else "2.0", "", "y", "", "False"],
     ]
     assert rows_of(tmp_path / "train.parquet") == 2
 
@@ -122,6 +123,10 @@ DAMAGED = {
     "locked.zip": (marked(zipped(a__csv=text_of()), 6, 1), r"locked\.zip can't be read: .*password required"),
     "packed anew.zip": (marked(zipped(a__csv=text_of()), 8, 99), r"packed anew\.zip can't be read: .*not supported"),
     "none.zip": (zipped(a__jpg=b"x"), r"none\.zip holds 0 tables"),
+    "json.csv": (b'[\n {"id": "007"}]', r"json\.csv is JSON; save it as Parquet: pandas\.read_json\("),
+    "lines.csv.gz": (gzip.compress(b'{"id": "7"}\n{"id": "8"}\n'), r"lines\.csv\.gz is JSON; save it"),
+    "excel.csv": (zipped(**{"xl/workbook__xml": b"<x/>"}), r"excel\.csv is an Excel file; save it as CSV$"),
+    "old.xls": (b"\xd0\xcf\x11\xe0" + bytes(50), r"old\.xls is an Excel file; save it as CSV$"),
     "cut.parquet": (b"PAR1" + bytes(50), r"cut\.parquet can't be read as Parquet: "),
 }
 
@@ -159,6 +164,9 @@ def test_a_zip_of_photos_is_no_table(tmp_path):
 RENAMED = [
     ({"categories": "Category"}, {}, r"lacks categories; it has .*; set label_column=Category$"),
     ({"title": " Title"}, {}, r'test\.csv lacks title; .*; set text_columns=\[" Title", description\]'),
+    ({"title": "Name"}, {}, r"test\.csv lacks title; .*; set text_columns=\[description\]$"),
+    ({"title": "Name", "description": "About"}, {}, r"lacks title, description; it has .* \(see id_column, text_col"),
+    ({"title": "Name", "description": "Descripton"}, {}, r"set text_columns=\[Descripton\]$"),
     ({"id": "ID "}, {}, r'lacks id; .*; set id_column="ID "'),
     ({"id": "ImgId"}, {"id_column": "img_id"}, r"lacks img_id; .*; set id_column=ImgId"),
     ({"categories": "kind"}, {}, r"lacks categories; it has id, title, description, kind \(see id_column, text_col"),
@@ -193,6 +201,15 @@ def test_a_missing_table_names_tables_of_all_kinds(tmp_path):
     problems: list[str] = []
     assert read_cells(tmp_path / "train.csv", problems) is None
     assert problems == [f"there is no {tmp_path / 'train.csv'}; {tmp_path} has Train.tsv"]
+
+
+def test_a_missing_table_names_files_that_can_be_made_one(tmp_path):
+    for name in ("labels.json", "train.xlsx", "test.xlsx", "train_images.zip", "a.jpg"):
+        (tmp_path / name).touch()
+    problems: list[str] = []
+    assert read_cells(tmp_path / "train.csv", problems) is None
+    how = "has test.xlsx, train.xlsx, train_images.zip: save it as CSV; unzip it"
+    assert problems == [f"there is no {tmp_path / 'train.csv'}; {tmp_path} {how}"]
 
 
 def test_a_semicolon_table_trains_like_any(goods):
