@@ -35,8 +35,7 @@ from goods.run import Run
 from goods.sheets import as_sheet, read_sheet, write_sheet
 from goods.training.inputs import AND
 
-PLACES = ("", "second_", "third_")  # of the classes that are named, the likeliest first
-NAMED = ("label", "second", "third")
+PLACES = {"label": "", "second": "second_", "third": "third_"}  # the columns of classes, and how their numbers' begin
 PHOTO = "photo_status"  # in a part only: what its photo was like
 ENDINGS = (".parquet", ".csv")
 AGAIN = "remove it, and give the same command again"
@@ -181,7 +180,7 @@ class Job:
         if self.out.suffix == ".parquet":
             return read_frame(self.out)
         numbers = all(isinstance(label, int) for label in self.predictor.labels)
-        texts = {"id": str} | ({} if numbers else dict.fromkeys(NAMED, str))
+        texts = {"id": str} | ({} if numbers else dict.fromkeys(PLACES, str))
         empty = {name: [""] for name in ("third", "third_probability")}  # nothing else is: "NA" and "null" are words
         return read_sheet(self.out, dtype=texts, keep_default_na=False, na_values=empty)
 
@@ -207,7 +206,7 @@ class Job:
     def with_names(self, predictions: pd.DataFrame) -> pd.DataFrame:
         """Rows of read() with the names of the classes in place of their labels."""
         name_of = dict(zip(map(str, self.predictor.labels), self.predictor.classes, strict=True))
-        named = {column: predictions[column].astype(str).map(name_of) for column in NAMED}
+        named = {column: predictions[column].astype(str).map(name_of) for column in PLACES}
         return predictions.assign(**named)
 
     def least_sure(self, top: int = 8) -> pd.DataFrame:
@@ -347,11 +346,11 @@ def result_table(
     numbers = all(isinstance(label, int) for label in labels)
     named, kind = np.asarray(labels, dtype=np.int64 if numbers else object), "Int64" if numbers else object
     columns: dict[str, Any] = {"id": pd.Series(list(ids), dtype=object)}
-    for place, prefix in enumerate(PLACES):
+    for place, (column, prefix) in enumerate(PLACES.items()):
         label, value = [None] * len(ids), np.full(len(ids), np.nan)
         if place < order.shape[1]:
             label, value = named[order[:, place]], probabilities[np.arange(len(ids)), order[:, place]]
-        columns |= {prefix.rstrip("_") or "label": pd.Series(label, dtype=kind), f"{prefix}probability": value}
+        columns |= {column: pd.Series(label, dtype=kind), f"{prefix}probability": value}
         if not place:
             columns["accept"] = value >= threshold
     if all_classes:

@@ -48,7 +48,7 @@ class ImageEncoder(PhotoEncoder):
 
     def __init__(self, backbone: nn.Module, settings: PhotoSettings, image_size: int | None) -> None:
         super().__init__(settings.mean, settings.std)
-        self.backbone, self.settings = backbone, settings
+        self.backbone = backbone
         self.image_size = check_image_size(self.tower.config, image_size, settings.size)
         takes = inspect.signature(self.tower.forward).parameters
         interpolate = self.image_size != side_of(getattr(self.tower.config, "image_size", None))
